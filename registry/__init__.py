@@ -1,0 +1,93 @@
+"""One frozen BERT in memory, many small adapter sets beside it.
+
+The door to the package: names are imported from their modules when they are first used, so that asking for the
+version or a command's help does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from registry.version import __version__
+
+if TYPE_CHECKING:
+    from registry.adapters import AdapterSet
+    from registry.backbone import Backbone
+    from registry.batching import Batch
+    from registry.data import load_task
+    from registry.errors import RegistryError
+    from registry.fitting import fit, make_plan
+    from registry.huggingface import TrainerModel
+    from registry.mixing import MixedAdapters
+    from registry.predictor import Prediction, Predictor, Request
+    from registry.recipes import Recipe, read_recipe
+    from registry.registry import Registry
+    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, RunRecord, TrainingConfig
+    from registry.tasks import TaskSpec, find_task
+    from registry.training import train
+
+_HOMES = {
+    "AdapterConfig": "schema",
+    "AdapterSet": "adapters",
+    "Backbone": "backbone",
+    "Batch": "batching",
+    "HeadConfig": "schema",
+    "Manifest": "schema",
+    "MixedAdapters": "mixing",
+    "Prediction": "predictor",
+    "Predictor": "predictor",
+    "Recipe": "recipes",
+    "Reference": "schema",
+    "Registry": "registry",
+    "RegistryError": "errors",
+    "Request": "predictor",
+    "RunRecord": "schema",
+    "TaskSpec": "tasks",
+    "TrainerModel": "huggingface",
+    "TrainingConfig": "schema",
+    "find_task": "tasks",
+    "fit": "fitting",
+    "load_task": "data",
+    "make_plan": "fitting",
+    "read_recipe": "recipes",
+    "train": "training",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterSet",
+    "Backbone",
+    "Batch",
+    "HeadConfig",
+    "Manifest",
+    "MixedAdapters",
+    "Prediction",
+    "Predictor",
+    "Recipe",
+    "Reference",
+    "Registry",
+    "RegistryError",
+    "Request",
+    "RunRecord",
+    "TaskSpec",
+    "TrainerModel",
+    "TrainingConfig",
+    "__version__",
+    "find_task",
+    "fit",
+    "load_task",
+    "make_plan",
+    "read_recipe",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'registry' has no attribute '{name}'")
+    return getattr(import_module(f"registry.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,260 @@
+"""The frozen encoder: load it, identify it, ask it.
+
+A ``Backbone`` never changes: no parameter requires a gradient, ``train()`` keeps ``eval()``, adapters are an
+argument of the forward. It knows nothing of tasks, stores or training.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from registry.adapters import Adapters, AdapterSet
+from registry.batching import Batch, TokenRows
+from registry.encoder import Encoder
+from registry.errors import (
+    BackboneNotFoundError,
+    ConfigError,
+    DeviceError,
+    IntegrityError,
+    UnsupportedBackboneError,
+    shorten,
+)
+from registry.families import FAMILIES
+from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, choose, require
+from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Backbone(nn.Module):
+    """One frozen encoder with its tokenizer, on one device, in one dtype.
+
+    Args:
+        encoder: frozen here, for good.
+        tokenizer: the checkpoint's own.
+        info: what identifies the two.
+    """
+
+    def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, info: BackboneInfo) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.info = info
+        self._cutting: dict[int, Tokenizer] = {}
+        self._cutting_lock = threading.Lock()
+        super().train(False)
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        offline: bool = False,
+        hub: Hub | None = None,
+    ) -> Backbone:
+        """Return the frozen encoder of ``source``: ``embedded``, a Hub id or a local folder.
+
+        Args:
+            source: what to load; weights come from safetensors only and no remote code is run.
+            device: ``auto`` is CUDA, else Apple MPS, else CPU.
+            dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+            revision: branch, tag or commit of a Hub id.
+            offline: never ask the network.
+            hub: another Hub than the real one.
+
+        Raises:
+            BackboneNotFoundError, BackboneUnavailableError: nothing to load from.
+            UnsupportedBackboneError: a family that ``families.py`` has no map of.
+            IntegrityError: damaged or incomplete weights.
+            DeviceError: a device this machine lacks.
+        """
+        place = choose_device(device)
+        precision = choose_dtype(dtype, place)
+        folder = locate(source, revision, offline=offline, hub=hub)
+        config = _read_supported_config(folder, source)
+        model, mark = _load_model(folder, source, config)
+        tokenizer = _load_tokenizer(folder, source)
+        encoder = Encoder(model, has_pooler=getattr(model, "pooler", None) is not None)
+        info = BackboneInfo(
+            source=source,
+            revision=revision,
+            family=config.model_type,
+            hidden_size=encoder.hidden_size,
+            layers=len(encoder.layers),
+            parameters=encoder.parameter_count,
+            fingerprint=mark,
+            tokenizer_digest=tokenizer_digest(tokenizer),
+        )
+        return cls(encoder.to(place, precision), tokenizer, info)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the encoder is."""
+        return self.encoder.embeddings.word.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the encoder's floating dtype; adapters and heads are float32 whatever it is."""
+        return self.encoder.embeddings.word.weight.dtype
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode, whatever is asked: a frozen encoder has no dropout."""
+        return self
+
+    def forward(self, batch: Batch, adapters: Adapters | None = None) -> Tensor:
+        """Return the (N, H) states of all tokens of ``batch`` after the last layer.
+
+        Args:
+            batch: packed rows on this backbone's device.
+            adapters: what joins the layers; None is the plain backbone.
+        """
+        hidden: Tensor = self.encoder(batch, adapters)
+        return hidden
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> TokenRows:
+        """Return the token rows of ``texts``, each with its pair where there is one, cut to ``max_length``.
+
+        Safe to call from many threads at once.
+
+        Raises:
+            ConfigError: ``max_length`` is more than the position embeddings allow.
+        """
+        longest = self.encoder.max_length
+        require(max_length <= longest, "max_length", f"at most {longest} tokens for this backbone", max_length)
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._cutting_tokenizer(max_length).encode_batch(inputs)
+        return TokenRows(
+            [encoding.ids for encoding in encodings],
+            [encoding.type_ids for encoding in encodings],
+            truncated_rows=frozenset(row for row, encoding in enumerate(encodings) if encoding.overflowing),
+        )
+
+    def _cutting_tokenizer(self, max_length: int) -> Tokenizer:
+        """Return a private tokenizer for one length; the shared one's settings are not safe across threads."""
+        with self._cutting_lock:
+            if max_length not in self._cutting:
+                cutting = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+                cutting.no_padding()
+                cutting.enable_truncation(max_length)
+                self._cutting[max_length] = cutting
+            return self._cutting[max_length]
+
+    def new_adapter_set(self, adapter: AdapterConfig | None, head: HeadConfig, *, seed: int = 0) -> AdapterSet:
+        """Return a fresh set that fits this backbone, on its device.
+
+        Raises:
+            ConfigError: the configuration does not fit H, L or the checkpoint (no pooler).
+        """
+        self.check_pooling(head)
+        fresh = AdapterSet(self.info.hidden_size, self.info.layers, adapter, head, seed=seed)
+        self.encoder.start_layer_norms(fresh)
+        return fresh.to(self.device)
+
+    def check_pooling(self, head: HeadConfig) -> None:
+        """Raise ConfigError if the head asks for a pooler that the checkpoint does not have."""
+        if head.pooling == "pooler" and self.encoder.pooler is None:
+            hint = f"; the checkpoint of {self.info.source} has no pooler"
+            raise ConfigError("pooling", "cls or mean", "pooler", hint)
+
+    def unfrozen_copy(self) -> Encoder:
+        """Return a separate float32 copy of the encoder whose every weight trains (for full fine-tuning)."""
+        return copy.deepcopy(self.encoder).float().requires_grad_(True).train()
+
+    def memory_digest(self) -> str:
+        """Return the SHA-256 of the weights as they are in memory now; it never changes."""
+        return fingerprint(self.encoder.config, dict(self.encoder.state_dict()))
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that ``device`` names, ``auto`` being the best this machine has.
+
+    Raises:
+        DeviceError: this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as err:
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N") from err
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(device, "torch sees no Apple GPU here")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that ``dtype`` names; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    choose(dtype, DTYPES, "dtype")
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _read_supported_config(folder: Path, source: str) -> PretrainedConfig:
+    family = str(read_config(folder, source).get("model_type", "unknown"))
+    if family not in FAMILIES:
+        raise UnsupportedBackboneError(source, family, FAMILIES)
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "position_embedding_type", "absolute") != "absolute" or getattr(config, "is_decoder", False):
+        raise UnsupportedBackboneError(source, f"{family} with relative positions or as a decoder", FAMILIES)
+    return config
+
+
+def _load_model(folder: Path, source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, str]:
+    """Return the stock model with exactly the checkpoint's weights, and its fingerprint."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    parts = frozenset(name for name, _ in model.named_children())
+    tensors = read_encoder_tensors(folder, source, model.base_model_prefix, parts)
+    mark = fingerprint(config, tensors)
+    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in tensors):
+        model.register_module("pooler", None)
+    # Checkpoints from before 2020 call a norm's weight gamma and its bias beta.
+    state = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for name, tensor in tensors.items()
+    }
+    missing = {name for name, _ in model.named_parameters()} - set(state)
+    if missing:
+        raise IntegrityError(folder, "encoder tensors", "all of the configuration's", f"without {shorten(missing)}")
+    try:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as err:
+        reason = " ".join(str(err).split())[:300]
+        raise IntegrityError(folder, "encoder tensors", "those of its configuration", reason) from err
+    return model, mark
+
+
+def _load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as err:
+        raise BackboneNotFoundError(source, "tokenizer files", "none that can be read") from err
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BackboneNotFoundError(source, "a fast tokenizer", type(tokenizer).__name__)
+    return tokenizer

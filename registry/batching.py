@@ -1,0 +1,166 @@
+"""Rows of tokens packed into batches: no padding, equal lengths side by side, one run per adapter set.
+
+A batch is sorted once by (adapter set, length). From then on every part of the forward works on contiguous
+runs: a *segment* is the rows of one adapter set, a *length group* the neighbouring rows of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokenised rows, special tokens included.
+
+    Attributes:
+        input_ids: token ids of each row.
+        type_ids: 0 for the first text's tokens and 1 for the second's, one list per row.
+        truncated_rows: which rows were cut to the longest length allowed.
+    """
+
+    input_ids: Sequence[Sequence[int]]
+    type_ids: Sequence[Sequence[int]]
+    truncated_rows: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def truncated(self) -> int:
+        """Return how many rows were cut."""
+        return len(self.truncated_rows)
+
+    def take(self, indices: Sequence[int]) -> TokenRows:
+        """Return the rows at ``indices``, in that order."""
+        return TokenRows([self.input_ids[i] for i in indices], [self.type_ids[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class LengthGroup:
+    """Neighbouring rows of one length: ``rows * length`` tokens, after those of the groups before."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The rows and tokens of one adapter set, as slices of the batch."""
+
+    adapter_index: int
+    rows: slice
+    tokens: slice
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed tokens of B rows, N tokens in all, in the order (adapter set, length).
+
+    Attributes:
+        input_ids: (N,) token ids.
+        type_ids: (N,) token types.
+        positions: (N,) place of each token in its row, from 0.
+        row_starts: (B + 1,) int32, first token of each row, and N.
+        lengths: (B,) tokens of each row.
+        longest: tokens of the longest row.
+        groups: runs of equal length, for attention.
+        segments: runs of one adapter set.
+        order: (B,) the caller's index of each packed row.
+    """
+
+    input_ids: Tensor
+    type_ids: Tensor
+    positions: Tensor
+    row_starts: Tensor
+    lengths: Tensor
+    longest: int
+    groups: tuple[LengthGroup, ...]
+    segments: tuple[Segment, ...]
+    order: Tensor
+
+    @classmethod
+    def pack(
+        cls, rows: TokenRows, adapter_indices: Sequence[int] | None = None, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """Return one batch of all ``rows``.
+
+        Args:
+            rows: at least one row, none of them empty.
+            adapter_indices: for each row the index of its adapter set; None is set 0 for all.
+            device: where the tensors go.
+        """
+        sets = adapter_indices if adapter_indices is not None else [0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: (sets[i], len(rows.input_ids[i])))
+        lengths = [len(rows.input_ids[i]) for i in order]
+        row_lengths = torch.tensor(lengths)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), row_lengths.cumsum(0)])  # (B + 1,)
+        total = int(starts[-1])
+        firsts = torch.repeat_interleave(starts[:-1], row_lengths, output_size=total)  # (N,)
+        return cls(
+            input_ids=torch.tensor([token for i in order for token in rows.input_ids[i]]).to(device),
+            type_ids=torch.tensor([kind for i in order for kind in rows.type_ids[i]]).to(device),
+            positions=(torch.arange(total) - firsts).to(device),
+            row_starts=starts.to(device, torch.int32),
+            lengths=row_lengths.to(device),
+            longest=max(lengths),
+            groups=tuple(_length_groups(lengths)),
+            segments=tuple(_segments([sets[i] for i in order], starts.tolist())),
+            order=torch.tensor(order, device=device),
+        )
+
+    @property
+    def row_count(self) -> int:
+        """Return B."""
+        return len(self.order)
+
+    def restore(self, packed: Tensor) -> Tensor:
+        """Return (B, ...) results of packed rows in the caller's order."""
+        return packed[torch.argsort(self.order)]
+
+
+def _length_groups(lengths: Sequence[int]) -> Iterator[LengthGroup]:
+    for length, run in groupby(lengths):
+        yield LengthGroup(sum(1 for _ in run), length)
+
+
+def _segments(sets: Sequence[int], starts: Sequence[int]) -> Iterator[Segment]:
+    first = 0
+    for adapter_index, run in groupby(sets):
+        last = first + sum(1 for _ in run)
+        yield Segment(adapter_index, slice(first, last), slice(starts[first], starts[last]))
+        first = last
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return one epoch's batches of row indices: random, yet with rows of similar length together.
+
+    Rows are shuffled, cut into pools of 50 batches, sorted by length inside each pool and cut into batches,
+    which are then shuffled: about 1 % more tokens than full sorting, and every epoch another mix.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    pool = 50 * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), pool):
+        by_length = sorted(shuffled[start : start + pool], key=lambda i: lengths[i])
+        batches += [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def sorted_batches(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:
+    """Return batches of row indices in order of length, each within both limits (one row is always allowed)."""
+    batches: list[list[int]] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not batches or len(batches[-1]) == max_rows or tokens + lengths[index] > max_tokens:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(index)
+        tokens += lengths[index]
+    return batches

@@ -1,0 +1,162 @@
+"""Commands that ask stored sets: predict and evaluate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from registry.cli_options import DATA_OPTIONS, choose_tasks, with_options
+from registry.cli_settings import Settings, json_option, note, print_json
+from registry.errors import RequestError
+from registry.schema import Reference
+
+if TYPE_CHECKING:
+    from registry.predictor import Prediction, Request
+
+CHUNK_ROWS = 1_024
+_KEYS = {"adapter", "text", "pair"}
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@click.argument("text", required=False)
+@click.argument("pair", required=False)
+@json_option
+@click.pass_obj
+def predict(settings: Settings, reference: str, text: str | None, pair: str | None, as_json: bool) -> None:
+    """Answer TEXT (and PAIR) with a stored set; '-' reads JSON lines, each naming its own set.
+
+    \b
+    adapter-registry predict sst2 "a gripping film"
+    adapter-registry predict mrpc "He left." "He went away."
+    echo '{"adapter": "sst2", "text": "dull"}' | adapter-registry predict -
+    """
+    from registry.predictor import Predictor, Request
+
+    if reference == "-" and text is None:
+        chunks = _chunks(sys.stdin, None)
+        as_json = True
+    elif text == "-":
+        Reference.parse(reference)
+        chunks = _chunks(sys.stdin, reference)
+        as_json = True
+    else:
+        Reference.parse(reference)
+        if text is None:
+            raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines", "none")
+        chunks = iter([[Request(reference, text, pair)]])
+    registry = settings.open_registry()
+    predictor = Predictor(registry.backbone, registry)
+    for chunk in chunks:
+        for answer in predictor.mixed(chunk):
+            _print_answer(answer, as_json)
+
+
+def _chunks(stream: TextIO, reference: str | None) -> Iterator[list[Request]]:
+    from registry.predictor import Request
+
+    numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+    while chunk := list(islice(numbered, CHUNK_ROWS)):
+        requests = []
+        for number, line in chunk:
+            row = _parse_row(number, line, reference)
+            requests.append(Request(row["adapter"], row["text"], row.get("pair")))
+        yield requests
+
+
+def _parse_row(number: int, line: str, reference: str | None) -> dict[str, Any]:
+    attempted = f"answer line {number} of standard input"
+    expected = 'an object such as {"adapter": "sst2", "text": "dull"}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as err:
+        raise RequestError(attempted, expected, "no JSON") from err
+    if not isinstance(row, dict):
+        raise RequestError(attempted, expected, type(row).__name__)
+    if reference is not None:
+        row = {"adapter": reference, **row}
+    unknown = sorted(set(row) - _KEYS)
+    if unknown:
+        raise RequestError(attempted, "the keys adapter, text and pair", f"'{unknown[0]}'")
+    for key in ("adapter", "text"):
+        if not isinstance(row.get(key), str):
+            raise RequestError(attempted, f"a text under '{key}'", json.dumps(row.get(key))[:80])
+    if not isinstance(row.get("pair"), str | None):
+        raise RequestError(attempted, "a text under 'pair'", json.dumps(row["pair"])[:80])
+    Reference.parse(row["adapter"])
+    return row
+
+
+def _print_answer(answer: Prediction, as_json: bool) -> None:
+    if as_json:
+        content: dict[str, Any] = {
+            "adapter": answer.reference,
+            "label": answer.label,
+            "probabilities": {name: round(share, 6) for name, share in answer.probabilities.items()},
+        }
+        if answer.truncated:
+            content["truncated"] = True
+        print_json(content)
+        return
+    shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+    label = answer.label if isinstance(answer.label, str) else answer.label or "none"
+    click.echo(f"{label}  " + "  ".join(f"{name} {share:.3f}" for name, share in shares))
+    if answer.truncated:
+        note("the text was cut to the longest length this set was trained for")
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@with_options(DATA_OPTIONS)
+@json_option
+@click.pass_obj
+def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
+    """Score a stored set on the reported split of its task."""
+    from registry.data import load_task
+    from registry.evaluation import answer_rows
+    from registry.metrics import score
+
+    Reference.parse(reference)
+    registry = settings.open_registry()
+    manifest = registry.manifest(reference)
+    adapter_set = registry.load(reference)
+    names = [] if options["task_file"] or options["text_col"] else [manifest.task or ""]
+    spec = choose_tasks(names, options)[0]
+    data = load_task(
+        spec,
+        options["data"],
+        offline=settings.offline,
+        limit=options["limit"],
+        limit_reported=options["limit_reported"],
+    )
+    if manifest.head.label_names != data.spec.label_names or manifest.head.problem_type != data.spec.problem_type:
+        raise RequestError(
+            f"score '{reference}' on task '{data.spec.name}'",
+            f"labels {', '.join(manifest.head.label_names)}",
+            ", ".join(data.spec.label_names or ()),
+        )
+    tokens = registry.backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
+    answers = answer_rows(registry.backbone.encoder, adapter_set, tokens)
+    scores = score(data.spec.problem_type, data.reported.labels, answers, data.spec.metrics)
+    if data.sample:
+        note("scores from the bundled sample: for trying the program out, not evidence")
+    if as_json:
+        print_json(
+            {
+                "adapter": str(reference),
+                "task": data.spec.name,
+                "split": data.spec.reported_split,
+                "rows": len(data.reported),
+                "truncated": tokens.truncated,
+                "sample": data.sample,
+                "scores": scores,
+            }
+        )
+        return
+    told = "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
+    click.echo(f"{reference} on {len(data.reported):,} rows of {data.spec.name} {data.spec.reported_split}: {told}")

@@ -1,0 +1,96 @@
+"""What every command is told, and how commands get a backbone and a registry from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.errors import BackboneMismatchError
+
+if TYPE_CHECKING:
+    from registry.backbone import Backbone
+    from registry.catalog import Catalog
+    from registry.registry import Registry
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options in front of the command."""
+
+    store: Path
+    device: str
+    dtype: str
+    offline: bool
+
+    def open_catalog(self) -> Catalog:
+        """Return the store as names and manifests, without torch."""
+        from registry.catalog import Catalog
+
+        return Catalog.open(self.store)
+
+    def has_store(self) -> bool:
+        """Return whether there is a store already."""
+        return (self.store / "store.json").exists()
+
+    def load_backbone(self, source: str, revision: str | None = None) -> Backbone:
+        """Return the frozen encoder, telling on stderr what is loaded."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        from registry.backbone import Backbone
+
+        backbone = Backbone.load(source, device=self.device, dtype=self.dtype, revision=revision, offline=self.offline)
+        info = backbone.info
+        precision = str(backbone.dtype).removeprefix("torch.")
+        note(
+            f"backbone {source}: {info.family}, {info.layers} layers, H {info.hidden_size}, "
+            f"{info.parameters:,} parameters, {precision} on {backbone.device}"
+        )
+        return backbone
+
+    def open_registry(self) -> Registry:
+        """Return the registry of the store, with the backbone it belongs to."""
+        from registry.registry import Registry
+
+        info = self.open_catalog().info.backbone
+        return Registry(self.store, self.load_backbone(info.source, info.revision))
+
+    def open_or_create_registry(self, backbone: str | None, fallback: str) -> Registry:
+        """Return the registry of the store, made for ``backbone`` (else ``fallback``) where there is none.
+
+        Raises:
+            BackboneMismatchError: the store is there and belongs to another backbone than the one named.
+        """
+        from registry.registry import Registry
+
+        if not self.has_store():
+            return Registry.create(self.store, self.load_backbone(backbone or fallback))
+        source = self.open_catalog().info.backbone.source
+        if backbone is not None and backbone != source:
+            hint = f"it belongs to '{source}'; leave --backbone out, or name another --store"
+            raise BackboneMismatchError(f"store {self.store}", "backbone", source, backbone, hint)
+        return self.open_registry()
+
+
+def note(text: str) -> None:
+    """Tell something that is no data on stderr."""
+    click.echo(text, err=True)
+
+
+def print_json(content: Any) -> None:
+    """Print data for programs on stdout, one line per record when it is a list."""
+    for record in content if isinstance(content, list) else [content]:
+        click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def is_terminal() -> bool:
+    """Return whether progress can be drawn."""
+    return sys.stderr.isatty()
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")

@@ -1,0 +1,136 @@
+"""The command that trains adapter sets and saves them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.cli_options import (
+    DATA_OPTIONS,
+    SET_OPTIONS,
+    TRAINING_OPTIONS,
+    adapter_choices,
+    choose_tasks,
+    head_choices,
+    training_choices,
+    with_options,
+)
+from registry.cli_settings import Settings, json_option, note, print_json
+from registry.errors import ConfigError
+from registry.recipes import Recipe, read_recipe
+from registry.schema import check_name
+
+if TYPE_CHECKING:
+    from registry.fitting import Fitted
+    from registry.registry import Registry
+    from registry.tasks import TaskSpec
+
+CHECKPOINTS = ".checkpoints"
+EVALUATION_STEPS = 50
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, metavar="TASK...")
+@with_options(TRAINING_OPTIONS)
+@with_options(SET_OPTIONS)
+@with_options(DATA_OPTIONS)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides initial weights, row order, dropout.")
+@click.option("--name", help="Name to save under; the task's name by default.")
+@click.option("--backbone", help="For a store that is still to be made: embedded, a Hub id or a folder.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training.")
+@click.option(
+    "--early-stopping",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Hold out part of the training rows and stop after N evaluations without a better score on them.",
+)
+@json_option
+@click.pass_obj
+def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train one adapter set per TASK, score it, and save it in the store.
+
+    \b
+    adapter-registry train sst2 --data sample
+    adapter-registry train imdb --recipe roberta-patch --epochs 1
+    adapter-registry train --data mails.csv --text-col body --label-col folder
+    """
+    specs = choose_tasks(tasks, options)
+    if options["name"] is not None:
+        check_name(options["name"])
+        if len(specs) > 1:
+            raise ConfigError("--name", "one task", f"{len(specs)} tasks")
+    recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
+    registry = settings.open_or_create_registry(options["backbone"], recipe.backbone)
+    for spec in specs:
+        _train_one(settings, registry, spec, recipe, options, as_json)
+
+
+def _train_one(
+    settings: Settings, registry: Registry, spec: TaskSpec, recipe: Recipe, options: dict[str, Any], as_json: bool
+) -> None:
+    from registry.checkpoints import Checkpoint
+    from registry.data import load_task
+    from registry.fitting import fit, make_plan
+    from registry.interruption import stop_between_steps
+    from registry.progress import TrainingProgress
+    from registry.runner import save_fitted
+
+    data = load_task(
+        spec,
+        options["data"],
+        offline=settings.offline,
+        limit=options["limit"],
+        limit_reported=options["limit_reported"],
+    )
+    overrides = training_choices(options)
+    if options["early_stopping"]:
+        overrides.update(
+            patience=options["early_stopping"],
+            select_best=data.spec.main_metric,
+            evaluate_every=recipe.training.evaluate_every or EVALUATION_STEPS,
+        )
+    plan = make_plan("recipe", data, registry.backbone, options["seed"], recipe, **overrides)
+    name = options["name"] or data.spec.name
+    note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {recipe.name}")
+    checkpoint = Checkpoint(
+        path=settings.store / CHECKPOINTS / f"{name}.safetensors",
+        settings=plan.digest(registry.backbone, data),
+        resume=options["resume"],
+    )
+    with TrainingProgress(name) as progress, stop_between_steps() as should_stop:
+        fitted = fit(
+            plan,
+            data,
+            registry.backbone,
+            checkpoint=checkpoint,
+            observe=progress.observe,
+            should_stop=should_stop,
+        )
+    reference = save_fitted(registry, name, plan, data, fitted)
+    checkpoint.discard()
+    if fitted.truncated_train or fitted.truncated_reported:
+        note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
+    if data.sample:
+        note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
+    _print_result(str(reference), fitted, as_json)
+
+
+def _print_result(reference: str, fitted: Fitted, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "adapter": reference,
+                "scores": fitted.scores,
+                "trainable": fitted.parameters.trainable,
+                "percent": round(fitted.parameters.percent, 4),
+                "stored_bytes": fitted.stored_bytes,
+                "train_seconds": round(fitted.train_seconds, 2),
+            }
+        )
+        return
+    scores = "  ".join(f"{metric} {value:.3f}" for metric, value in fitted.scores.items())
+    click.echo(
+        f"{reference}  {scores}  trained {fitted.parameters.trainable:,} parameters "
+        f"({fitted.parameters.percent:.2f} %) in {fitted.train_seconds:.0f} s, {fitted.stored_bytes:,} bytes"
+    )

@@ -1,0 +1,83 @@
+"""The demo: train three sets on the sample, switch between them, answer a mixed batch, write a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from registry.cli_settings import Settings, note
+from registry.data import load_task
+from registry.errors import ConfigError
+from registry.predictor import Predictor
+from registry.progress import TrainingProgress
+from registry.records import read_records
+from registry.registry import Registry
+from registry.reports import render_terminal, write_report
+from registry.runner import Cell, run_cell
+from registry.tasks import BUILT_IN
+
+METHODS = ("majority", "head_only", "after_layer")
+QUESTIONS = (
+    ("sst2", "a gripping , beautifully acted film"),
+    ("mrpc", "The council approved the new bridge on Monday.", "On Monday the new bridge was approved by the council."),
+    ("imdb", "I wanted to like it, but the plot made no sense and I nearly fell asleep before the end."),
+    ("sst2", "a dull , lifeless mess"),
+    ("mrpc", "Shares of the airline fell 4 percent.", "The airline ordered twelve new aircraft."),
+)
+MARK = ".adapter-registry-demo"
+
+
+def run_demo(settings: Settings, folder: Path) -> None:
+    """Carry out the demo in ``folder``.
+
+    Raises:
+        ConfigError: the folder is there and was not made by a demo.
+    """
+    started = time.perf_counter()
+    _make_anew(folder)
+    registry = Registry.create(folder / "adapters_store", settings.load_backbone("embedded"))
+    mark = registry.backbone.memory_digest()
+    note("sample data: written for this program to be tried out; its scores are no evidence of anything")
+    for name, spec in BUILT_IN.items():
+        data = load_task(spec, "sample")
+        for method in METHODS:
+            with TrainingProgress(f"{name} {method}") as progress:
+                keep = registry if method == "after_layer" else None
+                run_cell(
+                    folder / "reports",
+                    Cell(name, method, 0),
+                    data,
+                    registry.backbone,
+                    observe=progress.observe,
+                    keep_in=keep,
+                )
+    records = read_records(folder / "reports")
+    paths = write_report(folder / "reports", records)
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(render_terminal(records))
+    _answer_mixed(Predictor(registry.backbone, registry))
+    unchanged = "unchanged" if registry.backbone.memory_digest() == mark else "CHANGED"
+    click.echo(f"backbone after three trainings: {unchanged}")
+    note(f"in {folder}: a store of {len(registry)} sets and a report ({paths[0].parent})")
+    note(f"the demo took {time.perf_counter() - started:.0f} s; next: adapter-registry --help")
+
+
+def _answer_mixed(predictor: Predictor) -> None:
+    click.echo("one batch, three tasks, one pass of the backbone:")
+    for question, answer in zip(QUESTIONS, predictor.mixed(list(QUESTIONS)), strict=True):
+        share = answer.probabilities[str(answer.label)]
+        click.echo(f"  {question[0]:<5} {answer.label!s:<15} {share:.2f}  {' | '.join(question[1:])[:76]}")
+
+
+def _make_anew(folder: Path) -> None:
+    if folder.exists():
+        if not (folder / MARK).exists() and any(folder.iterdir()):
+            raise ConfigError("--folder", "a new folder, or one made by an earlier demo", str(folder))
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / MARK).touch()

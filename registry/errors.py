@@ -1,0 +1,344 @@
+"""Every error this package raises on purpose; each leaf takes fields and builds its own sentence.
+
+    RegistryError                              exit code
+    ├── ConfigError            (ValueError)    2  a setting is unknown, missing or out of range
+    │   ├── InvalidNameError                   2  a name that no adapter set or alias may have
+    │   └── UnknownRecipeError (LookupError)   3
+    ├── TaskError
+    │   ├── UnknownTaskError   (LookupError)   3
+    │   ├── DataError          (ValueError)    1  a data file or row that cannot be used
+    │   └── DataUnavailableError               6  the Hub cannot be reached and nothing is cached
+    ├── BackboneError
+    │   ├── BackboneNotFoundError              3  no such folder, or a folder without a checkpoint
+    │   ├── BackboneUnavailableError           6  the Hub cannot be reached and nothing is cached
+    │   ├── UnsupportedBackboneError           5  a model family we have no map of
+    │   └── DeviceError                        1  a device that this machine does not have
+    ├── StoreError
+    │   ├── NotAStoreError                     3
+    │   ├── StoreWriteError                    1  read-only, full disk, any failed write
+    │   ├── StoreReadError                     1  a file of the store that the system does not let us read
+    │   ├── CommitUncertainError               1  done and visible, but perhaps not safe from a power loss
+    │   ├── VersionInUseError                  1  a version that an alias points to
+    │   ├── AdapterNotFoundError (LookupError) 3
+    │   ├── ManifestError      (ValueError)    4
+    │   └── IntegrityError                     4  bytes, digest, tensor names or values are wrong
+    ├── CompatibilityError
+    │   ├── BackboneMismatchError              5
+    │   └── ShapeMismatchError                 5
+    ├── TrainingError                          1
+    │   ├── NonFiniteLossError                 1
+    │   ├── CheckpointError                    1
+    │   └── TrainingInterrupted              130  Ctrl-C, after the checkpoint was written
+    ├── RunError                               1  run records that cannot be made or read
+    └── RequestError           (ValueError)    2  a question that a predictor cannot answer
+
+Messages say what was attempted, on what; what was expected and found; and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def closest(name: str, available: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest available name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(available), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def shorten(names: Iterable[str], most: int = 5) -> str:
+    """Return the sorted names as a sentence part, cut after ``most``."""
+    ordered = sorted(names)
+    if not ordered:
+        return "none"
+    rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + rest
+
+
+class RegistryError(Exception):
+    """Anything this package refuses or fails to do, told in one line."""
+
+    exit_code = 1
+
+
+class ConfigError(RegistryError, ValueError):
+    """A setting is unknown, missing or out of range."""
+
+    exit_code = 2
+
+    def __init__(self, field: str, expected: str, found: object, hint: str = "") -> None:
+        self.field, self.expected, self.found = field, expected, found
+        super().__init__(f"cannot use {field}: expected {expected}, found {found!r}{hint}")
+
+
+class InvalidNameError(ConfigError):
+    """A name that no adapter set, alias or reference may have."""
+
+    def __init__(self, name: str, kind: str = "name") -> None:
+        rule = "1 to 64 of a-z 0-9 . _ -, starting and ending with a letter or digit, not a reserved word"
+        super().__init__(f"{kind} {name[:80]!r}", rule, name[:80])
+
+
+class UnknownRecipeError(ConfigError, LookupError):
+    """No shipped recipe or file has this name."""
+
+    exit_code = 3
+
+    def __init__(self, name: str, available: Iterable[str]) -> None:
+        names = list(available)
+        hint = closest(name, names) or "; give one of these or the path of a .toml file"
+        super().__init__("recipe", f"one of {shorten(names)}", name, hint)
+
+
+class TaskError(RegistryError):
+    """Something about a task or its data."""
+
+
+class UnknownTaskError(TaskError, LookupError):
+    """No task has this name."""
+
+    exit_code = 3
+
+    def __init__(self, name: str, available: Iterable[str]) -> None:
+        self.name, self.available = name, sorted(available)
+        hint = closest(name, self.available) or "; own tasks need --task-file or --data FILE"
+        super().__init__(f"unknown task '{name}': expected one of {shorten(self.available)}{hint}")
+
+
+class DataError(TaskError, ValueError):
+    """A data file, column or row that cannot be used."""
+
+    def __init__(self, path: object, field: str, expected: str, found: object, hint: str = "") -> None:
+        self.path, self.field, self.expected, self.found = str(path), field, expected, found
+        hint = f"; {hint}" if hint else ""
+        super().__init__(f"cannot read {path}: {field}: expected {expected}, found {found}{hint}")
+
+
+class DataUnavailableError(TaskError):
+    """A Hub data set that can be neither reached nor found in the cache."""
+
+    exit_code = 6
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        super().__init__(
+            f"cannot load data set '{source}': {reason}, and it is not cached; "
+            "use --data sample or --data FOLDER of parquet files"
+        )
+
+
+class BackboneError(RegistryError):
+    """Something about the frozen encoder."""
+
+
+class BackboneNotFoundError(BackboneError, LookupError):
+    """A local folder that is missing or holds no checkpoint."""
+
+    exit_code = 3
+
+    def __init__(self, source: str, expected: str, found: str, hint: str = "") -> None:
+        self.source = source
+        hint = hint or "; use --backbone embedded, a Hub id or a folder saved by transformers"
+        super().__init__(f"cannot load backbone '{source}': expected {expected}, found {found}{hint}")
+
+
+class BackboneUnavailableError(BackboneError):
+    """A Hub checkpoint that can be neither reached nor found in the cache."""
+
+    exit_code = 6
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        super().__init__(
+            f"cannot load backbone '{source}': {reason}, and it is not cached; "
+            "use --backbone embedded or a local folder"
+        )
+
+
+class UnsupportedBackboneError(BackboneError):
+    """A model family that families.py has no map of."""
+
+    exit_code = 5
+
+    def __init__(self, source: str, family: str, available: Iterable[str]) -> None:
+        self.source, self.family = source, family
+        super().__init__(
+            f"cannot load backbone '{source}': expected a model of family {shorten(available, 9)}, found '{family}'"
+        )
+
+
+class DeviceError(BackboneError):
+    """A device that this machine does not have."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        self.device = device
+        super().__init__(f"cannot use device '{device}': {reason}; use --device cpu or --device auto")
+
+
+class StoreError(RegistryError):
+    """Something about a store of adapter sets."""
+
+
+class NotAStoreError(StoreError, LookupError):
+    """A path that holds no store."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, found: str) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"cannot open store {path}: expected a folder with store.json, found {found}; "
+            "make one with 'adapter-registry init --backbone embedded' or name another with --store"
+        )
+
+
+class StoreWriteError(StoreError):
+    """A write that failed; what was there before is unchanged."""
+
+    def __init__(self, path: object, attempted: str, reason: str) -> None:
+        self.path = str(path)
+        super().__init__(f"cannot {attempted} in {path}: {reason}; nothing was changed")
+
+
+class StoreReadError(StoreError):
+    """A file or folder of the store that the system does not let us read."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"cannot read {path}: {reason}; check its permissions and the disk")
+
+
+class CommitUncertainError(StoreError):
+    """A change that is done and visible, but that the disk did not confirm."""
+
+    def __init__(self, reference: str, path: object, reason: str) -> None:
+        self.reference, self.path = reference, str(path)
+        super().__init__(
+            f"the change of '{reference}' in {path} is done, but it may not outlive a power loss: {reason}; "
+            "check the disk, then run 'adapter-registry verify'"
+        )
+
+
+class VersionInUseError(StoreError):
+    """A version that cannot be removed, as an alias points to it."""
+
+    def __init__(self, reference: str, aliases: Iterable[str], where: object) -> None:
+        self.reference, self.aliases = reference, sorted(aliases)
+        super().__init__(
+            f"cannot remove '{reference}' from {where}: expected no alias on it, found {shorten(self.aliases)}; "
+            "move or remove the alias first"
+        )
+
+
+class AdapterNotFoundError(StoreError, LookupError):
+    """No adapter set, version or alias of this name."""
+
+    exit_code = 3
+
+    def __init__(self, reference: str, available: Iterable[str], where: object) -> None:
+        self.reference, self.available = reference, sorted(available)
+        hint = closest(reference, self.available)
+        super().__init__(f"cannot find adapter set '{reference}' in {where}: it has {shorten(self.available)}{hint}")
+
+
+class ManifestError(StoreError, ValueError):
+    """A manifest, store file or alias that does not follow the format."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, field: str, expected: str, found: object) -> None:
+        self.path, self.field, self.expected, self.found = str(path), field, expected, found
+        super().__init__(
+            f"cannot read {path}: {field}: expected {expected}, found {found}; "
+            "restore the file from a backup or remove this version"
+        )
+
+
+class IntegrityError(StoreError):
+    """A stored file whose bytes, tensors or values are not what the manifest says."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, what: str, expected: object, found: object) -> None:
+        self.path, self.what, self.expected, self.found = str(path), what, expected, found
+        super().__init__(
+            f"cannot load {path}: {what}: expected {expected}, found {found}; "
+            "restore the file from a backup or remove this version"
+        )
+
+
+class CompatibilityError(RegistryError):
+    """An adapter set that does not belong where it was asked for."""
+
+    exit_code = 5
+
+
+class BackboneMismatchError(CompatibilityError):
+    """An adapter set or store made for another backbone or tokenizer."""
+
+    def __init__(self, what: str, part: str, expected: str, found: str, hint: str = "") -> None:
+        self.what, self.part, self.expected, self.found = what, part, expected, found
+        hint = hint or "use the store of that backbone, or train the set again on this one"
+        super().__init__(f"cannot use {what}: it was made for {part} {expected[:12]}, this one is {found[:12]}; {hint}")
+
+
+class ShapeMismatchError(CompatibilityError):
+    """A tensor whose shape does not fit."""
+
+    def __init__(self, tensor: str, expected: object, found: object) -> None:
+        self.tensor, self.expected, self.found = tensor, expected, found
+        super().__init__(f"cannot use tensor '{tensor}': expected shape {expected}, found {found}")
+
+
+class TrainingError(RegistryError):
+    """A training run that cannot start or go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite; the weights are those of the step before."""
+
+    def __init__(self, step: int, value: float, learning_rate: float) -> None:
+        self.step, self.value, self.learning_rate = step, value, learning_rate
+        super().__init__(
+            f"training stopped at step {step}: expected a finite loss, found {value} at learning rate "
+            f"{learning_rate:.2e}; the weights before this step are kept, try a lower --learning-rate"
+        )
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that is missing, damaged or made by other settings."""
+
+    def __init__(self, path: object, expected: str, found: str) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"cannot resume from {path}: expected {expected}, found {found}; train without --resume to start anew"
+        )
+
+
+class TrainingInterrupted(TrainingError):
+    """Training was asked to stop and did so between two steps."""
+
+    exit_code = 130
+
+    def __init__(self, step: int, steps: int, checkpoint: object) -> None:
+        self.step, self.steps = step, steps
+        kept = f"a checkpoint is kept in {checkpoint}" if checkpoint else "no checkpoint folder was given"
+        super().__init__(f"training interrupted after step {step} of {steps}: {kept}; go on with --resume")
+
+
+class RunError(RegistryError):
+    """Run records that cannot be made, read or put in one table."""
+
+    def __init__(self, path: object, expected: str, found: str, hint: str) -> None:
+        self.path = str(path)
+        super().__init__(f"cannot use run records in {path}: expected {expected}, found {found}; {hint}")
+
+
+class RequestError(RegistryError, ValueError):
+    """A question that a predictor cannot answer."""
+
+    exit_code = 2
+
+    def __init__(self, attempted: str, expected: str, found: str) -> None:
+        super().__init__(f"cannot {attempted}: expected {expected}, found {found}")

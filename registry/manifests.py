@@ -1,0 +1,138 @@
+"""The files of a store in their exact form: ``store.json``, sealed manifests, aliases, hashed tensors.
+
+A manifest carries the digests of its neighbours and one of its own bytes, so that a changed byte is noticed
+wherever it is. Knows the form of each file, not where a store keeps it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from registry import files
+from registry.errors import BackboneMismatchError, ConfigError, IntegrityError, ManifestError
+from registry.schema import BackboneInfo, FileEntry, Manifest, Record, StoreInfo, from_json, require, to_json
+
+ADAPTER_FILE = "adapter.safetensors"
+HEAD_FILE = "head.safetensors"
+TENSOR_FILES = (ADAPTER_FILE, HEAD_FILE)
+MANIFEST_LIMIT = 2**20  # bytes
+FILE_LIMIT = 2**28  # bytes
+
+_ALIAS_LIMIT = 16  # bytes
+_ALIAS_CONTENT = re.compile(rb"([1-9][0-9]{0,5})\n")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NO_DIGEST = b"0" * 64
+
+T = TypeVar("T", bound=Record)
+
+
+def seal(manifest: Manifest, contents: Mapping[str, bytes]) -> bytes:
+    """Return the bytes of the manifest with the entries of its files and its own digest filled in.
+
+    Raises:
+        ConfigError: something that could not be read back, such as a score that is not a finite number.
+    """
+    require(sorted(contents) == list(TENSOR_FILES), "files", " and ".join(TENSOR_FILES), sorted(contents))
+    for file, data in contents.items():
+        require(len(data) <= FILE_LIMIT, file, f"at most {FILE_LIMIT} bytes", len(data))
+    entries = tuple(
+        FileEntry(path=file, bytes=len(contents[file]), sha256=files.sha256(contents[file])) for file in TENSOR_FILES
+    )
+    blank = msgspec.structs.replace(manifest, files=entries, digest=_NO_DIGEST.decode())
+    try:
+        data = to_json(blank)
+    except UnicodeEncodeError as err:
+        raise ConfigError("manifest", "text that UTF-8 can hold", err.object[err.start]) from err
+    sealed = to_json(msgspec.structs.replace(blank, digest=files.sha256(data)))
+    require(len(sealed) <= MANIFEST_LIMIT, "manifest", f"at most {MANIFEST_LIMIT} bytes", len(sealed))
+    from_json(Manifest, sealed)
+    return sealed
+
+
+def read_manifest(path: Path, name: str) -> Manifest:
+    """Return the manifest of ``name`` at ``path``; a missing file is FileNotFoundError.
+
+    Raises:
+        ManifestError: too large, changed, not of this format, or of another name.
+    """
+    data = _read(path, MANIFEST_LIMIT)
+    manifest = _parse(Manifest, path, data)
+    if manifest.name != name:
+        raise ManifestError(path, "name", name, manifest.name)
+    listed = tuple(entry.path for entry in manifest.files)
+    if listed != TENSOR_FILES:
+        raise ManifestError(path, "files", " and ".join(TENSOR_FILES), repr(listed)[:200])
+    if not _DIGEST.fullmatch(manifest.digest):
+        raise ManifestError(path, "digest", "64 hex digits", repr(manifest.digest[:64]))
+    written = manifest.digest.encode()
+    found = files.sha256(data.replace(written, _NO_DIGEST))
+    if data.count(written) != 1 or found != manifest.digest:
+        raise ManifestError(path, "digest", manifest.digest, found)
+    return manifest
+
+
+def read_tensor_file(path: Path, entry: FileEntry) -> bytes:
+    """Return the bytes that a manifest's entry describes; a missing file is FileNotFoundError.
+
+    Raises:
+        IntegrityError: a link, too large, or changed.
+    """
+    with files.reading(path):
+        data = files.read(path, FILE_LIMIT)
+    if len(data) != entry.bytes:
+        raise IntegrityError(path, "size", f"{entry.bytes} bytes", f"{len(data)} bytes")
+    found = files.sha256(data)
+    if found != entry.sha256:
+        raise IntegrityError(path, "SHA-256", repr(entry.sha256[:64]), found)
+    return data
+
+
+def read_store_info(path: Path) -> StoreInfo:
+    """Return the content of a ``store.json``; a missing file is FileNotFoundError.
+
+    Raises:
+        ManifestError: too large or not of this format.
+    """
+    return _parse(StoreInfo, path, _read(path, MANIFEST_LIMIT))
+
+
+def read_alias(path: Path) -> int:
+    """Return the version that an alias file points to; a missing file is FileNotFoundError.
+
+    Raises:
+        ManifestError: anything but a version number and a line end.
+    """
+    data = _read(path, _ALIAS_LIMIT)
+    match = _ALIAS_CONTENT.fullmatch(data)
+    if match is None:
+        raise ManifestError(path, "alias", "a version number and a line end", repr(data))
+    return int(match[1])
+
+
+def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) -> None:
+    """Raise BackboneMismatchError unless both are one backbone with one tokenizer, whatever the shapes."""
+    hint = f"it belongs to {made_for.source!r}, and {backbone.source!r} needs a store of its own"
+    if made_for.fingerprint != backbone.fingerprint:
+        raise BackboneMismatchError(what, "backbone", made_for.fingerprint, backbone.fingerprint, hint)
+    if made_for.tokenizer_digest != backbone.tokenizer_digest:
+        raise BackboneMismatchError(what, "tokenizer", made_for.tokenizer_digest, backbone.tokenizer_digest, hint)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with files.reading(path):
+            return files.read(path, limit)
+    except IntegrityError as err:
+        raise ManifestError(path, err.what, str(err.expected), err.found) from err
+
+
+def _parse(kind: type[T], path: Path, data: bytes) -> T:
+    try:
+        return from_json(kind, data)
+    except ConfigError as err:
+        raise ManifestError(path, err.field, err.expected, repr(err.found)[:200]) from err

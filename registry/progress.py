@@ -1,0 +1,69 @@
+"""Live progress of a training on stderr: a bar with loss, rows per second and time left; lines where no terminal is."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from registry.training import StepReport
+
+_RECENT_STEPS = 20
+_LINES = 5
+
+
+class TrainingProgress:
+    """A display for one training; pass ``observe`` to ``train`` inside the ``with`` block.
+
+    Args:
+        title: what is trained.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[rate]:.0f} rows/s"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=None, loss=0.0, rate=0.0)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def observe(self, report: StepReport) -> None:
+        """Show one step."""
+        self._recent.append((time.monotonic(), report.rows))
+        self._losses.append(report.loss)
+        loss, rate = sum(self._losses) / len(self._losses), self._rows_per_second()
+        self._bar.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
+        due = max(1, report.steps // _LINES)
+        if self._bar.disable and (report.step % due == 0 or report.step == report.steps):
+            line = f"{self.title}: step {report.step}/{report.steps}  loss {loss:.3f}  {rate:.0f} rows/s"
+            self._console.print(line, highlight=False, soft_wrap=True)
+        for metric, value in report.held_out_scores.items():
+            if not self._bar.disable:
+                self._bar.console.print(f"{self.title}: step {report.step} held-out {metric} {value:.3f}")
+
+    def _rows_per_second(self) -> float:
+        first, last = self._recent[0][0], self._recent[-1][0]
+        rows = sum(rows for _, rows in list(self._recent)[1:])
+        return rows / (last - first) if last > first else 0.0

@@ -1,0 +1,78 @@
+"""Where a stored set or a run comes from: libraries, machine, code and command.
+
+Reads package metadata and the operating system, and imports none of the libraries it names.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from registry.schema import Hardware
+
+_LIBRARIES = ("adapter-registry", "torch", "transformers", "tokenizers", "safetensors", "datasets", "scikit-learn")
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed version of this package and of the libraries that decide its numbers."""
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:  # e.g. run from a folder of sources that was never installed
+            continue
+    return versions
+
+
+def hardware(threads: int, accelerator: str | None) -> Hardware:
+    """Return what this machine is.
+
+    Args:
+        threads: that torch computes with.
+        accelerator: name of the GPU at work, None on the CPU.
+    """
+    return Hardware(
+        processor=_processor(),
+        cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        threads=threads,
+        memory_bytes=psutil.virtual_memory().total,
+        accelerator=accelerator,
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def code_version() -> str:
+    """Return the commit of the sources, with ``-dirty`` where the package was changed since; else the release."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit[:12] + ("-dirty" if _git(here, "status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return f"release {metadata.version('adapter-registry')}"
+
+
+def command_line() -> str:
+    """Return the command that this process was started with, as one could type it again."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

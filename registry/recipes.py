@@ -1,0 +1,161 @@
+"""A recipe names every choice of a training: bottlenecks, head, optimisation, by task and by method.
+
+Recipes are TOML files; those in ``registry/recipes`` ship with the package. Command-line options override a recipe,
+a recipe's ``[method.*]`` tables override its ``[task.*]`` tables, and those override ``[training]``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from registry.errors import ConfigError, UnknownRecipeError, closest
+from registry.schema import (
+    Activation,
+    AdapterConfig,
+    HeadConfig,
+    Initialisation,
+    Placement,
+    Pooling,
+    ProblemType,
+    Record,
+    TrainingConfig,
+    from_plain,
+    require,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHIPPED = Path(__file__).parent / "recipes"
+DEFAULT = "default"
+
+
+class AdapterChoices(Record, frozen=True, kw_only=True):
+    """The bottlenecks of a recipe: as ``AdapterConfig``, but their size may be given as M itself."""
+
+    placement: Placement = "after_layer"
+    reduction_factor: int | None = None
+    bottleneck_size: int | None = None
+    activation: Activation = "gelu"
+    init: Initialisation = "zero"
+    dropout: float = 0.0
+    layer_norms: bool = False
+    layers: tuple[int, ...] | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = (self.reduction_factor is None) + (self.bottleneck_size is None)
+        require(given == 1, "adapter", "one of reduction_factor and bottleneck_size", f"{2 - given} of them")
+
+    def for_hidden_size(self, hidden_size: int) -> AdapterConfig:
+        """Return the configuration for a backbone of hidden size H.
+
+        Raises:
+            ConfigError: M does not divide H.
+        """
+        factor = self.reduction_factor
+        if factor is None:
+            size = self.bottleneck_size or 0
+            fits = size >= 1 and hidden_size % size == 0
+            require(fits, "bottleneck_size", f"a divisor of the hidden size {hidden_size}", size)
+            factor = hidden_size // size
+        fits = factor >= 1 and hidden_size % factor == 0
+        require(fits, "reduction_factor", f"a divisor of the hidden size {hidden_size}", factor)
+        fields = msgspec.structs.asdict(self)
+        del fields["bottleneck_size"]
+        return AdapterConfig(**{**fields, "reduction_factor": factor})
+
+
+class HeadChoices(Record, frozen=True, kw_only=True):
+    """The head of a recipe: all of ``HeadConfig`` that does not depend on the task."""
+
+    form: str = "linear"
+    pooling: Pooling = "mean"
+    dropout: float = 0.0
+    trained: bool = True
+
+    def for_task(self, label_names: tuple[str, ...], problem_type: ProblemType) -> HeadConfig:
+        """Return the head for a task's labels."""
+        fields = {**msgspec.structs.asdict(self), "label_names": label_names, "problem_type": problem_type}
+        return from_plain(HeadConfig, fields)
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """Every choice of a training.
+
+    Attributes:
+        name: of the file, without its ending.
+        description: one sentence for ``--help`` and reports.
+        backbone: what the recipe was made for; it runs on any.
+        adapter, head, training: the choices.
+        task: fields of ``training`` that differ by task.
+        method: fields of ``training`` that differ by method of a benchmark.
+    """
+
+    name: str
+    description: str
+    backbone: str = "embedded"
+    adapter: AdapterChoices
+    head: HeadChoices
+    training: TrainingConfig
+    task: dict[str, dict[str, Any]] = {}
+    method: dict[str, dict[str, Any]] = {}
+
+    def training_for(self, task: str, method: str | None = None, **overrides: Any) -> TrainingConfig:
+        """Return the training configuration for a task and a method, with ``overrides`` that are not None."""
+        chosen = {**self.task.get(task, {}), **(self.method.get(method, {}) if method else {})}
+        training: TrainingConfig = replace_fields(self.training, {**chosen, **overrides})
+        return training
+
+    def with_choices(self, adapter: Mapping[str, Any], head: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other adapter and head choices; None leaves a choice as it is."""
+        changes = {name: value for name, value in adapter.items() if value is not None}
+        if "reduction_factor" in changes:
+            changes["bottleneck_size"] = None
+        return msgspec.structs.replace(
+            self,
+            adapter=from_plain(AdapterChoices, {**msgspec.structs.asdict(self.adapter), **changes}),
+            head=replace_fields(self.head, head),
+        )
+
+
+def replace_fields(record: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the record with the changes that are not None, checked as when it was read."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    fields = type(record).__struct_fields__
+    for name in given:
+        if name not in fields:
+            raise ConfigError(type(record).__name__, f"fields {', '.join(fields)}", name, closest(name, fields))
+    return from_plain(type(record), {**msgspec.structs.asdict(record), **given})
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return a shipped recipe by name, or one from a TOML file by path.
+
+    Raises:
+        UnknownRecipeError: neither a shipped name nor a file.
+        ConfigError: not TOML, or a field that is unknown, missing or out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
+    if not path.is_file() or (path.parent == SHIPPED and name not in recipe_names()):
+        raise UnknownRecipeError(name, recipe_names())
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"recipe {path.name}", "TOML text in UTF-8", str(err)) from err
+    recipe: Recipe = from_plain(Recipe, {"name": path.stem, **plain})
+    for table in (*recipe.task.values(), *recipe.method.values()):
+        replace_fields(recipe.training, table)  # a wrong field shows now, not in the middle of a benchmark
+    return recipe

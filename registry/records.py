@@ -1,0 +1,225 @@
+"""Run records and their prediction files on disk: written whole or not at all, read strictly.
+
+A record is ``OUT/runs/<task>/<method>/seed-<n>.json``; beside it, a parquet file holds its answers row by row.
+This file does not know how a run is made or what a table looks like. It never stores text: rows are numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from registry.errors import ConfigError, RunError
+from registry.schema import FileEntry, RunRecord, check_name, from_json, require, to_json
+
+_RUN_AGAIN = "delete the record, and bench runs that cell again"
+_COLUMNS = ["row", "label", "probabilities"]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The answers of one run, row by row; they make paired comparisons of methods possible.
+
+    Attributes:
+        row_numbers: (R,) int64, the rows' places in the reported split.
+        labels: (R,) int64 classes, (R, C) int64 zeros and ones, or (R,) float64 values.
+        probabilities: (R, C) float32; for regression the one predicted value.
+    """
+
+    row_numbers: NDArray[np.int64]
+    labels: NDArray[Any]
+    probabilities: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        rows, labels, probabilities = self.row_numbers, self.labels, self.probabilities
+        require(rows.ndim == 1 and rows.dtype.kind in "iu", "row_numbers", "(R,) whole numbers", _form(rows))
+        good = probabilities.ndim == 2 and probabilities.dtype.kind == "f" and len(probabilities) == len(rows)
+        require(good, "probabilities", f"({len(rows)}, C) floats", _form(probabilities))
+        one = labels.ndim == 1 and labels.dtype.kind in "iuf"
+        many = labels.ndim == 2 and labels.dtype.kind in "iub" and labels.shape == probabilities.shape
+        require((one or many) and len(labels) == len(rows), "labels", f"{len(rows)} rows of numbers", _form(labels))
+
+
+def record_path(out: Path, task: str, method: str, seed: int) -> Path:
+    """Return where the record of one cell lies.
+
+    Raises:
+        InvalidNameError: the task or method could lead out of the folder.
+    """
+    return Path(out) / "runs" / check_name(task, "task") / check_name(method, "method") / f"seed-{seed}.json"
+
+
+def write_record(out: Path, record: RunRecord, predictions: Predictions | None) -> Path:
+    """Write the record, after its predictions, and return its path.
+
+    An older record of the same cell goes away before its predictions do, so whatever record is visible is whole.
+
+    Raises:
+        RunError: the folder cannot be written.
+        InvalidNameError: the task or method could lead out of the folder.
+    """
+    path = record_path(out, record.task, record.method, record.seed)
+    beside = _predictions_path(path)
+    if predictions is None:
+        replace_file(path, to_json(msgspec.structs.replace(record, predictions=None)))
+        _discard(beside)
+        return path
+    data = _to_parquet(predictions)
+    entry = FileEntry(path=beside.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    staged = _stage(path, to_json(msgspec.structs.replace(record, predictions=entry)))
+    try:
+        staged_beside = _stage(beside, data)
+        _discard(path)
+        _commit(staged_beside, beside)
+        _commit(staged, path)
+    finally:
+        _discard(staged)
+    return path
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` in one step: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    _commit(_stage(path, data), path)
+
+
+def read_record(path: Path) -> RunRecord:
+    """Return the record in one file.
+
+    Raises:
+        RunError: the file is missing, damaged or of another format.
+    """
+    try:
+        return from_json(RunRecord, path.read_bytes())
+    except OSError as err:
+        raise RunError(path, "a readable run record", err.strerror or str(err), "check the path") from err
+    except ConfigError as err:
+        raise RunError(path, f"{err.field} to be {err.expected}", str(err.found)[:200], _RUN_AGAIN) from err
+
+
+def read_records(out: Path) -> list[RunRecord]:
+    """Return all records under ``out``, sorted by task, method and seed.
+
+    Raises:
+        RunError: there are none, or one is damaged or lies in another cell's place.
+    """
+    records = []
+    for path in sorted(Path(out).glob("runs/*/*/seed-*.json")):
+        record = read_record(path)
+        named = (record.task, record.method, f"seed-{record.seed}.json")
+        if path.parts[-3:] != named:
+            raise RunError(path, f"the record of {'/'.join(path.parts[-3:])}", f"that of {'/'.join(named)}", _RUN_AGAIN)
+        records.append(record)
+    if not records:
+        raise RunError(out, "runs/<task>/<method>/seed-<n>.json", "none", "make some with 'adapter-registry bench'")
+    return sorted(records, key=lambda record: (record.task, record.method, record.seed))
+
+
+def read_predictions(out: Path, record: RunRecord) -> Predictions:
+    """Return the answers that ``record`` was written with, from the very bytes its digest is of.
+
+    Raises:
+        RunError: the record has none, or the file is missing or not the one it names.
+        InvalidNameError: the record's task or method could lead out of the folder.
+    """
+    path = _predictions_path(record_path(out, record.task, record.method, record.seed))
+    if record.predictions is None:
+        raise RunError(path, "a run with predictions", f"a {record.status} run without", _RUN_AGAIN)
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise RunError(path, "the predictions of a run", err.strerror or str(err), _RUN_AGAIN) from err
+    found = FileEntry(path=path.name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    if found != record.predictions:
+        raise RunError(path, _identity(record.predictions), _identity(found), _RUN_AGAIN)
+    try:
+        return _from_parquet(data)
+    except (pa.ArrowException, ConfigError) as err:
+        raise RunError(path, f"the columns {', '.join(_COLUMNS)}", str(err), _RUN_AGAIN) from err
+
+
+def _predictions_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.predictions.parquet")
+
+
+def _identity(entry: FileEntry) -> str:
+    return f"{entry.path} of {entry.bytes} bytes, SHA-256 {entry.sha256[:12]}"
+
+
+def _form(array: NDArray[Any]) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _stage(path: Path, data: bytes) -> Path:
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(staged, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        _discard(staged)
+        raise _unwritable(path, err) from err
+    return staged
+
+
+def _commit(staged: Path, path: Path) -> None:
+    try:
+        os.replace(staged, path)
+    except OSError as err:
+        _discard(staged)
+        raise _unwritable(path, err) from err
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _unwritable(path: Path, err: OSError) -> RunError:
+    return RunError(path, "a folder that can be written", err.strerror or str(err), "use another --out folder")
+
+
+def _to_parquet(predictions: Predictions) -> bytes:
+    labels = predictions.labels.astype(np.float64 if predictions.labels.dtype.kind == "f" else np.int64)
+    columns = [
+        pa.array(predictions.row_numbers.astype(np.int64)),
+        pa.array(labels) if labels.ndim == 1 else _fixed_lists(labels),
+        _fixed_lists(predictions.probabilities.astype(np.float32)),
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(columns, names=_COLUMNS), sink)
+    return bytes(sink.getvalue())
+
+
+def _fixed_lists(array: NDArray[Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+
+def _from_parquet(data: bytes) -> Predictions:
+    table = pq.read_table(pa.BufferReader(data))
+    if table.column_names != _COLUMNS:
+        raise ConfigError("the columns", ", ".join(_COLUMNS), ", ".join(table.column_names))
+    row, label, probabilities = (table.column(name).combine_chunks() for name in _COLUMNS)
+    return Predictions(_to_numpy(row), _to_numpy(label), _to_numpy(probabilities))
+
+
+def _to_numpy(column: pa.Array) -> NDArray[Any]:
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)  # (R, C)
+    return np.asarray(column)

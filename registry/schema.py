@@ -1,0 +1,456 @@
+"""The nouns: small frozen records, validated when made, and their strict JSON form.
+
+Everything here is plain data; this file knows nothing of torch, files or the network. Records are msgspec
+structs: unknown keys, missing keys and wrong types are refused with the path of the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, Literal, NoReturn, TypeVar, get_args
+
+import msgspec
+
+from registry.errors import ConfigError, InvalidNameError, closest
+
+Placement = Literal["after_layer", "houlsby", "pfeiffer", "parallel"]
+Activation = Literal["relu", "gelu", "silu", "tanh"]
+Initialisation = Literal["zero", "normal", "xavier"]
+Pooling = Literal["cls", "mean", "pooler"]
+ProblemType = Literal["classification", "multi_label", "regression"]
+Baseline = Literal["majority", "head_only", "full_fine_tuning"]
+
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+BASELINES: tuple[str, ...] = get_args(Baseline)
+STORE_FORMAT = 1
+RUN_FORMAT = 1
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+_RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store keeps beside its names
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen noun; subclasses only add fields and checks."""
+
+
+class AdapterConfig(Record, frozen=True, kw_only=True):
+    """The shape of one set's bottlenecks.
+
+    Attributes:
+        placement: where a bottleneck joins the layer (DESIGN.md lists the formulas).
+        reduction_factor: H / M, must divide H.
+        activation: the bottleneck's non-linearity.
+        init: up-projection at zero, or all weights normal (std 1e-3), or Xavier uniform.
+        dropout: share of bottleneck activations dropped in training, 0 to 1.
+        layer_norms: whether the set carries its own copies of the layer norms it passes through.
+        layers: indices of the layers that get bottlenecks; None is all of them.
+        scale: factor on what a ``parallel`` bottleneck adds.
+    """
+
+    placement: Placement = "after_layer"
+    reduction_factor: int = 16
+    activation: Activation = "gelu"
+    init: Initialisation = "zero"
+    dropout: float = 0.0
+    layer_norms: bool = False
+    layers: tuple[int, ...] | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.reduction_factor >= 1, "reduction_factor", "an integer >= 1", self.reduction_factor)
+        require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
+        if self.layers is not None:
+            ordered = tuple(sorted(set(self.layers)))
+            require(bool(ordered) and ordered == self.layers, "layers", "distinct rising layer indices", self.layers)
+            require(self.layers[0] >= 0, "layers", "indices >= 0", self.layers)
+
+
+class HeadConfig(Record, frozen=True, kw_only=True):
+    """Pooling and classifier of one task.
+
+    Attributes:
+        form: a linear layer, or dense + tanh + linear (RoBERTa's form).
+        pooling: first token, mean of all tokens, or the checkpoint's own frozen pooler.
+        problem_type: decides the loss and how logits become answers.
+        label_names: the classes in the order of the logits; for regression the one name of the value.
+        dropout: share of pooled values dropped in training, 0 to 1.
+        trained: False keeps the classifier frozen at its random start.
+    """
+
+    label_names: tuple[str, ...]
+    form: Literal["linear", "dense_tanh"] = "linear"
+    pooling: Pooling = "mean"
+    problem_type: ProblemType = "classification"
+    dropout: float = 0.0
+    trained: bool = True
+
+    def __post_init__(self) -> None:
+        least = 2 if self.problem_type == "classification" else 1
+        require(len(self.label_names) >= least, "label_names", f"at least {least} names", self.label_names)
+        require(len(set(self.label_names)) == len(self.label_names), "label_names", "distinct names", self.label_names)
+        require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
+        if self.problem_type == "regression":
+            require(len(self.label_names) == 1, "label_names", "one name for regression", self.label_names)
+
+
+class TrainingConfig(Record, frozen=True, kw_only=True):
+    """How one set is trained on one task.
+
+    Attributes:
+        epochs: passes over the training rows.
+        learning_rate: the highest one, reached after warm-up.
+        batch_size: rows of one step.
+        max_length: tokens a row is cut to, special tokens included.
+        optimizer: AdamW (decoupled weight decay) or plain Adam.
+        weight_decay: AdamW's.
+        warmup: share of all steps with a rising learning rate, 0 to 1.
+        schedule: linear decay to zero after warm-up, or constant.
+        clip_norm: the largest norm of the gradient; 0 does not clip.
+        evaluate_every: steps between scores on held-out training rows; None never.
+        select_best: metric by which the best of those states is kept; None keeps the last.
+        held_out: share of the training rows set aside for ``select_best`` and ``patience``.
+        patience: evaluations without a better score after which training stops; None never.
+        seed: decides initial weights, row order and dropout.
+    """
+
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+    max_length: int = 128
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    schedule: Literal["linear", "constant"] = "linear"
+    clip_norm: float = 1.0
+    evaluate_every: int | None = None
+    select_best: str | None = None
+    held_out: float = 0.1
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size"):
+            require(getattr(self, field) >= 1, field, "an integer >= 1", getattr(self, field))
+        require(self.max_length >= 3, "max_length", "at least 3 tokens", self.max_length)
+        require(0 < self.learning_rate < 10, "learning_rate", "a number above 0", self.learning_rate)
+        require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
+        require(0 <= self.warmup < 1, "warmup", "a fraction from 0 to below 1", self.warmup)
+        require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
+        require(self.clip_norm >= 0, "clip_norm", "a number >= 0", self.clip_norm)
+        require(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
+        for field in ("evaluate_every", "patience"):
+            value = getattr(self, field)
+            require(value is None or value >= 1, field, "an integer >= 1", value)
+        if self.select_best or self.patience:
+            require(self.evaluate_every is not None, "evaluate_every", "steps, as select_best or patience is set", None)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether part of the training rows is set aside."""
+        return self.evaluate_every is not None
+
+
+class BackboneInfo(Record, frozen=True, kw_only=True):
+    """What identifies a backbone.
+
+    Attributes:
+        source: ``embedded``, a Hub id or a folder, as given.
+        revision: the Hub revision asked for, or None.
+        family: the transformers model type.
+        hidden_size: H.
+        layers: L.
+        parameters: elements of the encoder, its pooler included where it has one.
+        fingerprint: SHA-256 of config and weights as stored.
+        tokenizer_digest: SHA-256 of what decides the token ids.
+    """
+
+    source: str
+    revision: str | None = None
+    family: str
+    hidden_size: int
+    layers: int
+    parameters: int
+    fingerprint: str
+    tokenizer_digest: str
+
+
+class FileEntry(Record, frozen=True, kw_only=True):
+    """One file: its name beside the record, its size in bytes and its SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record, frozen=True, kw_only=True):
+    """All there is to know of one stored version without reading its tensors.
+
+    Attributes:
+        name: the adapter set's name.
+        created: UTC time, ISO 8601.
+        task: name of the task, or None for a set made by hand.
+        pair: whether a row has two texts; None when not known.
+        max_length: tokens a row is cut to.
+        adapter: None is a head without bottlenecks.
+        parameters: elements in both files.
+        scores: metric names and values on ``split`` of ``data``.
+        recipe, training, data, split: where the weights come from, None where not known.
+        library_versions: of the program that wrote it.
+        files: ``adapter.safetensors`` and ``head.safetensors``.
+        digest: SHA-256 of the manifest's own bytes with 64 zeros in this place; empty until stored.
+    """
+
+    format: int = STORE_FORMAT
+    name: str
+    created: str
+    task: str | None = None
+    pair: bool | None = None
+    max_length: int = 128
+    adapter: AdapterConfig | None
+    head: HeadConfig
+    parameters: int
+    main_metric: str | None = None
+    scores: dict[str, float] = {}
+    recipe: str | None = None
+    training: TrainingConfig | None = None
+    data: DataInfo | None = None
+    split: str | None = None
+    backbone: BackboneInfo
+    library_versions: dict[str, str] = {}
+    files: tuple[FileEntry, ...] = ()
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
+
+
+class StoreInfo(Record, frozen=True, kw_only=True):
+    """The content of ``store.json``: the format, and the backbone that every set in the store fits."""
+
+    format: int = STORE_FORMAT
+    backbone: BackboneInfo
+
+    def __post_init__(self) -> None:
+        require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
+
+
+class DataInfo(Record, frozen=True, kw_only=True):
+    """Which rows a run saw.
+
+    Attributes:
+        source: ``hub``, ``sample`` or the folder or file as given.
+        sample: True for the bundled sample, which is for trying the program out.
+        train_rows, reported_rows: how many rows were used.
+        train_available, reported_available: how many there were.
+        truncated_train, truncated_reported: rows cut to max_length.
+        fingerprint: SHA-256 over the rows used, in order.
+    """
+
+    source: str
+    sample: bool
+    train_rows: int
+    reported_rows: int
+    train_available: int
+    reported_available: int
+    truncated_train: int = 0
+    truncated_reported: int = 0
+    fingerprint: str
+
+
+class ParameterCounts(Record, frozen=True, kw_only=True):
+    """Elements: what trains, what is stored per task, the backbone, and backbone + stored."""
+
+    trainable: int
+    stored: int
+    backbone: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """Return trainable elements per hundred elements of the backbone (the trainable share)."""
+        return 100.0 * self.trainable / self.backbone
+
+
+class Hardware(Record, frozen=True, kw_only=True):
+    """The machine of a run; timings are compared only where it is the same."""
+
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    accelerator: str | None = None
+    system: str
+
+
+class RunRecord(Record, frozen=True, kw_only=True):
+    """One cell of a benchmark table: one method on one task with one seed.
+
+    Attributes:
+        status: ``finished``, or ``failed`` with ``error`` told (a diverged run is listed, never dropped).
+        settings: SHA-256 over everything that decides the scores; a finished cell is reused only if equal.
+        scores: on ``split``; empty when failed.
+        train_seconds, evaluate_seconds: wall time.
+        rows_per_second: training rows, all epochs counted, per second of training.
+        evaluate_rows_per_second: rows of the reported split per second.
+        peak_memory_bytes: largest resident set of the process, or the most memory allocated on the GPU.
+        stored_bytes: what this task adds on disk.
+        predictions: the per-row answers beside the record; they hold no text.
+    """
+
+    format: int = RUN_FORMAT
+    status: Literal["finished", "failed"] = "finished"
+    error: str | None = None
+    settings: str
+    task: str
+    method: str
+    seed: int
+    recipe: str
+    split: str
+    main_metric: str
+    scores: dict[str, float] = {}
+    parameters: ParameterCounts
+    stored_bytes: int
+    steps: int = 0
+    final_loss: float | None = None
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    rows_per_second: float = 0.0
+    evaluate_rows_per_second: float = 0.0
+    peak_memory_bytes: int = 0
+    data: DataInfo
+    backbone: BackboneInfo
+    adapter: AdapterConfig | None = None
+    head: HeadConfig | None = None
+    training: TrainingConfig | None = None
+    device: str
+    dtype: str
+    hardware: Hardware
+    library_versions: dict[str, str]
+    code: str
+    command: str
+    started: str
+    predictions: FileEntry | None = None
+
+    def __post_init__(self) -> None:
+        require(self.format == RUN_FORMAT, "format", f"format {RUN_FORMAT} (a newer program?)", self.format)
+
+
+class Reference(Record, frozen=True, kw_only=True):
+    """A name with at most one of a version and an alias: ``mrpc``, ``mrpc:3``, ``mrpc@best``."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Return the reference that ``text`` spells.
+
+        Raises:
+            InvalidNameError: the name or alias breaks the name rule.
+            ConfigError: the version is not a whole number from 1.
+        """
+        if "@" in text:
+            name, alias = text.split("@", 1)
+            return cls(name=check_name(name), alias=check_name(alias, "alias"))
+        name, colon, version = text.partition(":")
+        if not colon:
+            return cls(name=check_name(name))
+        good = version.isascii() and version.isdigit() and len(version) <= 6 and int(version) >= 1
+        require(good, f"reference '{text[:80]}'", "a version from 1 to 999999 after the colon", version[:80])
+        return cls(name=check_name(name), version=int(version))
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.name}@{self.alias}"
+        return self.name if self.version is None else f"{self.name}:{self.version}"
+
+
+def check_name(name: str, kind: str = "name") -> str:
+    """Return ``name`` if every door of the store may let it in.
+
+    Raises:
+        InvalidNameError: it breaks the rule of DESIGN.md, on this or any other operating system.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
+        raise InvalidNameError(name, kind)
+    return name
+
+
+def require(condition: bool, field: str, expected: str, found: object) -> None:
+    """Raise ConfigError unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(field, expected, found)
+
+
+def choose(value: str, options: tuple[str, ...], field: str) -> str:
+    """Return ``value`` if it is one of ``options``, else raise ConfigError with the closest one."""
+    if value not in options:
+        raise ConfigError(field, "one of " + ", ".join(options), value, closest(value, options))
+    return value
+
+
+def to_json(record: Record) -> bytes:
+    """Return the record as indented JSON with a final newline; equal records give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def from_json(kind: type[T], data: bytes) -> T:
+    """Return the record that ``data`` spells, refusing anything that is not exactly that record.
+
+    Raises:
+        ConfigError: not UTF-8, not JSON, a key twice, NaN, nested too deep, an unknown or missing key, a wrong type.
+    """
+    try:
+        plain = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
+        )
+    except UnicodeDecodeError as err:
+        raise ConfigError("the JSON text", "UTF-8", f"byte {data[err.start]:#04x} at {err.start}") from err
+    except RecursionError as err:
+        raise ConfigError("the JSON text", "shallow nesting", "nesting too deep") from err
+    except ConfigError:
+        raise
+    except ValueError as err:  # malformed, or an integer of thousands of digits
+        raise ConfigError("the JSON text", "valid JSON", str(err)) from err
+    return from_plain(kind, plain)
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """Return the record that dictionaries, lists and numbers spell (as read from JSON or TOML).
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, a value out of range.
+    """
+    try:
+        return msgspec.convert(plain, kind, strict=True)
+    except msgspec.ValidationError as err:
+        if isinstance(err.__cause__, ConfigError):
+            raise err.__cause__ from None
+        raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError("the JSON text", "every key once", twice)
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        _no_constant(text)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ConfigError("the JSON text", "finite numbers", name)

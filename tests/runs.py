@@ -1,0 +1,75 @@
+"""Run records for tests: real ones, with scores that are exact in binary."""
+
+from __future__ import annotations
+
+import msgspec
+
+from registry.schema import BackboneInfo, DataInfo, Hardware, ParameterCounts, RunRecord, TrainingConfig
+
+BACKBONE = 22_713_216
+SCORES = {"majority": 0.5, "head_only": 0.75, "houlsby": 0.875, "pfeiffer": 0.8125, "full_fine_tuning": 0.9375}
+TRAINABLE = {"majority": 0, "head_only": 770, "houlsby": 226_850, "full_fine_tuning": BACKBONE + 770}
+
+
+def make_record(task: str, method: str, seed: int = 0, **changes: object) -> RunRecord:
+    """Return the record of one cell; ``changes`` replace its fields."""
+    score = SCORES.get(method, 0.8) + seed / 64
+    trainable = TRAINABLE.get(method, 113_810)
+    record = RunRecord(
+        settings="0" * 64,
+        task=task,
+        method=method,
+        seed=seed,
+        recipe=method,
+        split="validation",
+        main_metric="f1_binary" if task == "mrpc" else "accuracy",
+        scores={"accuracy": score - 0.125, "f1_binary": score, "f1_weighted": score - 0.0625},
+        parameters=ParameterCounts(trainable=trainable, stored=trainable, backbone=BACKBONE, total=BACKBONE),
+        stored_bytes=4 * trainable,
+        train_seconds=10.0 + seed,
+        rows_per_second=100.0,
+        peak_memory_bytes=1000 + seed,
+        data=DataInfo(
+            source="hub",
+            sample=False,
+            train_rows=3668,
+            reported_rows=408,
+            train_available=3668,
+            reported_available=408,
+            truncated_train=12,
+            fingerprint=f"{task} data",
+        ),
+        backbone=BackboneInfo(
+            source="embedded",
+            family="bert",
+            hidden_size=384,
+            layers=6,
+            parameters=BACKBONE,
+            fingerprint="b" * 64,
+            tokenizer_digest="t" * 64,
+        ),
+        training=None if method == "majority" else TrainingConfig(seed=seed),
+        device="cpu",
+        dtype="float32",
+        hardware=Hardware(processor="a cpu", cores=2, threads=2, memory_bytes=16 * 10**9, system="Linux"),
+        library_versions={"torch": "2.13.0"},
+        code="0.1.0",
+        command="adapter-registry bench",
+        started="2026-01-01T00:00:00Z",
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def fail(record: RunRecord) -> RunRecord:
+    """Return the record as it would be had the run diverged."""
+    return msgspec.structs.replace(record, status="failed", error="training stopped at step 3: found nan", scores={})
+
+
+def from_sample(record: RunRecord) -> RunRecord:
+    """Return the record as it would be of the bundled sample."""
+    return msgspec.structs.replace(record, data=msgspec.structs.replace(record.data, source="sample", sample=True))
+
+
+def make_records() -> list[RunRecord]:
+    """Return two tasks, five methods, three seeds."""
+    return [make_record(task, method, seed) for task in ("sst2", "mrpc") for method in SCORES for seed in (0, 1, 2)]

@@ -1,0 +1,67 @@
+"""Tasks so easy and small that a whole training takes a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from registry.adapters import AdapterSet
+from registry.backbone import Backbone
+from registry.evaluation import LabelledRows
+from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
+from registry.training import TrainingResult, train
+
+ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
+HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
+TRAINING = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, max_length=16)
+FILLERS = ("the cat was", "a dull film", "one two red blue", "he left she went", "sun rain city road is small")
+
+
+def toy_rows(
+    backbone: Backbone, count: int = 40, seed: int = 0, words: tuple[str, ...] = ("bad", "good")
+) -> LabelledRows:
+    """Return rows of different lengths in which one word alone decides the label."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = tuple(row % len(words) for row in range(count))
+    picks = torch.randint(len(FILLERS), (count, 2), generator=generator).tolist()
+    texts = [f"{FILLERS[a]} {words[label]} {FILLERS[b]}" for (a, b), label in zip(picks, labels, strict=True)]
+    return LabelledRows(backbone.tokenize(texts, max_length=16), labels)
+
+
+def train_fresh(
+    backbone: Backbone, config: TrainingConfig = TRAINING, adapter: AdapterConfig | None = ADAPTER, **options: object
+) -> tuple[AdapterSet, TrainingResult]:
+    """Return a new set trained on the toy rows, and what came of it."""
+    fresh = backbone.new_adapter_set(adapter, HEAD, seed=config.seed)
+    return fresh, train(backbone.encoder, fresh, toy_rows(backbone), config, **options)  # type: ignore[arg-type]
+
+
+def same_weights(one: AdapterSet, other: AdapterSet) -> bool:
+    """Return whether two sets have the same tensors, bit for bit."""
+    left, right = one.state_dict(), other.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def randomise(adapter_set: AdapterSet, seed: int = 0, std: float = 0.2) -> AdapterSet:
+    """Return the set after its bottlenecks and head became random and its layer norms moved."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor.device) * std
+
+    with torch.no_grad():
+        for name, tensor in adapter_set.state_dict().items():
+            tensor.copy_(tensor + noise(tensor) if "layer_norms" in name else noise(tensor))
+    return adapter_set
+
+
+def stop_at(step: int, seen: list[int]) -> Callable[[], bool]:
+    """Return a ``should_stop`` that says so from the ``step``-th question on."""
+
+    def should_stop() -> bool:
+        seen.append(len(seen) + 1)
+        return len(seen) >= step
+
+    return should_stop
