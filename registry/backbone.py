@@ -14,29 +14,21 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from registry.adapters import Adapters, AdapterSet
 from registry.batching import Batch, TokenRows
-from registry.encoder import Encoder
+from registry.encoder import ACTIVATIONS, Encoder
 from registry.errors import (
     BackboneNotFoundError,
     ConfigError,
     DeviceError,
-    IntegrityError,
     UnsupportedBackboneError,
-    shorten,
 )
 from registry.families import FAMILIES
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, choose, require
 from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
+from registry.weights import Weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -90,9 +82,10 @@ class Backbone(nn.Module):
         precision = choose_dtype(dtype, place)
         folder = locate(source, revision, offline=offline, hub=hub)
         config = _read_supported_config(folder, source)
-        model, mark = _load_model(folder, source, config)
+        family = FAMILIES[config.model_type]
+        tensors = read_encoder_tensors(folder, source, family.prefix, family.parts)
         tokenizer = _load_tokenizer(folder, source)
-        encoder = Encoder(model, has_pooler=getattr(model, "pooler", None) is not None)
+        encoder = Encoder(Weights(tensors, folder), config)
         info = BackboneInfo(
             source=source,
             revision=revision,
@@ -100,7 +93,7 @@ class Backbone(nn.Module):
             hidden_size=encoder.hidden_size,
             layers=len(encoder.layers),
             parameters=encoder.parameter_count,
-            fingerprint=mark,
+            fingerprint=fingerprint(config, tensors),
             tokenizer_digest=tokenizer_digest(tokenizer),
         )
         return cls(encoder.to(place, precision), tokenizer, info)
@@ -220,34 +213,15 @@ def _read_supported_config(folder: Path, source: str) -> PretrainedConfig:
     if family not in FAMILIES:
         raise UnsupportedBackboneError(source, family, FAMILIES)
     config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if getattr(config, "position_embedding_type", "absolute") != "absolute" or getattr(config, "is_decoder", False):
-        raise UnsupportedBackboneError(source, f"{family} with relative positions or as a decoder", FAMILIES)
-    return config
-
-
-def _load_model(folder: Path, source: str, config: PretrainedConfig) -> tuple[PreTrainedModel, str]:
-    """Return the stock model with exactly the checkpoint's weights, and its fingerprint."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-    parts = frozenset(name for name, _ in model.named_children())
-    tensors = read_encoder_tensors(folder, source, model.base_model_prefix, parts)
-    mark = fingerprint(config, tensors)
-    if getattr(model, "pooler", None) is not None and not any(name.startswith("pooler.") for name in tensors):
-        model.register_module("pooler", None)
-    # Checkpoints from before 2020 call a norm's weight gamma and its bias beta.
-    state = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-        for name, tensor in tensors.items()
+    unusual = {
+        "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
+        "a decoder": getattr(config, "is_decoder", False),
+        "an unknown activation": getattr(config, FAMILIES[family].activation) not in ACTIVATIONS,
     }
-    missing = {name for name, _ in model.named_parameters()} - set(state)
-    if missing:
-        raise IntegrityError(folder, "encoder tensors", "all of the configuration's", f"without {shorten(missing)}")
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as err:
-        reason = " ".join(str(err).split())[:300]
-        raise IntegrityError(folder, "encoder tensors", "those of its configuration", reason) from err
-    return model, mark
+    for feature, found in unusual.items():
+        if found:
+            raise UnsupportedBackboneError(source, f"{family} with {feature}", FAMILIES)
+    return config
 
 
 def _load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:

@@ -1,4 +1,4 @@
-"""A transformer encoder over packed tokens, built from a stock transformers model's own weights.
+"""A transformer encoder over packed tokens, built from a transformers checkpoint's own weights.
 
 The forward is written in the order data flows and takes the adapters as an argument; there is no active-adapter
 state. Whether it is frozen is not its business: ``Backbone`` freezes one, full fine-tuning trains a copy.
@@ -8,37 +8,51 @@ Shapes: B rows, T tokens of a row, N tokens of all rows, H hidden size, L layers
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.activations import ACT2FN
+from transformers import PretrainedConfig
 
 from registry.adapters import Adapters, AdapterSet, NoAdapters
 from registry.attention import attend
 from registry.batching import Batch
-from registry.errors import ShapeMismatchError
 from registry.families import FAMILIES, Family
+from registry.weights import Weights
 
 NO_ADAPTERS = NoAdapters()
+
+# By the names of transformers' configurations; the same functions as its own.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+        "swish": F.silu,
+        "tanh": torch.tanh,
+    }
+)
 
 
 class Embeddings(nn.Module):
     """Word, position and token-type embeddings, summed and normalised."""
 
-    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+    def __init__(self, weights: Weights, family: Family, config: PretrainedConfig) -> None:
         super().__init__()
-        self.word = _part(model, family.word, nn.Embedding)
-        self.position = _part(model, family.position, nn.Embedding)
-        self.token_type = _part(model, family.token_type, nn.Embedding) if family.token_type else None
-        self.norm = _part(model, family.embedding_norm, nn.LayerNorm)
-        projected = family.projection is not None and hasattr(model, family.projection)
-        self.projection = _part(model, str(family.projection), nn.Linear) if projected else None
-        self.first_position = model.config.pad_token_id + 1 if family.positions_after_padding else 0
-        self.dropout = float(getattr(model.config, family.state_dropout))
+        projected = family.projection is not None and weights.has(family.projection)
+        width = config.embedding_size if projected else config.hidden_size
+        self.word = weights.embedding(family.word, width)
+        self.position = weights.embedding(family.position, width)
+        self.token_type = weights.embedding(family.token_type, width) if family.token_type else None
+        self.norm = weights.norm(family.embedding_norm, width, _norm_eps(config))
+        self.projection = weights.linear([str(family.projection)], width, config.hidden_size) if projected else None
+        self.first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
+        self.dropout = float(getattr(config, family.state_dropout))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the (N, H) states that enter the first layer."""
@@ -52,16 +66,18 @@ class Embeddings(nn.Module):
 class EncoderLayer(nn.Module):
     """One layer: attention and feed-forward, each followed by the seam where adapters join."""
 
-    def __init__(self, layer: nn.Module, family: Family, config: PretrainedConfig) -> None:
+    def __init__(self, weights: Weights, prefix: str, family: Family, config: PretrainedConfig) -> None:
         super().__init__()
-        self.qkv = _fuse([_part(layer, name, nn.Linear) for name in (family.query, family.key, family.value)])
-        self.attention_dense = _part(layer, family.attention_dense, nn.Linear)
-        self.attention_norm = _part(layer, family.attention_norm, nn.LayerNorm)
-        self.ffn_in = _part(layer, family.ffn_in, nn.Linear)
-        self.activation: Callable[[Tensor], Tensor] = ACT2FN[getattr(config, family.activation)]
-        self.ffn_out = _part(layer, family.ffn_out, nn.Linear)
-        self.ffn_norm = _part(layer, family.ffn_norm, nn.LayerNorm)
-        self.heads = config.num_attention_heads
+        h, inner, eps = config.hidden_size, intermediate_size(config), _norm_eps(config)
+        names = [prefix + name for name in (family.query, family.key, family.value)]
+        self.qkv = weights.linear(names, h, h)  # one product instead of three
+        self.attention_dense = weights.linear([prefix + family.attention_dense], h, h)
+        self.attention_norm = weights.norm(prefix + family.attention_norm, h, eps)
+        self.ffn_in = weights.linear([prefix + family.ffn_in], h, inner)
+        self.activation = ACTIVATIONS[getattr(config, family.activation)]
+        self.ffn_out = weights.linear([prefix + family.ffn_out], inner, h)
+        self.ffn_norm = weights.norm(prefix + family.ffn_norm, h, eps)
+        self.heads: int = config.num_attention_heads
         self.dropout = float(getattr(config, family.state_dropout))
         self.attention_dropout = float(getattr(config, family.attention_dropout))
 
@@ -78,20 +94,27 @@ class Encoder(nn.Module):
     """Embeddings, layers and (where the checkpoint has one) the pooler of one model.
 
     Args:
-        model: a base model of one of ``FAMILIES``; its modules are taken over, the model itself is done with.
-        has_pooler: whether the checkpoint held the pooler's weights.
+        weights: of the checkpoint's encoder; all of them must have a place here.
+        config: the checkpoint's, of one of ``FAMILIES``.
+
+    Raises:
+        IntegrityError: a tensor is missing, left over, or of another shape than the configuration says.
     """
 
-    def __init__(self, model: PreTrainedModel, *, has_pooler: bool) -> None:
+    def __init__(self, weights: Weights, config: PretrainedConfig) -> None:
         super().__init__()
-        config = model.config
         family = FAMILIES[config.model_type]
         self.config = config
         self.hidden_size: int = config.hidden_size
-        self.embeddings = Embeddings(model, family)
-        layers = _part(model, family.layers, nn.ModuleList)
-        self.layers = nn.ModuleList(EncoderLayer(layer, family, config) for layer in layers)
-        self.pooler = _part(model, family.pooler, nn.Linear) if has_pooler and family.pooler else None
+        self.embeddings = Embeddings(weights, family, config)
+        self.layers = nn.ModuleList(
+            EncoderLayer(weights, f"{family.layers}.{index}.", family, config)
+            for index in range(config.num_hidden_layers)
+        )
+        has_pooler = family.pooler is not None and weights.has(family.pooler)
+        h = self.hidden_size
+        self.pooler = weights.linear([str(family.pooler)], h, h) if has_pooler else None
+        weights.check_all_taken()
 
     @property
     def max_length(self) -> int:
@@ -142,19 +165,10 @@ class Encoder(nn.Module):
             adapter_set.adapter.start_norms(index, attention_norm, ffn_norm)
 
 
-Part = TypeVar("Part", bound=nn.Module)
+def intermediate_size(config: PretrainedConfig) -> int:
+    """Return the width inside the feed-forward part, under either of its names."""
+    return int(getattr(config, "intermediate_size", None) or config.hidden_dim)
 
 
-def _part(module: nn.Module, dotted: str, kind: type[Part]) -> Part:
-    found = module.get_submodule(dotted)
-    if not isinstance(found, kind):
-        raise ShapeMismatchError(dotted, kind.__name__, type(found).__name__)
-    return found
-
-
-def _fuse(linears: list[nn.Linear]) -> nn.Linear:
-    """Return one linear layer whose outputs are those of all, side by side: one product instead of three."""
-    fused = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears))
-    fused.weight = nn.Parameter(torch.cat([linear.weight.detach() for linear in linears]))
-    fused.bias = nn.Parameter(torch.cat([linear.bias.detach() for linear in linears]))
-    return fused
+def _norm_eps(config: PretrainedConfig) -> float:
+    return float(getattr(config, "layer_norm_eps", 1e-12))  # DistilBERT's is fixed at this value

@@ -16,6 +16,7 @@ class Family:
     """Names of one family's modules, dotted, and configuration fields; None where it has no such part.
 
     Attributes:
+        prefix: what a task model's checkpoint puts before the names of the base model.
         layers: the list of layers, from the base model.
         word, position, token_type, embedding_norm: the embeddings, from the base model.
         projection: embedding size to H, where they differ.
@@ -26,6 +27,7 @@ class Family:
         activation, state_dropout, attention_dropout: names of fields of the configuration.
     """
 
+    prefix: str = "bert"
     layers: str = "encoder.layer"
     word: str = "embeddings.word_embeddings"
     position: str = "embeddings.position_embeddings"
@@ -46,11 +48,18 @@ class Family:
     state_dropout: str = "hidden_dropout_prob"
     attention_dropout: str = "attention_probs_dropout_prob"
 
+    @property
+    def parts(self) -> frozenset[str]:
+        """Return the top-level modules of the encoder; other tensors (language-model heads) are none of ours."""
+        names = (self.word, self.layers, self.projection, self.pooler)
+        return frozenset(name.split(".")[0] for name in names if name is not None)
+
 
 BERT = Family()
-ROBERTA = replace(BERT, positions_after_padding=True)
-ELECTRA = replace(BERT, projection="embeddings_project", pooler=None)
+ROBERTA = replace(BERT, prefix="roberta", positions_after_padding=True)
+ELECTRA = replace(BERT, prefix="electra", projection="embeddings_project", pooler=None)
 DISTILBERT = Family(
+    prefix="distilbert",
     layers="transformer.layer",
     token_type=None,
     query="attention.q_lin",

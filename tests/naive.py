@@ -1,0 +1,119 @@
+"""The independent reference of the adapters: a stock padded transformers model, changed by forward hooks.
+
+Written from the formulas of DESIGN.md with plain matrix products; it shares nothing with the package but the names
+under which a set's tensors are saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from registry.adapters import AdapterSet
+from registry.schema import AdapterConfig
+
+Function = Callable[[Tensor], Tensor]
+
+BERT_PATHS = {
+    "layer": "encoder.layer.{}",
+    "attention_dense": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "ffn_in": "intermediate.dense",
+    "ffn_dense": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+}
+PATHS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "bert": BERT_PATHS,
+        "roberta": BERT_PATHS,
+        "distilbert": {
+            "layer": "transformer.layer.{}",
+            "attention_dense": "attention.out_lin",
+            "attention_norm": "sa_layer_norm",
+            "ffn_in": "ffn.lin1",
+            "ffn_dense": "ffn.lin2",
+            "ffn_norm": "output_layer_norm",
+        },
+    }
+)
+ACTIVATIONS: Mapping[str, Function] = MappingProxyType(
+    {
+        "relu": lambda x: x * (x > 0),
+        "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+        "silu": lambda x: x / (1 + torch.exp(-x)),
+        "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
+    }
+)
+
+
+def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedModel:
+    """Return a copy of the stock model that computes what ``adapter_set`` should make of it."""
+    changed = copy.deepcopy(model)
+    config = adapter_set.adapter_config
+    assert config is not None
+    tensors = {name.removeprefix("adapter."): tensor for name, tensor in adapter_set.state_dict().items()}
+    paths = PATHS[model.config.model_type]
+    for layer in config.layers if config.layers is not None else range(adapter_set.layers):
+        block = changed.get_submodule(paths["layer"].format(layer))
+        for place in ("attention", "ffn"):
+            _hook(block, place, paths, config, _Parts(tensors, f"{layer}_{place}", config, block, paths))
+    return changed
+
+
+class _Parts:
+    """One seam's bottleneck and layer norm as plain functions."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        key: str,
+        config: AdapterConfig,
+        block: nn.Module,
+        paths: Mapping[str, str],
+    ) -> None:
+        self.tensors, self.key = tensors, key
+        self.activation = ACTIVATIONS[config.activation]
+        self.stock_norm = block.get_submodule(paths[f"{key.split('_')[1]}_norm"])
+        self.has_bottleneck = f"bottlenecks.{key}.down.weight" in tensors
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Return up(act(down(x)))."""
+        down, down_bias, up, up_bias = (
+            self.tensors[f"bottlenecks.{self.key}.{name}"] for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+        )
+        return self.activation(x @ down.T + down_bias) @ up.T + up_bias
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the layer norm with the task's weights where it has some, else the backbone's."""
+        own = f"layer_norms.{self.key}"
+        weight = self.tensors.get(f"{own}.weight", self.stock_norm.weight)
+        bias = self.tensors.get(f"{own}.bias", self.stock_norm.bias)
+        centred = x - x.mean(-1, keepdim=True)
+        spread = (centred**2).mean(-1, keepdim=True)
+        return centred / torch.sqrt(spread + self.stock_norm.eps) * weight + bias
+
+
+def _hook(block: nn.Module, place: str, paths: Mapping[str, str], config: AdapterConfig, parts: _Parts) -> None:
+    """Put the formulas of one seam on the stock modules around it."""
+    before: list[Tensor] = []  # the residual of the feed-forward part, for ``parallel``
+    placement = config.placement if parts.has_bottleneck else "plain"
+    formulas: Mapping[str, Function] = {
+        "plain": parts.norm,
+        "houlsby": parts.norm,
+        "after_layer": lambda total: parts.norm(total) + parts.bottleneck(parts.norm(total)),
+        "pfeiffer": lambda total: parts.norm(total + parts.bottleneck(parts.norm(total))),
+        "parallel": lambda total: parts.norm(total + config.scale * parts.bottleneck(before.pop())),
+    }
+    norm = block.get_submodule(paths[f"{place}_norm"])
+    norm.register_forward_hook(lambda module, inputs, output: formulas[placement](inputs[0]))
+    if placement == "parallel":
+        block.get_submodule(paths["ffn_in"]).register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+    if placement == "houlsby":
+        dense = block.get_submodule(paths[f"{place}_dense"])
+        dense.register_forward_hook(lambda module, inputs, output: output + parts.bottleneck(output))
