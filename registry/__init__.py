@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from registry.mixing import MixedAdapters
     from registry.predictor import Prediction, Predictor, Request
     from registry.recipes import Recipe, read_recipe
+    from registry.references import Reference
     from registry.registry import Registry
-    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, RunRecord, TrainingConfig
+    from registry.schema import (
+        AdapterConfig,
+        HeadConfig,
+        Manifest,
+        RunRecord,
+        TrainingConfig,
+    )
     from registry.tasks import TaskSpec, find_task
     from registry.training import train
 
@@ -38,7 +45,7 @@ _HOMES = {
     "Prediction": "predictor",
     "Predictor": "predictor",
     "Recipe": "recipes",
-    "Reference": "schema",
+    "Reference": "references",
     "Registry": "registry",
     "RegistryError": "errors",
     "Request": "predictor",

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.errors import ShapeMismatchError
-from registry.schema import AdapterConfig, HeadConfig, require
+from registry.schema import AdapterConfig, HeadConfig
+from registry.validation import require
 
 Place = Literal["attention", "ffn"]
 Norm = Callable[[Tensor], Tensor]

@@ -26,8 +26,9 @@ from registry.errors import (
     UnsupportedBackboneError,
 )
 from registry.families import FAMILIES
-from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, choose, require
+from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
 from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
+from registry.validation import choose, require
 from registry.weights import Weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -128,15 +129,18 @@ class Backbone(nn.Module):
         Safe to call from many threads at once.
 
         Raises:
-            ConfigError: ``max_length`` is more than the position embeddings allow.
+            ConfigError: ``max_length`` is more than the position embeddings allow, or less than the special tokens.
         """
         longest = self.encoder.max_length
         require(max_length <= longest, "max_length", f"at most {longest} tokens for this backbone", max_length)
+        marks = self.tokenizer.backend_tokenizer.num_special_tokens_to_add(pairs is not None)
+        require(max_length >= marks, "max_length", f"at least the {marks} special tokens of a row", max_length)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self._cutting_tokenizer(max_length).encode_batch(inputs)
+        typed = self.encoder.token_types > 1 and "token_type_ids" in self.tokenizer.model_input_names
         return TokenRows(
             [encoding.ids for encoding in encodings],
-            [encoding.type_ids for encoding in encodings],
+            [encoding.type_ids if typed else [0] * len(encoding.ids) for encoding in encodings],
             truncated_rows=frozenset(row for row, encoding in enumerate(encodings) if encoding.overflowing),
         )
 
@@ -146,7 +150,7 @@ class Backbone(nn.Module):
             if max_length not in self._cutting:
                 cutting = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
                 cutting.no_padding()
-                cutting.enable_truncation(max_length)
+                cutting.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
                 self._cutting[max_length] = cutting
             return self._cutting[max_length]
 

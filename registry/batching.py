@@ -143,7 +143,7 @@ def shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: 
     Rows are shuffled, cut into pools of 50 batches, sorted by length inside each pool and cut into batches,
     which are then shuffled: about 1 % more tokens than full sorting, and every epoch another mix.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
     pool = 50 * batch_size
     batches: list[list[int]] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from registry import files
@@ -30,7 +31,9 @@ from registry.manifests import (
     read_tensor_file,
     seal,
 )
-from registry.schema import BackboneInfo, FileEntry, Manifest, Reference, StoreInfo, check_name, require, to_json
+from registry.references import Reference, check_name
+from registry.schema import BackboneInfo, FileEntry, Manifest, StoreInfo
+from registry.validation import require, to_json
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
@@ -133,8 +136,7 @@ class Catalog:
         if reference.alias is not None:
             version = self._read_alias(name, reference.alias)
         versions = self.versions(name)  # after the alias, which may point to a version of this moment
-        if version is None:
-            version = versions[-1]
+        version = versions[-1] if version is None else version
         if version not in versions:
             raise AdapterNotFoundError(f"{name}:{version}", [f"{name}:{known}" for known in versions], self.root)
         return name, version
@@ -304,11 +306,9 @@ class Catalog:
 
     def _rename_onto_free(self, stage: Path, versions: Path, first: int) -> int:
         for number in range(first, _LAST_VERSION + 1):
-            try:
+            with suppress(FileExistsError):
                 files.rename_folder(stage, versions / f"{number:06d}")
-            except FileExistsError:
-                continue
-            return number
+                return number
         raise ConfigError("version", f"a free number up to {_LAST_VERSION}", _LAST_VERSION + 1)
 
     def _discard(self, folder: Path, reference: str) -> None:

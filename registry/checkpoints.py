@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from registry.errors import CheckpointError, ConfigError, StoreWriteError
-from registry.schema import Record, from_json, to_json
+from registry.validation import Record, from_json, to_json
 
 
 @dataclass(frozen=True)

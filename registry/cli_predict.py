@@ -13,7 +13,7 @@ import click
 from registry.cli_options import DATA_OPTIONS, choose_tasks, with_options
 from registry.cli_settings import Settings, json_option, note, print_json
 from registry.errors import RequestError
-from registry.schema import Reference
+from registry.references import Reference
 
 if TYPE_CHECKING:
     from registry.predictor import Prediction, Request

@@ -19,7 +19,7 @@ from registry.cli_options import (
 from registry.cli_settings import Settings, json_option, note, print_json
 from registry.errors import ConfigError
 from registry.recipes import Recipe, read_recipe
-from registry.schema import check_name
+from registry.references import check_name
 
 if TYPE_CHECKING:
     from registry.fitting import Fitted

@@ -18,9 +18,9 @@ from registry.errors import ConfigError, DataError, closest, shorten
 from registry.hub import fetch_from_hub
 from registry.metrics import check_metrics, default_metrics
 from registry.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
-from registry.schema import require
 from registry.tables import EXTENSIONS, Table, read_table, table_from_arrow
 from registry.tasks import BUILT_IN, HubSource, TaskSpec
+from registry.validation import require
 
 HUB = "hub"
 SAMPLE = "sample"

@@ -122,6 +122,12 @@ class Encoder(nn.Module):
         return int(self.embeddings.position.num_embeddings) - self.embeddings.first_position
 
     @property
+    def token_types(self) -> int:
+        """Return how many token types the embeddings know; 1 where they have none."""
+        table = self.embeddings.token_type
+        return 1 if table is None else table.num_embeddings
+
+    @property
     def parameter_count(self) -> int:
         """Return the number of elements, the pooler's included."""
         return sum(parameter.numel() for parameter in self.parameters())

@@ -56,6 +56,11 @@ def shorten(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(ordered[:most]) + rest
 
 
+def _digits(mark: str) -> str:
+    """Return the first 12 digits of a SHA-256, and anything else as it is."""
+    return mark[:12] if len(mark) == 64 else mark
+
+
 class RegistryError(Exception):
     """Anything this package refuses or fails to do, told in one line."""
 
@@ -280,7 +285,7 @@ class BackboneMismatchError(CompatibilityError):
     def __init__(self, what: str, part: str, expected: str, found: str, hint: str = "") -> None:
         self.what, self.part, self.expected, self.found = what, part, expected, found
         hint = hint or "use the store of that backbone, or train the set again on this one"
-        super().__init__(f"cannot use {what}: it was made for {part} {expected[:12]}, this one is {found[:12]}; {hint}")
+        super().__init__(f"cannot use {what}: it was made for {part} {_digits(expected)}, this one is {_digits(found)}; {hint}")
 
 
 class ShapeMismatchError(CompatibilityError):
@@ -296,12 +301,12 @@ class TrainingError(RegistryError):
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite; the weights are those of the step before."""
+    """The loss or its gradient became NaN or infinite; the weights are those of the step before."""
 
-    def __init__(self, step: int, value: float, learning_rate: float) -> None:
+    def __init__(self, step: int, value: float, learning_rate: float, what: str = "loss") -> None:
         self.step, self.value, self.learning_rate = step, value, learning_rate
         super().__init__(
-            f"training stopped at step {step}: expected a finite loss, found {value} at learning rate "
+            f"training stopped at step {step}: expected a finite {what}, found {value} at learning rate "
             f"{learning_rate:.2e}; the weights before this step are kept, try a lower --learning-rate"
         )
 

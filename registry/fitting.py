@@ -31,13 +31,14 @@ from registry.schema import (
     HeadConfig,
     ParameterCounts,
     Placement,
-    Record,
     TrainingConfig,
-    to_json,
 )
 from registry.stopwatch import Stopwatch
 from registry.store import stored_bytes
 from registry.training import StepReport, TrainingResult, train
+from registry.validation import Record, to_json
+
+FLOAT32_BYTES = 4
 
 
 class Plan(Record, frozen=True, kw_only=True):
@@ -168,12 +169,8 @@ def fit(
     if plan.training is None or plan.head is None:
         return _majority(data, backbone)
     stopwatch = Stopwatch(backbone.device)
-    tokens = [_tokenize(rows, plan.training, backbone) for rows in (data.train, data.reported)]
-    learned, held_out = tokens[0], None
-    if plan.training.holds_out:
-        stratify = plan.head.problem_type == "classification"
-        parts = hold_out(data.train, plan.training.held_out, plan.training.seed, stratify)
-        learned, held_out = (_tokenize(rows, plan.training, backbone) for rows in parts)
+    learned, held_out, truncated = _training_rows(plan.training, plan.head, data, backbone)
+    asked = _tokenize(data.reported, plan.training, backbone)
     adapter_set = backbone.new_adapter_set(plan.adapter, plan.head, seed=plan.training.seed)
     encoder = backbone.unfrozen_copy() if plan.unfreezes else backbone.encoder
     autocast = backbone.dtype if plan.unfreezes and backbone.dtype != torch.float32 else None
@@ -190,28 +187,40 @@ def fit(
             should_stop=should_stop,
         )
     with stopwatch.lap():
-        probabilities = answer_rows(encoder, adapter_set.eval(), tokens[1].tokens, autocast)
+        probabilities = answer_rows(encoder, adapter_set.eval(), asked.tokens, autocast)
     whole = encoder.parameter_count if plan.unfreezes else 0
-    parameters = ParameterCounts(
-        trainable=whole + adapter_set.trainable_count,
-        stored=whole + adapter_set.stored_count,
-        backbone=backbone.info.parameters,
-        total=backbone.info.parameters + adapter_set.stored_count,
-    )
     return Fitted(
         adapter_set=adapter_set,
         storable=not plan.unfreezes,
         probabilities=probabilities,
         scores=score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics),
         result=result,
-        parameters=parameters,
-        stored_bytes=stored_bytes(adapter_set) + 4 * whole,
-        truncated_train=tokens[0].tokens.truncated,
-        truncated_reported=tokens[1].tokens.truncated,
+        parameters=_count(backbone, whole + adapter_set.trainable_count, whole + adapter_set.stored_count, whole),
+        stored_bytes=stored_bytes(adapter_set) + FLOAT32_BYTES * whole,
+        truncated_train=truncated,
+        truncated_reported=asked.tokens.truncated,
         train_seconds=stopwatch.laps[0],
         evaluate_seconds=stopwatch.laps[1],
         peak_memory_bytes=stopwatch.peak_memory(),
     )
+
+
+def _training_rows(
+    training: TrainingConfig, head: HeadConfig, data: TaskData, backbone: Backbone
+) -> tuple[LabelledRows, LabelledRows | None, int]:
+    """Return the rows to learn from, those held out where the training asks for some, and how many were cut."""
+    if not training.holds_out:
+        learned = _tokenize(data.train, training, backbone)
+        return learned, None, learned.tokens.truncated
+    parts = hold_out(data.train, training.held_out, training.seed, head.problem_type == "classification")
+    learned, held_out = (_tokenize(rows, training, backbone) for rows in parts)
+    return learned, held_out, learned.tokens.truncated + held_out.tokens.truncated
+
+
+def _count(backbone: Backbone, trainable: int = 0, stored: int = 0, replaced: int = 0) -> ParameterCounts:
+    """Return the counts of a method that stores ``stored`` elements, ``replaced`` of them in the backbone's place."""
+    whole = backbone.info.parameters
+    return ParameterCounts(trainable=trainable, stored=stored, backbone=whole, total=whole + stored - replaced)
 
 
 def _tokenize(rows: Rows, training: TrainingConfig, backbone: Backbone) -> LabelledRows:
@@ -233,9 +242,7 @@ def _majority(data: TaskData, backbone: Backbone) -> Fitted:
         probabilities=probabilities,
         scores=score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics),
         result=None,
-        parameters=ParameterCounts(
-            trainable=0, stored=0, backbone=backbone.info.parameters, total=backbone.info.parameters
-        ),
+        parameters=_count(backbone),
         stored_bytes=0,
         truncated_train=0,
         truncated_reported=0,

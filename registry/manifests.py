@@ -15,7 +15,8 @@ import msgspec
 
 from registry import files
 from registry.errors import BackboneMismatchError, ConfigError, IntegrityError, ManifestError
-from registry.schema import BackboneInfo, FileEntry, Manifest, Record, StoreInfo, from_json, require, to_json
+from registry.schema import BackboneInfo, FileEntry, Manifest, StoreInfo
+from registry.validation import Record, from_json, require, to_json
 
 ADAPTER_FILE = "adapter.safetensors"
 HEAD_FILE = "head.safetensors"

@@ -15,8 +15,9 @@ import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
 from registry.errors import ShapeMismatchError
-from registry.schema import ProblemType, choose, require
+from registry.schema import ProblemType
 from registry.tasks import METRICS
+from registry.validation import choose, require
 
 THRESHOLD = 0.5
 

@@ -22,11 +22,9 @@ from registry.schema import (
     Placement,
     Pooling,
     ProblemType,
-    Record,
     TrainingConfig,
-    from_plain,
-    require,
 )
+from registry.validation import Record, from_plain, require
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from registry.errors import ConfigError, RunError
-from registry.schema import FileEntry, RunRecord, check_name, from_json, require, to_json
+from registry.references import check_name
+from registry.schema import FileEntry, RunRecord
+from registry.validation import from_json, require, to_json
 
 _RUN_AGAIN = "delete the record, and bench runs that cell again"
 _COLUMNS = ["row", "label", "probabilities"]

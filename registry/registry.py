@@ -16,7 +16,8 @@ from registry.catalog import Catalog
 from registry.errors import AdapterNotFoundError, ConfigError, RegistryError
 from registry.manifests import check_backbone
 from registry.provenance import library_versions
-from registry.schema import DataInfo, Manifest, Reference, TrainingConfig
+from registry.references import Reference
+from registry.schema import DataInfo, Manifest, TrainingConfig
 from registry.store import load_set, save_set
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Registry:
             training=training,
             data=data,
             split=split,
+            dtype=str(self.backbone.dtype).removeprefix("torch."),
             backbone=self.backbone.info,
             library_versions=library_versions(),
         )

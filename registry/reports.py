@@ -33,7 +33,8 @@ from registry.documents import (
 from registry.frames import long_table, missing_baselines, runs_table, summary_table, task_names, total_table
 from registry.plots import score_against_parameters
 from registry.records import replace_file
-from registry.schema import RunRecord, choose
+from registry.schema import RunRecord
+from registry.validation import choose
 
 __all__ = [
     "FORMATS",

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry.errors import DataError, closest, shorten
-from registry.schema import require
 from registry.tables import Table
 from registry.tasks import TaskSpec
+from registry.validation import require
 
 _WHOLE_NUMBER = re.compile(r"-?[0-9]+")
 _SEPARATOR = "|"

@@ -22,8 +22,9 @@ from registry.fitting import Fitted, Plan, fit, make_plan
 from registry.provenance import code_version, command_line, hardware, library_versions
 from registry.recipes import Recipe
 from registry.records import Predictions, read_record, record_path, write_record
+from registry.references import Reference
 from registry.registry import Registry
-from registry.schema import DataInfo, ParameterCounts, Reference, RunRecord
+from registry.schema import DataInfo, ParameterCounts, RunRecord
 from registry.training import StepReport
 
 

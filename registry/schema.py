@@ -1,19 +1,14 @@
-"""The nouns: small frozen records, validated when made, and their strict JSON form.
+"""The nouns: small frozen records, validated when they are made; the page to read first.
 
-Everything here is plain data; this file knows nothing of torch, files or the network. Records are msgspec
-structs: unknown keys, missing keys and wrong types are refused with the path of the field.
+Everything here is plain data; this file knows nothing of torch, files or the network.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import Literal, get_args
 
-import msgspec
-
-from registry.errors import ConfigError, InvalidNameError, closest
+from registry.references import check_name
+from registry.validation import Record, require
 
 Placement = Literal["after_layer", "houlsby", "pfeiffer", "parallel"]
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -26,16 +21,6 @@ PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BASELINES: tuple[str, ...] = get_args(Baseline)
 STORE_FORMAT = 1
 RUN_FORMAT = 1
-
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
-_RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store keeps beside its names
-
-T = TypeVar("T")
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen noun; subclasses only add fields and checks."""
 
 
 class AdapterConfig(Record, frozen=True, kw_only=True):
@@ -200,6 +185,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         parameters: elements in both files.
         scores: metric names and values on ``split`` of ``data``.
         recipe, training, data, split: where the weights come from, None where not known.
+        dtype: of the backbone in training and scoring; the set itself is float32.
         library_versions: of the program that wrote it.
         files: ``adapter.safetensors`` and ``head.safetensors``.
         digest: SHA-256 of the manifest's own bytes with 64 zeros in this place; empty until stored.
@@ -220,6 +206,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     training: TrainingConfig | None = None
     data: DataInfo | None = None
     split: str | None = None
+    dtype: str | None = None
     backbone: BackboneInfo
     library_versions: dict[str, str] = {}
     files: tuple[FileEntry, ...] = ()
@@ -339,118 +326,3 @@ class RunRecord(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require(self.format == RUN_FORMAT, "format", f"format {RUN_FORMAT} (a newer program?)", self.format)
-
-
-class Reference(Record, frozen=True, kw_only=True):
-    """A name with at most one of a version and an alias: ``mrpc``, ``mrpc:3``, ``mrpc@best``."""
-
-    name: str
-    version: int | None = None
-    alias: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Reference:
-        """Return the reference that ``text`` spells.
-
-        Raises:
-            InvalidNameError: the name or alias breaks the name rule.
-            ConfigError: the version is not a whole number from 1.
-        """
-        if "@" in text:
-            name, alias = text.split("@", 1)
-            return cls(name=check_name(name), alias=check_name(alias, "alias"))
-        name, colon, version = text.partition(":")
-        if not colon:
-            return cls(name=check_name(name))
-        good = version.isascii() and version.isdigit() and len(version) <= 6 and int(version) >= 1
-        require(good, f"reference '{text[:80]}'", "a version from 1 to 999999 after the colon", version[:80])
-        return cls(name=check_name(name), version=int(version))
-
-    def __str__(self) -> str:
-        if self.alias is not None:
-            return f"{self.name}@{self.alias}"
-        return self.name if self.version is None else f"{self.name}:{self.version}"
-
-
-def check_name(name: str, kind: str = "name") -> str:
-    """Return ``name`` if every door of the store may let it in.
-
-    Raises:
-        InvalidNameError: it breaks the rule of DESIGN.md, on this or any other operating system.
-    """
-    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
-        raise InvalidNameError(name, kind)
-    return name
-
-
-def require(condition: bool, field: str, expected: str, found: object) -> None:
-    """Raise ConfigError unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(field, expected, found)
-
-
-def choose(value: str, options: tuple[str, ...], field: str) -> str:
-    """Return ``value`` if it is one of ``options``, else raise ConfigError with the closest one."""
-    if value not in options:
-        raise ConfigError(field, "one of " + ", ".join(options), value, closest(value, options))
-    return value
-
-
-def to_json(record: Record) -> bytes:
-    """Return the record as indented JSON with a final newline; equal records give equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
-
-
-def from_json(kind: type[T], data: bytes) -> T:
-    """Return the record that ``data`` spells, refusing anything that is not exactly that record.
-
-    Raises:
-        ConfigError: not UTF-8, not JSON, a key twice, NaN, nested too deep, an unknown or missing key, a wrong type.
-    """
-    try:
-        plain = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
-        )
-    except UnicodeDecodeError as err:
-        raise ConfigError("the JSON text", "UTF-8", f"byte {data[err.start]:#04x} at {err.start}") from err
-    except RecursionError as err:
-        raise ConfigError("the JSON text", "shallow nesting", "nesting too deep") from err
-    except ConfigError:
-        raise
-    except ValueError as err:  # malformed, or an integer of thousands of digits
-        raise ConfigError("the JSON text", "valid JSON", str(err)) from err
-    return from_plain(kind, plain)
-
-
-def from_plain(kind: type[T], plain: Any) -> T:
-    """Return the record that dictionaries, lists and numbers spell (as read from JSON or TOML).
-
-    Raises:
-        ConfigError: an unknown or missing key, a wrong type, a value out of range.
-    """
-    try:
-        return msgspec.convert(plain, kind, strict=True)
-    except msgspec.ValidationError as err:
-        if isinstance(err.__cause__, ConfigError):
-            raise err.__cause__ from None
-        raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError("the JSON text", "every key once", twice)
-    return found
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        _no_constant(text)
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ConfigError("the JSON text", "finite numbers", name)

@@ -20,7 +20,8 @@ from registry.adapters import AdapterSet
 from registry.catalog import Catalog
 from registry.errors import ConfigError, IntegrityError, ManifestError, shorten
 from registry.manifests import ADAPTER_FILE, HEAD_FILE, check_backbone
-from registry.schema import BackboneInfo, Manifest, require
+from registry.schema import BackboneInfo, Manifest
+from registry.validation import require
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header
 TENSOR_LIMIT = 4096  # tensors of one file

@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from registry.errors import ConfigError, DataError, UnknownTaskError, closest, shorten
-from registry.schema import ProblemType, Record, check_name, choose, from_plain, require
+from registry.references import check_name
+from registry.schema import ProblemType
+from registry.validation import Record, choose, from_plain, require
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -21,8 +21,10 @@ from registry.checkpoints import Checkpoint, Snapshot
 from registry.encoder import Encoder
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.evaluation import LabelledRows, answer_rows, label_tensor, logits_of, loss_of
-from registry.metrics import score
+from registry.metrics import check_metrics, score
 from registry.schema import TrainingConfig
+from registry.tasks import METRICS
+from registry.validation import require
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ def train(
         should_stop: asked after every step; True writes a checkpoint and raises.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite.
+        ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
+        NonFiniteLossError: the loss or its gradient became NaN or infinite.
         TrainingInterrupted: ``should_stop`` said so.
         CheckpointError: the state there was made by other settings or is damaged.
     """
@@ -132,6 +135,10 @@ class TrainingRun:
     ) -> None:
         if config.holds_out and held_out is None:
             raise ConfigError("held_out", "rows for evaluate_every", None)
+        head = adapter_set.head_config
+        self.metric = config.select_best or METRICS[head.problem_type][0]
+        check_metrics(head.problem_type, len(head.label_names), (self.metric,))
+        require(self.metric != "mse", "select_best", "a metric of which more is better", self.metric)
         self.encoder, self.adapter_set, self.rows, self.config = encoder, adapter_set, rows, config
         self.held_out, self.autocast_dtype = held_out, autocast_dtype
         self.device = encoder.embeddings.word.weight.device
@@ -146,6 +153,11 @@ class TrainingRun:
         self.best_state: list[Tensor] | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
 
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Return whether the scores did not get better for as long as the configuration waits."""
+        return self.config.patience is not None and self.since_best >= self.config.patience
+
     def loop(
         self,
         checkpoint: Checkpoint | None,
@@ -154,7 +166,7 @@ class TrainingRun:
     ) -> int:
         """Take all remaining steps and return the number of rows seen."""
         rows_seen = 0
-        while self.step < self.steps:
+        while self.step < self.steps and not self.is_out_of_patience:
             epoch, first = divmod(self.step, self.steps_per_epoch)
             batches = shuffled_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
             for indices in batches[first:]:
@@ -167,7 +179,7 @@ class TrainingRun:
                 if observe is not None:
                     observe(StepReport(self.step, self.steps, loss, len(indices), rate, scores))
                 self.write_if_due(checkpoint, should_stop)
-                if self.config.patience is not None and self.since_best >= self.config.patience:
+                if self.is_out_of_patience:
                     return rows_seen
         return rows_seen
 
@@ -184,8 +196,11 @@ class TrainingRun:
             raise NonFiniteLossError(self.step + 1, value, rate)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not math.isfinite(float(norm)):
+            raise NonFiniteLossError(self.step + 1, float(norm), rate, "gradient norm")
         if self.config.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -198,13 +213,12 @@ class TrainingRun:
         every = self.config.evaluate_every
         if every is None or self.held_out is None or (self.step % every != 0 and self.step != self.steps):
             return {}
-        metric = self.config.select_best or "accuracy"
         probabilities = answer_rows(self.encoder, self.adapter_set, self.held_out.tokens, self.autocast_dtype)
-        scores = score(self.adapter_set.head_config.problem_type, self.held_out.labels, probabilities, (metric,))
+        scores = score(self.adapter_set.head_config.problem_type, self.held_out.labels, probabilities, (self.metric,))
         self.history.append((self.step, scores))
         self.since_best += 1
-        if scores[metric] > self.best_score:
-            self.best_step, self.best_score, self.since_best = self.step, scores[metric], 0
+        if scores[self.metric] > self.best_score:
+            self.best_step, self.best_score, self.since_best = self.step, scores[self.metric], 0
             self.best_state = [tensor.detach().clone() for tensor in self.parameters]
         return scores
 

@@ -85,7 +85,8 @@ class _Parts:
     def bottleneck(self, x: Tensor) -> Tensor:
         """Return up(act(down(x)))."""
         down, down_bias, up, up_bias = (
-            self.tensors[f"bottlenecks.{self.key}.{name}"] for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+            self.tensors[f"bottlenecks.{self.key}.{name}"]
+            for name in ("down.weight", "down.bias", "up.weight", "up.bias")
         )
         return self.activation(x @ down.T + down_bias) @ up.T + up_bias
 

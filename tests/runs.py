@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from registry.schema import BackboneInfo, DataInfo, Hardware, ParameterCounts, RunRecord, TrainingConfig
+from registry.schema import (
+    BackboneInfo,
+    DataInfo,
+    Hardware,
+    ParameterCounts,
+    RunRecord,
+    TrainingConfig,
+)
 
 BACKBONE = 22_713_216
 SCORES = {"majority": 0.5, "head_only": 0.75, "houlsby": 0.875, "pfeiffer": 0.8125, "full_fine_tuning": 0.9375}

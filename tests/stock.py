@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from registry.adapters import Adapters
 from registry.batching import Batch, TokenRows
 from registry.encoder import Encoder
+from registry.weights import Weights
 
 LENGTHS = (7, 3, 64, 12, 3, 29, 12, 1)
 
@@ -47,7 +48,7 @@ def stock_states(model: PreTrainedModel, rows: TokenRows) -> list[Tensor]:
 
 def encoder_of(model: PreTrainedModel) -> Encoder:
     """Return our encoder made of the model's own weights, as it answers."""
-    return Encoder(model, has_pooler=True).eval()
+    return Encoder(Weights(model.state_dict(), type(model).__name__), model.config).eval()
 
 
 @torch.no_grad()
@@ -59,11 +60,11 @@ def our_states(encoder: Encoder, rows: TokenRows, adapters: Adapters | None = No
 
 def unpack(hidden: Tensor, batch: Batch) -> list[Tensor]:
     """Return the (T, H) states of each row in the caller's order, on the CPU in float32."""
-    packed = torch.split(hidden.float().cpu(), batch.lengths.tolist())
+    packed = torch.split(hidden.detach().float().cpu(), batch.lengths.tolist())
     return [states for _, states in sorted(zip(batch.order.tolist(), packed, strict=True), key=lambda pair: pair[0])]
 
 
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Return the largest absolute difference of any state of any row."""
     pairs = zip(expected, actual, strict=True)
-    return max(float((a.float().cpu() - b.float().cpu()).abs().max()) for a, b in pairs)
+    return max(float((a.detach().float().cpu() - b.detach().float().cpu()).abs().max()) for a, b in pairs)

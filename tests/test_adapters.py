@@ -38,9 +38,7 @@ def test_placement_equals_the_hooked_stock_model(
 ) -> None:
     """Each placement is its formula, in every family, for some layers only and with the task's own layer norms."""
     model = tiny_model(family)
-    config = AdapterConfig(
-        placement=placement, reduction_factor=4, layers=layers, layer_norms=layer_norms, scale=2.5
-    )
+    config = AdapterConfig(placement=placement, reduction_factor=4, layers=layers, layer_norms=layer_norms, scale=2.5)
     encoder, rows = encoder_of(model), random_rows()
     adapter_set = random_set(encoder, config)
     expected = stock_states(hooked_model(model, adapter_set), rows)
@@ -105,7 +103,7 @@ def test_bert_base_with_adapters_and_head_has_110_378_306_parameters() -> None:
     """bert-base-uncased, its pooler, twelve bottlenecks of 48 and a head of two classes add up."""
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model("bert", vocab_size=30522))
-        encoder = Encoder(model, has_pooler=True)
+        encoder = encoder_of(model)
         adapter_set = AdapterSet(768, 12, AdapterConfig(reduction_factor=16), HEAD)
     assert 109_482_240 == encoder.parameter_count
     assert 110_378_306 == encoder.parameter_count + adapter_set.trainable_count

@@ -54,7 +54,7 @@ def test_groups_and_segments_cover_every_token_once(lengths_and_sets: list[tuple
     for segment in batch.segments:
         assert (first_row, first_token) == (segment.rows.start, segment.tokens.start)
         first_row, first_token = segment.rows.stop, segment.tokens.stop
-        own = [row for row in batch.order.tolist()[segment.rows]]
+        own = batch.order.tolist()[segment.rows]
         assert {segment.adapter_index} == {sets[row] for row in own}
         assert sum(lengths[row] for row in own) == segment.tokens.stop - segment.tokens.start
     assert (len(lengths), sum(lengths)) == (first_row, first_token)
@@ -102,6 +102,7 @@ def test_shuffled_batches_follow_seed_and_epoch() -> None:
     assert batches == shuffled_batches(lengths, 16, seed=1, epoch=0)
     assert batches != shuffled_batches(lengths, 16, seed=1, epoch=1)
     assert batches != shuffled_batches(lengths, 16, seed=2, epoch=0)
+    assert shuffled_batches(lengths, 16, seed=2**63 - 1, epoch=0) != shuffled_batches(lengths, 16, seed=0, epoch=0)
 
 
 def test_shuffled_batches_put_similar_lengths_together() -> None:

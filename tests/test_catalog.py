@@ -21,7 +21,9 @@ from registry.errors import (
     NotAStoreError,
     VersionInUseError,
 )
-from registry.schema import Manifest, Reference, from_json, to_json
+from registry.references import Reference
+from registry.schema import Manifest
+from registry.validation import from_json, to_json
 from tests.stored import CONTENTS, INFO, commit, new_manifest, run_python, tree
 
 
@@ -141,8 +143,8 @@ def test_version_files_are_pinned(catalog: Catalog) -> None:
     assert {"versions/000001"} == {str(Path(name).parent) for name in files}
     plain = json.loads(files["versions/000001/manifest.json"])
     assert (
-        "adapter backbone created data digest files format head library_versions main_metric max_length name pair "
-        "parameters recipe scores split task training"
+        "adapter backbone created data digest dtype files format head library_versions main_metric max_length name "
+        "pair parameters recipe scores split task training"
     ) == " ".join(plain)
     assert [
         {"bytes": 19, "path": "adapter.safetensors", "sha256": plain["files"][0]["sha256"]},

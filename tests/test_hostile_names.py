@@ -11,7 +11,8 @@ import pytest
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
 from registry.errors import ConfigError, IntegrityError, ManifestError, StoreError
-from registry.schema import FileEntry, Reference
+from registry.references import Reference
+from registry.schema import FileEntry
 from registry.store import load_set, save_set
 from tests.stored import ADAPTER, HEAD, INFO, commit, new_manifest, tree
 

@@ -22,8 +22,9 @@ from registry.errors import (
     ShapeMismatchError,
 )
 from registry.provenance import library_versions
+from registry.references import Reference
 from registry.registry import Problem, Registry
-from registry.schema import Reference, TrainingConfig
+from registry.schema import TrainingConfig
 from tests.stored import ADAPTER, HEAD
 from tests.tiny import save_tiny_checkpoint
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from registry.errors import ConfigError, DataError, InvalidNameError, UnknownTaskError
-from registry.schema import from_json, to_json
 from registry.tasks import (
     BUILT_IN,
     HubSource,
@@ -19,6 +18,7 @@ from registry.tasks import (
     replace_split,
     task_from_file,
 )
+from registry.validation import from_json, to_json
 
 
 def write(path: Path, text: str) -> Path:

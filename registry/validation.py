@@ -1,0 +1,94 @@
+"""How every noun is checked: the record base and the strict JSON form.
+
+Records are msgspec structs: unknown keys, missing keys and wrong types are refused with the path of the field. This
+file knows nothing of what the nouns are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from registry.errors import ConfigError, closest
+
+T = TypeVar("T")
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen noun; subclasses only add fields and checks."""
+
+
+def require(condition: bool, field: str, expected: str, found: object) -> None:
+    """Raise ConfigError unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(field, expected, found)
+
+
+def choose(value: str, options: tuple[str, ...], field: str) -> str:
+    """Return ``value`` if it is one of ``options``, else raise ConfigError with the closest one."""
+    if value not in options:
+        raise ConfigError(field, "one of " + ", ".join(options), value, closest(value, options))
+    return value
+
+
+def to_json(record: Record) -> bytes:
+    """Return the record as indented JSON with a final newline; equal records give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
+
+
+def from_json(kind: type[T], data: bytes) -> T:
+    """Return the record that ``data`` spells, refusing anything that is not exactly that record.
+
+    Raises:
+        ConfigError: not UTF-8, not JSON, a key twice, NaN, nested too deep, an unknown or missing key, a wrong type.
+    """
+    try:
+        plain = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
+        )
+    except UnicodeDecodeError as err:
+        raise ConfigError("the JSON text", "UTF-8", f"byte {data[err.start]:#04x} at {err.start}") from err
+    except RecursionError as err:
+        raise ConfigError("the JSON text", "shallow nesting", "nesting too deep") from err
+    except ConfigError:
+        raise
+    except ValueError as err:  # malformed, or an integer of thousands of digits
+        raise ConfigError("the JSON text", "valid JSON", str(err)) from err
+    return from_plain(kind, plain)
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """Return the record that dictionaries, lists and numbers spell (as read from JSON or TOML).
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong type, a value out of range.
+    """
+    try:
+        return msgspec.convert(plain, kind, strict=True)
+    except msgspec.ValidationError as err:
+        if isinstance(err.__cause__, ConfigError):
+            raise err.__cause__ from None
+        raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError("the JSON text", "every key once", twice)
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        _no_constant(text)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ConfigError("the JSON text", "finite numbers", name)
