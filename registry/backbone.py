@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
@@ -23,6 +24,7 @@ from registry.errors import (
     BackboneNotFoundError,
     ConfigError,
     DeviceError,
+    IntegrityError,
     UnsupportedBackboneError,
 )
 from registry.families import FAMILIES
@@ -216,7 +218,7 @@ def _read_supported_config(folder: Path, source: str) -> PretrainedConfig:
     family = str(read_config(folder, source).get("model_type", "unknown"))
     if family not in FAMILIES:
         raise UnsupportedBackboneError(source, family, FAMILIES)
-    config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _read_config(folder, source)
     unusual = {
         "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
         "a decoder": getattr(config, "is_decoder", False),
@@ -228,10 +230,28 @@ def _read_supported_config(folder: Path, source: str) -> PretrainedConfig:
     return config
 
 
+def _read_config(folder: Path, source: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, OSError, ValueError, TypeError) as err:
+        raise IntegrityError(folder / "config.json", "content", "a valid configuration", _one_line(err)) from err
+    size, heads = config.hidden_size, config.num_attention_heads
+    if heads < 1 or size % heads:
+        raise IntegrityError(folder / "config.json", "attention heads", f"a divisor of the hidden size {size}", heads)
+    return config
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:200]
+
+
 def _load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
+    # Without a vocabulary transformers would make up a tokenizer that knows no word.
+    if not [path for pattern in ("tokenizer.json", "vocab*", "*.model") for path in folder.glob(pattern)]:
+        raise BackboneNotFoundError(source, "tokenizer files", "none")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as err:
+    except (OSError, ValueError, ImportError, LookupError) as err:
         raise BackboneNotFoundError(source, "tokenizer files", "none that can be read") from err
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise BackboneNotFoundError(source, "a fast tokenizer", type(tokenizer).__name__)

@@ -5,6 +5,7 @@ One safetensors file, replaced whole: tensors by name, and everything else as JS
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ class Checkpoint:
                 os.fsync(file.fileno())
             os.replace(staged, self.path)
         except OSError as err:
-            staged.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # whatever stopped the write may stop this too
+                staged.unlink()
             raise StoreWriteError(self.path.parent, "write a checkpoint", err.strerror or str(err)) from err
 
     def read(self) -> Snapshot | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from registry.cli_options import DATA_OPTIONS, TRAINING_OPTIONS, choose_tasks, training_choices, with_options
-from registry.cli_settings import Settings, json_option, note, print_json
+from registry.cli_settings import Settings, json_option, make_console, note, print_json
 from registry.errors import ConfigError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
 from registry.schema import BASELINES, PLACEMENTS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 FORMATS = "csv, json, markdown, latex, html"
+MOST_SEEDS = 1_000
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -56,6 +57,8 @@ def bench(
     recipe = read_recipe(options["recipe"])
     if options["keep"] is not None and options["keep"] not in chosen:
         raise ConfigError("--keep", f"one of the methods {', '.join(chosen)}", options["keep"])
+    if options["keep"] in ("majority", "full_fine_tuning"):
+        raise ConfigError("--keep", "a method that leaves an adapter set", options["keep"])
     from registry.data import load_task
 
     loaded = [
@@ -103,6 +106,8 @@ def _run_task(
                 keep_in=keep,
             )
         note(f"{cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
+        if keep is not None and data.spec.name not in keep:
+            note(f"{cell}: nothing to keep; its weights are gone, so delete its record to run it again")
 
 
 def _outcome(record: RunRecord) -> str:
@@ -118,27 +123,25 @@ def _outcome(record: RunRecord) -> str:
 @click.pass_obj
 def report(settings: Settings, folder: Path, formats: tuple[str, ...], as_json: bool) -> None:
     """Make the tables again from the run records in FOLDER."""
+    import pandas
+
     from registry.frames import summary_table
     from registry.records import read_records
 
     if as_json:
-        table = summary_table(read_records(folder))
-        print_json([{key: value for key, value in row.items() if value == value} for row in table.to_dict("records")])
+        rows = summary_table(read_records(folder)).to_dict("records")
+        print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
         _write(folder, formats or ("csv", "json", "markdown", "latex", "html"))
 
 
 def _write(folder: Path, formats: tuple[str, ...]) -> None:
-    from rich.console import Console
-
     from registry.records import read_records
     from registry.reports import render_terminal, write_report
 
     records = read_records(folder)
     paths = write_report(folder, records, formats)
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(render_terminal(records))
+    make_console(100).print(render_terminal(records))
     note("wrote " + ", ".join(str(path) for path in paths))
 
 
@@ -161,10 +164,14 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        ends = [first, last if dash else first]
+        if not all(end.isascii() and end.isdigit() and len(end) <= 18 for end in ends):
             raise ConfigError("--seeds", "numbers such as 0,1,2 or 0-4", text)
-        seeds += range(int(first), int(last if dash else first) + 1)
-    if not seeds or len(set(seeds)) != len(seeds):
+        chosen = range(int(ends[0]), int(ends[1]) + 1)
+        if not 1 <= len(chosen) <= MOST_SEEDS:
+            raise ConfigError("--seeds", f"rising ranges of at most {MOST_SEEDS} seeds", text)
+        seeds += chosen
+    if len(set(seeds)) != len(seeds):
         raise ConfigError("--seeds", "distinct numbers such as 0,1,2 or 0-4", text)
     return seeds
 

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -39,11 +39,11 @@ def predict(settings: Settings, reference: str, text: str | None, pair: str | No
     from registry.predictor import Predictor, Request
 
     if reference == "-" and text is None:
-        chunks = _chunks(sys.stdin, None)
+        chunks = _chunks(sys.stdin.buffer, None)
         as_json = True
     elif text == "-":
         Reference.parse(reference)
-        chunks = _chunks(sys.stdin, reference)
+        chunks = _chunks(sys.stdin.buffer, reference)
         as_json = True
     else:
         Reference.parse(reference)
@@ -57,7 +57,7 @@ def predict(settings: Settings, reference: str, text: str | None, pair: str | No
             _print_answer(answer, as_json)
 
 
-def _chunks(stream: TextIO, reference: str | None) -> Iterator[list[Request]]:
+def _chunks(stream: BinaryIO, reference: str | None) -> Iterator[list[Request]]:
     from registry.predictor import Request
 
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
@@ -69,11 +69,13 @@ def _chunks(stream: TextIO, reference: str | None) -> Iterator[list[Request]]:
         yield requests
 
 
-def _parse_row(number: int, line: str, reference: str | None) -> dict[str, Any]:
+def _parse_row(number: int, line: bytes, reference: str | None) -> dict[str, Any]:
     attempted = f"answer line {number} of standard input"
     expected = 'an object such as {"adapter": "sst2", "text": "dull"}'
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as err:
+        raise RequestError(attempted, "UTF-8", f"byte {line[err.start]:#04x}") from err
     except (ValueError, RecursionError) as err:
         raise RequestError(attempted, expected, "no JSON") from err
     if not isinstance(row, dict):
@@ -104,10 +106,15 @@ def _print_answer(answer: Prediction, as_json: bool) -> None:
         print_json(content)
         return
     shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-    label = answer.label if isinstance(answer.label, str) else answer.label or "none"
-    click.echo(f"{label}  " + "  ".join(f"{name} {share:.3f}" for name, share in shares))
+    click.echo(f"{_readable(answer.label)}  " + "  ".join(f"{name} {share:.3f}" for name, share in shares))
     if answer.truncated:
         note("the text was cut to the longest length this set was trained for")
+
+
+def _readable(label: str | tuple[str, ...] | float) -> str:
+    if isinstance(label, tuple):
+        return ", ".join(label) or "none"
+    return label if isinstance(label, str) else f"{label:.3f}"
 
 
 @click.command()

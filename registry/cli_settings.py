@@ -14,6 +14,8 @@ import click
 from registry.errors import BackboneMismatchError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from registry.backbone import Backbone
     from registry.catalog import Catalog
     from registry.registry import Registry
@@ -86,6 +88,15 @@ def print_json(content: Any) -> None:
     """Print data for programs on stdout, one line per record when it is a list."""
     for record in content if isinstance(content, list) else [content]:
         click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def make_console(width: int) -> Console:
+    """Return a console on stdout of at least ``width`` columns; NO_COLOR takes bold letters away too."""
+    from rich.console import Console
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console.width = max(console.width, width)
+    return console
 
 
 def is_terminal() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import msgspec
 
-from registry.cli_settings import Settings, json_option, note, print_json
+from registry.cli_settings import Settings, json_option, make_console, note, print_json
 from registry.errors import IntegrityError, RegistryError
 from registry.schema import Manifest
 
@@ -39,7 +39,6 @@ def list_sets(settings: Settings, as_json: bool) -> None:
     if not rows:
         note(f"store {settings.store} for '{catalog.info.backbone.source}' is empty")
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -57,9 +56,7 @@ def list_sets(settings: Settings, as_json: bool) -> None:
             _score(manifest),
             _data(manifest),
         )
-    console = Console()
-    console.width = max(console.width, 120)
-    console.print(table)
+    make_console(120).print(table)
 
 
 @click.command()

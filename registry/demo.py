@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from registry.cli_settings import Settings, note
+from registry.cli_settings import Settings, make_console, note
 from registry.data import load_task
 from registry.errors import ConfigError
 from registry.predictor import Predictor
@@ -57,9 +56,7 @@ def run_demo(settings: Settings, folder: Path) -> None:
                 )
     records = read_records(folder / "reports")
     paths = write_report(folder / "reports", records)
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(render_terminal(records))
+    make_console(100).print(render_terminal(records))
     _answer_mixed(Predictor(registry.backbone, registry))
     unchanged = "unchanged" if registry.backbone.memory_digest() == mark else "CHANGED"
     click.echo(f"backbone after three trainings: {unchanged}")

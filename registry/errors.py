@@ -153,11 +153,11 @@ class BackboneUnavailableError(BackboneError):
 
     exit_code = 6
 
-    def __init__(self, source: str, reason: str) -> None:
+    def __init__(self, source: str, reason: str, hint: str = "") -> None:
         self.source = source
         super().__init__(
             f"cannot load backbone '{source}': {reason}, and it is not cached; "
-            "use --backbone embedded or a local folder"
+            f"use --backbone embedded or a local folder{hint}"
         )
 
 
@@ -285,7 +285,9 @@ class BackboneMismatchError(CompatibilityError):
     def __init__(self, what: str, part: str, expected: str, found: str, hint: str = "") -> None:
         self.what, self.part, self.expected, self.found = what, part, expected, found
         hint = hint or "use the store of that backbone, or train the set again on this one"
-        super().__init__(f"cannot use {what}: it was made for {part} {_digits(expected)}, this one is {_digits(found)}; {hint}")
+        super().__init__(
+            f"cannot use {what}: it was made for {part} {_digits(expected)}, this one is {_digits(found)}; {hint}"
+        )
 
 
 class ShapeMismatchError(CompatibilityError):

@@ -1,7 +1,8 @@
 """A recipe names every choice of a training: bottlenecks, head, optimisation, by task and by method.
 
 Recipes are TOML files; those in ``registry/recipes`` ship with the package. Command-line options override a recipe,
-a recipe's ``[method.*]`` tables override its ``[task.*]`` tables, and those override ``[training]``.
+a recipe's ``[method.*]`` tables override its ``[task.*]`` tables, and those override ``[training]``; the most special
+are ``[method.*.task.*]``.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Recipe(Record, frozen=True, kw_only=True):
         backbone: what the recipe was made for; it runs on any.
         adapter, head, training: the choices.
         task: fields of ``training`` that differ by task.
-        method: fields of ``training`` that differ by method of a benchmark.
+        method: fields of ``training`` that differ by method of a benchmark, and its own ``task`` tables.
     """
 
     name: str
@@ -108,7 +109,9 @@ class Recipe(Record, frozen=True, kw_only=True):
 
     def training_for(self, task: str, method: str | None = None, **overrides: Any) -> TrainingConfig:
         """Return the training configuration for a task and a method, with ``overrides`` that are not None."""
-        chosen = {**self.task.get(task, {}), **(self.method.get(method, {}) if method else {})}
+        by_method = dict(self.method.get(method or "", {}))
+        by_both = by_method.pop("task", {}).get(task, {})
+        chosen = {**self.task.get(task, {}), **by_method, **by_both}
         training: TrainingConfig = replace_fields(self.training, {**chosen, **overrides})
         return training
 
@@ -154,6 +157,7 @@ def read_recipe(name: str) -> Recipe:
     except (OSError, ValueError) as err:
         raise ConfigError(f"recipe {path.name}", "TOML text in UTF-8", str(err)) from err
     recipe: Recipe = from_plain(Recipe, {"name": path.stem, **plain})
-    for table in (*recipe.task.values(), *recipe.method.values()):
-        replace_fields(recipe.training, table)  # a wrong field shows now, not in the middle of a benchmark
+    for method in ("", *recipe.method):  # a wrong field shows now, not in the middle of a benchmark
+        for task in ("", *recipe.task, *recipe.method.get(method, {}).get("task", {})):
+            recipe.training_for(task, method)
     return recipe

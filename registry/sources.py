@@ -117,7 +117,7 @@ def _hub_folder(source: str, revision: str | None, offline: bool, hub: Hub) -> P
         raise BackboneNotFoundError(source, "a public model on the Hub", found, closest(source, KNOWN)) from err
     except (LocalEntryNotFoundError, HttpError, OSError, ValueError) as err:
         hint = "" if source in KNOWN else closest(source, KNOWN)
-        raise BackboneUnavailableError(source, (reason or "the Hub stopped answering") + hint) from err
+        raise BackboneUnavailableError(source, reason or "the Hub stopped answering", hint) from err
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def read_config(folder: Path, source: str) -> dict[str, Any]:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise BackboneNotFoundError(source, "a readable config.json", type(err).__name__) from err
     if not isinstance(config, dict):
         raise BackboneNotFoundError(source, "an object in config.json", type(config).__name__)
