@@ -64,15 +64,25 @@ for _command in (demo, init, train, bench, report, list_sets, show, predict, eva
     cli.add_command(_command)
 
 
+def _show(err: click.ClickException) -> None:
+    """Tell in one line what was wrong with the arguments; where there were none, the help is the answer."""
+    message = err.format_message().rstrip(".")
+    if "\n" in message:
+        err.show()
+        return
+    path = err.ctx.command_path if isinstance(err, click.UsageError) and err.ctx else "adapter-registry"
+    click.echo(f"adapter-registry: {message}; see '{path} --help'", err=True)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with the code that tells what happened."""
     try:
-        code = cli.main(args=arguments, standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="adapter-registry", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as err:
         code = err.exit_code
     except click.ClickException as err:
-        err.show()
+        _show(err)
         code = err.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped; what was finished is kept", err=True)

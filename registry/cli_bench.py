@@ -60,6 +60,7 @@ def bench(
     if options["keep"] in ("majority", "full_fine_tuning"):
         raise ConfigError("--keep", "a method that leaves an adapter set", options["keep"])
     from registry.data import load_task
+    from registry.registry import Registry
 
     loaded = [
         load_task(
@@ -71,10 +72,11 @@ def bench(
         )
         for spec in specs
     ]
-    registry = None
     if options["keep"] is not None:
-        registry = settings.open_or_create_registry(options["backbone"], "embedded")
-    backbone = registry.backbone if registry else settings.load_backbone(_source(settings, options["backbone"]))
+        backbone = settings.load_store_backbone(options["backbone"], "embedded")
+        registry = Registry.create(settings.store, backbone)
+    else:
+        backbone, registry = settings.load_backbone(_source(settings, options["backbone"])), None
     for data in loaded:
         _run_task(backbone, data, chosen, seed_list, recipe, options, registry)
     _write(options["out"], ("csv", "json", "markdown", "latex", "html"))
@@ -106,7 +108,7 @@ def _run_task(
                 keep_in=keep,
             )
         note(f"{cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
-        if keep is not None and data.spec.name not in keep:
+        if keep is not None and not is_new and data.spec.name not in keep:
             note(f"{cell}: nothing to keep; its weights are gone, so delete its record to run it again")
 
 

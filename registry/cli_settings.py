@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,21 +61,19 @@ class Settings:
         info = self.open_catalog().info.backbone
         return Registry(self.store, self.load_backbone(info.source, info.revision))
 
-    def open_or_create_registry(self, backbone: str | None, fallback: str) -> Registry:
-        """Return the registry of the store, made for ``backbone`` (else ``fallback``) where there is none.
+    def load_store_backbone(self, backbone: str | None, fallback: str) -> Backbone:
+        """Return the backbone of the store, or ``backbone`` (else ``fallback``) where a store is still to be made.
 
         Raises:
             BackboneMismatchError: the store is there and belongs to another backbone than the one named.
         """
-        from registry.registry import Registry
-
         if not self.has_store():
-            return Registry.create(self.store, self.load_backbone(backbone or fallback))
-        source = self.open_catalog().info.backbone.source
-        if backbone is not None and backbone != source:
-            hint = f"it belongs to '{source}'; leave --backbone out, or name another --store"
-            raise BackboneMismatchError(f"store {self.store}", "backbone", source, backbone, hint)
-        return self.open_registry()
+            return self.load_backbone(backbone or fallback)
+        info = self.open_catalog().info.backbone
+        if backbone is not None and backbone != info.source:
+            hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
+            raise BackboneMismatchError(f"store {self.store}", "backbone", info.source, backbone, hint)
+        return self.load_backbone(info.source, info.revision)
 
 
 def note(text: str) -> None:
@@ -97,11 +94,6 @@ def make_console(width: int) -> Console:
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     console.width = max(console.width, width)
     return console
-
-
-def is_terminal() -> bool:
-    """Return whether progress can be drawn."""
-    return sys.stderr.isatty()
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")

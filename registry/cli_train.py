@@ -22,9 +22,10 @@ from registry.recipes import Recipe, read_recipe
 from registry.references import check_name
 
 if TYPE_CHECKING:
-    from registry.fitting import Fitted
+    from registry.backbone import Backbone
+    from registry.data import TaskData
+    from registry.fitting import Fitted, Plan
     from registry.registry import Registry
-    from registry.tasks import TaskSpec
 
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
@@ -61,28 +62,29 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
         if len(specs) > 1:
             raise ConfigError("--name", "one task", f"{len(specs)} tasks")
     recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
-    registry = settings.open_or_create_registry(options["backbone"], recipe.backbone)
-    for spec in specs:
-        _train_one(settings, registry, spec, recipe, options, as_json)
-
-
-def _train_one(
-    settings: Settings, registry: Registry, spec: TaskSpec, recipe: Recipe, options: dict[str, Any], as_json: bool
-) -> None:
-    from registry.checkpoints import Checkpoint
     from registry.data import load_task
-    from registry.fitting import fit, make_plan
-    from registry.interruption import stop_between_steps
-    from registry.progress import TrainingProgress
-    from registry.runner import save_fitted
+    from registry.registry import Registry
 
-    data = load_task(
-        spec,
-        options["data"],
-        offline=settings.offline,
-        limit=options["limit"],
-        limit_reported=options["limit_reported"],
-    )
+    loaded = [
+        load_task(
+            spec,
+            options["data"],
+            offline=settings.offline,
+            limit=options["limit"],
+            limit_reported=options["limit_reported"],
+        )
+        for spec in specs
+    ]
+    backbone = settings.load_store_backbone(options["backbone"], recipe.backbone)
+    plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
+    registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
+    for data, plan in zip(loaded, plans, strict=True):
+        _train_one(settings, registry, data, plan, options, as_json)
+
+
+def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    from registry.fitting import make_plan
+
     overrides = training_choices(options)
     if options["early_stopping"]:
         overrides.update(
@@ -90,9 +92,20 @@ def _train_one(
             select_best=data.spec.main_metric,
             evaluate_every=recipe.training.evaluate_every or EVALUATION_STEPS,
         )
-    plan = make_plan("recipe", data, registry.backbone, options["seed"], recipe, **overrides)
+    return make_plan("recipe", data, backbone, options["seed"], recipe, **overrides)
+
+
+def _train_one(
+    settings: Settings, registry: Registry, data: TaskData, plan: Plan, options: dict[str, Any], as_json: bool
+) -> None:
+    from registry.checkpoints import Checkpoint
+    from registry.fitting import fit
+    from registry.interruption import stop_between_steps
+    from registry.progress import TrainingProgress
+    from registry.runner import save_fitted
+
     name = options["name"] or data.spec.name
-    note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {recipe.name}")
+    note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
     checkpoint = Checkpoint(
         path=settings.store / CHECKPOINTS / f"{name}.safetensors",
         settings=plan.digest(registry.backbone, data),

@@ -112,7 +112,8 @@ class Recipe(Record, frozen=True, kw_only=True):
         by_method = dict(self.method.get(method or "", {}))
         by_both = by_method.pop("task", {}).get(task, {})
         chosen = {**self.task.get(task, {}), **by_method, **by_both}
-        training: TrainingConfig = replace_fields(self.training, {**chosen, **overrides})
+        given = {name: value for name, value in overrides.items() if value is not None}
+        training: TrainingConfig = replace_fields(self.training, {**chosen, **given})
         return training
 
     def with_choices(self, adapter: Mapping[str, Any], head: Mapping[str, Any]) -> Recipe:
