@@ -133,8 +133,7 @@ class Backbone(nn.Module):
         Raises:
             ConfigError: ``max_length`` is more than the position embeddings allow, or less than the special tokens.
         """
-        longest = self.encoder.max_length
-        require(max_length <= longest, "max_length", f"at most {longest} tokens for this backbone", max_length)
+        self.check_max_length(max_length)
         marks = self.tokenizer.backend_tokenizer.num_special_tokens_to_add(pairs is not None)
         require(max_length >= marks, "max_length", f"at least the {marks} special tokens of a row", max_length)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -172,6 +171,11 @@ class Backbone(nn.Module):
         if head.pooling == "pooler" and self.encoder.pooler is None:
             hint = f"; the checkpoint of {self.info.source} has no pooler"
             raise ConfigError("pooling", "cls or mean", "pooler", hint)
+
+    def check_max_length(self, max_length: int) -> None:
+        """Raise ConfigError if rows of ``max_length`` tokens are longer than the position embeddings allow."""
+        longest = self.encoder.max_length
+        require(max_length <= longest, "max_length", f"at most {longest} tokens for this backbone", max_length)
 
     def unfrozen_copy(self) -> Encoder:
         """Return a separate float32 copy of the encoder whose every weight trains (for full fine-tuning)."""

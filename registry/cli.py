@@ -39,6 +39,13 @@ class Commands(click.Group):
             raise click.UsageError(f"no command '{name}'{hint}", ctx)
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has gone away, such as ``head``, is a good end, where click would exit with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as err:
+            raise click.exceptions.Exit(0) from err
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(

@@ -147,6 +147,9 @@ def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: An
             f"labels {', '.join(manifest.head.label_names)}",
             ", ".join(data.spec.label_names or ()),
         )
+    if manifest.pair not in (None, data.spec.pair):
+        texts = ("one text per row", "two") if data.spec.pair else ("two texts per row", "one")
+        raise RequestError(f"score '{reference}' on task '{data.spec.name}'", *texts)
     tokens = registry.backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
     answers = answer_rows(registry.backbone.encoder, adapter_set, tokens)
     scores = score(data.spec.problem_type, data.reported.labels, answers, data.spec.metrics)

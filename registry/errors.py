@@ -155,10 +155,8 @@ class BackboneUnavailableError(BackboneError):
 
     def __init__(self, source: str, reason: str, hint: str = "") -> None:
         self.source = source
-        super().__init__(
-            f"cannot load backbone '{source}': {reason}, and it is not cached; "
-            f"use --backbone embedded or a local folder{hint}"
-        )
+        way_on = f"use --backbone embedded or a local folder{hint}"
+        super().__init__(f"cannot load backbone '{source}': {reason}, and it is not cached; {way_on}")
 
 
 class UnsupportedBackboneError(BackboneError):

@@ -36,7 +36,7 @@ from registry.schema import (
 from registry.stopwatch import Stopwatch
 from registry.store import stored_bytes
 from registry.training import StepReport, TrainingResult, train
-from registry.validation import Record, to_json
+from registry.validation import Record, require, to_json
 
 FLOAT32_BYTES = 4
 
@@ -140,13 +140,18 @@ def make_plan(
     head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type)
     if method in BASELINES:
         head = msgspec.structs.replace(head, trained=True)
+    training = base.training_for(data.spec.name, kind, **{**overrides, "seed": seed})
     backbone.check_pooling(head)
+    backbone.check_max_length(training.max_length)
+    if adapter is not None and adapter.layers is not None:
+        last = backbone.info.layers - 1
+        require(adapter.layers[-1] <= last, "layers", f"indices from 0 to {last}", adapter.layers)
     return Plan(
         method=method if method != "recipe" else base.adapter.placement,
         recipe=base.name,
         adapter=adapter,
         head=head,
-        training=base.training_for(data.spec.name, kind, **{**overrides, "seed": seed}),
+        training=training,
         unfreezes=method == "full_fine_tuning",
     )
 

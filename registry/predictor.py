@@ -6,9 +6,11 @@ is part of every question, so threads cannot disturb each other.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,9 +53,10 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class _Resident:
-    """A stored set in memory."""
+    """A stored set in memory; ``stamp`` tells it from another that took its version's place."""
 
     reference: str
+    stamp: tuple[int, int]
     manifest: Manifest
     adapter_set: AdapterSet
 
@@ -149,13 +152,25 @@ class Predictor:
         return TokenRows(input_ids, type_ids), truncated
 
     def _load(self, reference: str) -> _Resident:
-        key = self.registry.catalog.resolve(reference)
+        name, version = self.registry.catalog.resolve(reference)
+        stamp = _stamp(self.registry.catalog.folder(name, version))
         with self._loading:
-            if key not in self._resident:
-                exact = f"{key[0]}:{key[1]}"
+            resident = self._resident.get((name, version))
+            if resident is None or resident.stamp != stamp:
+                exact = f"{name}:{version}"
                 manifest, adapter_set = self.registry.manifest(exact), self.registry.load(exact)
-                self._resident[key] = _Resident(exact, manifest, adapter_set.requires_grad_(False))
-            return self._resident[key]
+                resident = _Resident(exact, stamp, manifest, adapter_set.requires_grad_(False))
+                self._resident[name, version] = resident
+            return resident
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Return what changes when a name is removed and saved again, as its versions then count from 1 anew."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:  # removed just now; loading it says so
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def _check_request(row: Request, owner: _Resident) -> None:
@@ -163,6 +178,8 @@ def _check_request(row: Request, owner: _Resident) -> None:
     for text in (row.text, row.pair):
         if text is not None and not text.strip():
             raise RequestError(attempted, "a text", "an empty one")
+        if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RequestError(attempted, "a text", "half a character (a lone surrogate)")
     if owner.manifest.pair is True and row.pair is None:
         raise RequestError(attempted, "two texts, as its task is on pairs", "one")
     if owner.manifest.pair is False and row.pair is not None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from registry.cli import cli
-from registry.schema import Manifest, RunRecord
+from registry.schema import Manifest
 from registry.validation import from_json
 from tests.commands import (
     PROGRAM,
@@ -21,7 +21,6 @@ from tests.commands import (
     call,
     json_lines,
     own_rows,
-    pair_rows,
     single_rows,
     start,
     succeed,
@@ -297,62 +296,6 @@ def test_remove_asks_first(store: Path) -> None:
     assert before == tree(store)
 
 
-@pytest.fixture(scope="module")
-def benched(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder of a small benchmark that kept one method's sets, and the command's arguments."""
-    root = tmp_path_factory.mktemp("bench")
-    methods = [part for name in ("majority", "head_only", "pfeiffer") for part in ("--method", name)]
-    grid = ("bench", "sst2", "--task", "mrpc", *methods, "--seeds", "0-1", "--data", str(folder))
-    places = ("--out", str(root / "out"), "--backbone", str(tiny_folder), "--keep", "pfeiffer")
-    arguments = ("--store", str(root / "store"), *grid, *places, *QUICK)
-    told = succeed(*arguments)
-    assert "already there" not in told.err
-    assert "sst2" in told.out
-    return root, arguments
-
-
-@pytest.mark.slow
-def test_bench_runs_the_whole_grid_once(benched: tuple[Path, tuple[str, ...]]) -> None:
-    """Tasks x methods x seeds end as one record each; a second run runs nothing and changes no record."""
-    root, arguments = benched
-    records = sorted((root / "out" / "runs").rglob("seed-?.json"))
-    assert 2 * 3 * 2 == len(records)
-    before = tree(root / "out" / "runs")
-    again = succeed(*arguments)
-    assert 12 == again.err.count("(already there)")
-    assert before == tree(root / "out" / "runs")
-    assert [1] == succeed("--store", root / "store", "list", "--json").rows[0]["versions"]
-
-
-@pytest.mark.slow
-def test_bench_keeps_the_sets_of_one_method(benched: tuple[Path, tuple[str, ...]], folder: Path) -> None:
-    """``--keep`` stores the first seed's set of that method, with the record's scores."""
-    root, _ = benched
-    for row in succeed("--store", root / "store", "list", "--json").rows:
-        record = from_json(RunRecord, (root / f"out/runs/{row['name']}/pfeiffer/seed-0.json").read_bytes())
-        assert record.scores == row["scores"]
-        scored = succeed("--store", root / "store", "evaluate", row["name"], "--data", folder, "--json").rows[0]
-        assert record.scores == pytest.approx(scored["scores"])
-
-
-@pytest.mark.slow
-def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
-    """``report`` needs only the records: all formats or one, and JSON lines with the baselines that were not run."""
-    shutil.copytree(benched[0] / "out" / "runs", tmp_path / "runs")
-    told = succeed("report", tmp_path, "--format", "csv")
-    assert {"table.csv", "runs.csv", "score_vs_parameters.png"} == {
-        path.name for path in tmp_path.iterdir() if path.is_file()
-    }
-    assert "wrote " in told.err
-    rows = succeed("report", tmp_path, "--json").rows
-    assert {("sst2", "pfeiffer"), ("mrpc", "full_fine_tuning")} <= {(row["task"], row["method"]) for row in rows}
-    kept = next(row for row in rows if (row["task"], row["method"]) == ("sst2", "pfeiffer"))
-    assert (2, 24, "accuracy") == (kept["seeds"], kept["train_rows"], kept["main_metric"])
-    assert 0 <= kept["accuracy_mean"] <= 1
-    not_run = next(row for row in rows if row["method"] == "full_fine_tuning")
-    assert "accuracy_mean" not in not_run
-
-
 @pytest.mark.slow
 def test_installed_program_keeps_data_and_notes_apart(trained: Path) -> None:
     """The installed program answers a pipe: only JSON on stdout, the backbone told on stderr."""
@@ -383,8 +326,3 @@ def _on_terminal(store: Path, environment: dict[str, str]) -> str:
         return os.read(reader, 65_536).decode()
     finally:
         os.close(reader)
-
-
-def test_pair_rows_are_what_their_labels_say() -> None:
-    """The little pair task is sound: label 1 is a row whose texts are equal."""
-    assert all((row["sentence1"] == row["sentence2"]) == bool(row["label"]) for row in pair_rows(20))

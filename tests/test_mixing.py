@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -93,7 +95,7 @@ def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_mixed_batch_on_cuda_is_near_the_cpu(tiny_backbone: Backbone, tiny_folder: str) -> None:
+def test_mixed_batch_on_cuda_is_near_the_cpu(tiny_backbone: Backbone, tiny_folder: Path) -> None:
     """In float32 a mixed batch on CUDA gives the CPU's states up to the rounding of other kernels."""
     sets, rows, chosen = random_sets(tiny_backbone), random_rows(words=100), [0, 1, 2, 3, 4, 0, 1, 2]
     expected = alone(tiny_backbone, sets, rows, chosen)

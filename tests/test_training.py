@@ -38,7 +38,7 @@ def losses_of(backbone: Backbone, config: TrainingConfig, adapter: AdapterConfig
 def test_training_learns_a_separable_task(tiny_backbone: Backbone, placement: str | None) -> None:
     """With any placement, or a head alone, the loss falls and rows never seen are answered."""
     adapter = None if placement is None else AdapterConfig(placement=placement, reduction_factor=4)
-    config = changed(epochs=30 if placement is None else 16, learning_rate=2e-2)
+    config = changed(epochs=50 if placement is None else 16, learning_rate=2e-2)
     losses = losses_of(tiny_backbone, config, adapter)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     trained, _ = train_fresh(tiny_backbone, config, adapter)
@@ -285,14 +285,18 @@ def test_bfloat16_backbone_trains(tiny_backbone: Backbone, tiny_folder: Path) ->
     rows: TokenRows = toy_rows(half).tokens
     answers = answer_rows(half.encoder, on_half, rows)
     assert 0.9 <= score("classification", toy_rows(half).labels, answers, ("accuracy",))["accuracy"]
-    assert abs(answers - answer_rows(tiny_backbone.encoder, exact, rows)).max() < 0.1
+    assert abs(answers - answer_rows(tiny_backbone.encoder, exact, rows)).max() < 0.2
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_training_on_cuda_is_near_the_cpu(tiny_backbone: Backbone, tiny_folder: Path) -> None:
-    """In float32 a few steps on CUDA end near those on the CPU; the same initial weights, no dropout."""
+    """In float32 and without dropout an epoch on CUDA has the losses of one on the CPU, from the same start."""
     on_cuda = Backbone.load(str(tiny_folder), device="cuda", dtype="float32")
-    adapter = AdapterConfig(placement="houlsby", reduction_factor=4)
-    ends = [losses_of(backbone, changed(epochs=1), adapter) for backbone in (tiny_backbone, on_cuda)]
-    assert ends[0] == pytest.approx(ends[1], abs=0.05)
+    adapter, head = AdapterConfig(placement="houlsby", reduction_factor=4), HeadConfig(label_names=("bad", "good"))
+    losses: list[list[float]] = []
+    for backbone in (tiny_backbone, on_cuda):
+        fresh, reports = backbone.new_adapter_set(adapter, head), []
+        train(backbone.encoder, fresh, toy_rows(backbone), changed(epochs=1), observe=reports.append)
+        losses.append([report.loss for report in reports])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-2)

@@ -1,0 +1,220 @@
+"""The predictor: mixed rows equal single answers, whatever the order, the thread or the kind of task."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from registry.backbone import Backbone
+from registry.errors import AdapterNotFoundError, InvalidNameError, RequestError
+from registry.predictor import Prediction, Predictor, Request
+from registry.registry import Registry
+from registry.schema import AdapterConfig, HeadConfig
+from tests.toy import randomise
+
+TEXTS = ("a good film", "bad", "the cat was not very big and she left the city", "sun rain city road", "one two")
+KINDS = (
+    (AdapterConfig(placement="houlsby", reduction_factor=4), HeadConfig(label_names=("bad", "good")), False),
+    (
+        AdapterConfig(placement="parallel", reduction_factor=2, layers=(1,), scale=2.0),
+        HeadConfig(label_names=("a", "b", "c"), pooling="cls", form="dense_tanh"),
+        True,
+    ),
+    (
+        AdapterConfig(reduction_factor=8, activation="relu", layer_norms=True),
+        HeadConfig(label_names=("red", "blue", "big", "small"), problem_type="multi_label"),
+        False,
+    ),
+    (None, HeadConfig(label_names=("stars",), problem_type="regression", pooling="pooler"), None),
+)
+
+
+@pytest.fixture
+def registry(tmp_path: Path, tiny_backbone: Backbone) -> Registry:
+    """A registry with a set of every kind: task0 to task3."""
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    for number, (adapter, head, pair) in enumerate(KINDS):
+        fresh = tiny_backbone.new_adapter_set(adapter, head)
+        registry.save(f"task{number}", randomise(fresh, seed=number), pair=pair, max_length=16)
+    return registry
+
+
+@pytest.fixture
+def predictor(registry: Registry, tiny_backbone: Backbone) -> Predictor:
+    """A predictor on that registry."""
+    return Predictor(tiny_backbone, registry)
+
+
+def requests() -> list[Request]:
+    """Return rows of all four sets, those of one set never beside each other."""
+    return [
+        Request(f"task{number}", text, "he left" if KINDS[number][2] else None)
+        for text in TEXTS
+        for number in (2, 0, 3, 1)
+    ]
+
+
+def assert_close(expected: Prediction, actual: Prediction, tolerance: float = 1e-5) -> None:
+    """Check that two answers are the same but for rounding."""
+    assert (expected.reference, expected.truncated) == (actual.reference, actual.truncated)
+    assert expected.probabilities == pytest.approx(actual.probabilities, abs=tolerance)
+    assert expected.label == (pytest.approx(actual.label, abs=tolerance) if expected.label.__class__ is float
+                              else actual.label)  # fmt: skip
+
+
+def test_mixed_rows_equal_single_answers(predictor: Predictor) -> None:
+    """Rows of four kinds of sets in one call are answered as each would be alone, in the caller's order."""
+    rows = requests()
+    for row, answer in zip(rows, predictor.mixed(rows), strict=True):
+        assert f"{row.reference}:1" == answer.reference
+        pairs = None if row.pair is None else [row.pair]
+        assert_close(predictor(row.reference, [row.text], pairs)[0], answer)
+
+
+def test_order_of_rows_does_not_matter(predictor: Predictor) -> None:
+    """Any order of the same rows gives each row the same answer."""
+    rows = requests()[:4]
+    alone = {row: predictor.mixed([row])[0] for row in rows}
+    for order in itertools.permutations(rows):
+        for row, answer in zip(order, predictor.mixed(order), strict=True):
+            assert_close(alone[row], answer)
+
+
+def test_more_rows_than_one_batch(predictor: Predictor) -> None:
+    """Hundreds of rows are cut into batches, and every one is answered in its place."""
+    rows = requests() * 10
+    few = predictor.mixed(requests())
+    for answer, expected in zip(predictor.mixed(rows), few * 10, strict=True):
+        assert_close(expected, answer)
+
+
+def test_labels_follow_from_the_problem_type(predictor: Predictor) -> None:
+    """One class, the classes above one half, or the number itself."""
+    one, pair, many, number = (
+        predictor("task0", ["a good film"])[0],
+        predictor("task1", ["he left"], ["she went"])[0],
+        predictor("task2", ["a good film"])[0],
+        predictor("task3", ["a good film"])[0],
+    )
+    for answer in (one, pair):
+        assert sum(answer.probabilities.values()) == pytest.approx(1)
+        assert answer.label == max(answer.probabilities, key=lambda name: answer.probabilities[name])
+    assert many.label == tuple(name for name, share in many.probabilities.items() if share >= 0.5)
+    assert {"stars": number.label} == number.probabilities
+    assert isinstance(number.label, float)
+
+
+def test_tuples_are_requests(predictor: Predictor) -> None:
+    """Rows may be plain tuples, with a second text or without; no rows have no answers."""
+    answers = predictor.mixed([("task0", "good"), ("task1", "he left", "he went"), ("task3", "good", None)])
+    assert ["task0:1", "task1:1", "task3:1"] == [answer.reference for answer in answers]
+    assert [] == predictor.mixed([])
+    assert [] == predictor("task0", [])
+
+
+def test_references_to_one_set_share_it(registry: Registry, predictor: Predictor) -> None:
+    """A name, its version and its alias are one set, and the answer says which version it was."""
+    registry.alias("task0", "best", 1)
+    answers = predictor.mixed([("task0", "good"), ("task0:1", "good"), ("task0@best", "good")])
+    assert {"task0:1"} == {answer.reference for answer in answers}
+    assert_close(answers[0], answers[1])
+    assert_close(answers[0], answers[2])
+
+
+def test_new_version_and_moved_alias_are_seen_at_once(
+    registry: Registry, predictor: Predictor, tiny_backbone: Backbone
+) -> None:
+    """A bare name means the newest version at every call, and an alias whatever it points to then."""
+    registry.alias("task0", "best", 1)
+    before = predictor("task0", ["good"])[0]
+    adapter, head, _ = KINDS[0]
+    registry.save("task0", randomise(tiny_backbone.new_adapter_set(adapter, head), seed=9), max_length=16)
+    assert "task0:2" == predictor("task0", ["good"])[0].reference
+    assert_close(before, predictor("task0@best", ["good"])[0])
+    registry.alias("task0", "best", 2)
+    assert predictor("task0@best", ["good"])[0].probabilities != pytest.approx(before.probabilities, abs=1e-4)
+
+
+def test_set_that_was_replaced_is_loaded_anew(
+    registry: Registry, predictor: Predictor, tiny_backbone: Backbone
+) -> None:
+    """After a name was removed and saved again, version 1 is another set, and the next call knows."""
+    before = predictor("task0", ["good"])[0]
+    registry.remove("task0")
+    with pytest.raises(AdapterNotFoundError, match="cannot find adapter set 'task0'"):
+        predictor("task0", ["good"])
+    head = HeadConfig(label_names=("no", "yes"))
+    registry.save("task0", randomise(tiny_backbone.new_adapter_set(KINDS[0][0], head), seed=9), max_length=16)
+    after = predictor("task0", ["good"])[0]
+    assert (before.reference, ("no", "yes")) == (after.reference, tuple(after.probabilities))
+
+
+def test_threads_do_not_disturb_each_other(predictor: Predictor) -> None:
+    """Eight threads that ask different sets at once get what one thread gets."""
+    rows = requests()
+    alone = [predictor.mixed([row])[0] for row in rows]
+    fresh = Predictor(predictor.backbone, predictor.registry)
+    together = threading.Barrier(8)
+
+    def ask(worker: int) -> list[tuple[int, Prediction]]:
+        together.wait(timeout=30)
+        mine = [(index, rows[index]) for index in range(len(rows)) if index % 8 == worker] * 5
+        return [(index, fresh.mixed([row])[0]) for index, row in mine]
+
+    with ThreadPoolExecutor(8) as pool:
+        for answers in pool.map(ask, range(8)):
+            for index, answer in answers:
+                assert_close(alone[index], answer, 1e-6)
+
+
+def test_answers_leave_the_backbone_as_it_was(predictor: Predictor) -> None:
+    """Serving changes no weight."""
+    before = predictor.backbone.memory_digest()
+    predictor.mixed(requests())
+    assert before == predictor.backbone.memory_digest()
+
+
+def test_cut_text_is_marked(predictor: Predictor) -> None:
+    """A text longer than the set's maximum is cut, and only its answer says so."""
+    answers = predictor("task0", ["good", "good " * 30])
+    assert [False, True] == [answer.truncated for answer in answers]
+
+
+def test_set_of_unknown_form_takes_one_text_or_two(predictor: Predictor) -> None:
+    """A set that does not say whether its task is on pairs answers both."""
+    one, two = predictor.mixed([("task3", "good"), ("task3", "good", "bad")])
+    assert one.probabilities != two.probabilities
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("task0", "good", "bad"), "cannot answer with 'task0:1': expected one text, as its task is on single texts"),
+        (("task1", "good"), "cannot answer with 'task1:1': expected two texts, as its task is on pairs, found one"),
+        (("task0", " \n"), "cannot answer with 'task0:1': expected a text, found an empty one"),
+        (("task1", "good", ""), "expected a text, found an empty one"),
+        (("task0", "half \ud83d"), "expected a text, found half a character"),
+    ],
+)
+def test_rows_that_cannot_be_answered(predictor: Predictor, row: tuple[str, ...], message: str) -> None:
+    """A row that its set cannot answer is refused with the set's name, whatever stands beside it."""
+    with pytest.raises(RequestError, match=message):
+        predictor.mixed([("task2", "good"), row])  # type: ignore[list-item]
+
+
+def test_lists_of_other_lengths_are_refused(predictor: Predictor) -> None:
+    """As many second texts as texts, or none."""
+    with pytest.raises(RequestError, match="cannot answer with 'task1': expected 2 second texts, found 1"):
+        predictor("task1", ["a", "b"], ["c"])
+
+
+def test_unknown_and_impossible_names(predictor: Predictor) -> None:
+    """An unknown set is told with the closest one; an impossible name is no path."""
+    with pytest.raises(AdapterNotFoundError, match="did you mean 'task0'"):
+        predictor("tsk0", ["good"])
+    with pytest.raises(InvalidNameError, match="cannot use name '../task0'"):
+        predictor("../task0", ["good"])
