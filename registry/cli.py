@@ -40,7 +40,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a reader that has gone away, such as ``head``, is a good end, where click would exit with 1."""
+        """Run the command; a reader that has gone away (``| head``) is a good end, where click would exit with 1."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as err:

@@ -20,6 +20,9 @@ from registry.runner import Cell, run_cell
 from registry.tasks import BUILT_IN
 
 METHODS = ("majority", "head_only", "after_layer")
+# So few rows need more passes and smaller batches than a recipe for real data has.
+EPOCHS = {"mrpc": 4, "sst2": 10, "imdb": 3}
+BATCH_SIZE = 8
 QUESTIONS = (
     ("sst2", "a gripping , beautifully acted film"),
     ("mrpc", "The council approved the new bridge on Monday.", "On Monday the new bridge was approved by the council."),
@@ -51,6 +54,7 @@ def run_demo(settings: Settings, folder: Path) -> None:
                     Cell(name, method, 0),
                     data,
                     registry.backbone,
+                    overrides={"batch_size": BATCH_SIZE, "epochs": EPOCHS[name]},
                     observe=progress.observe,
                     keep_in=keep,
                 )
@@ -61,6 +65,7 @@ def run_demo(settings: Settings, folder: Path) -> None:
     unchanged = "unchanged" if registry.backbone.memory_digest() == mark else "CHANGED"
     click.echo(f"backbone after three trainings: {unchanged}")
     note(f"in {folder}: a store of {len(registry)} sets and a report ({paths[0].parent})")
+    note('sets trained on real data ship with the repository: adapter-registry predict sst2 "a gripping film"')
     note(f"the demo took {time.perf_counter() - started:.0f} s; next: adapter-registry --help")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from registry.schema import Hardware
+from registry.version import __version__
 
 _LIBRARIES = ("adapter-registry", "torch", "transformers", "tokenizers", "safetensors", "datasets", "scikit-learn")
 
@@ -52,10 +53,11 @@ def code_version() -> str:
     """Return the commit of the sources, with ``-dirty`` where the package was changed since; else the release."""
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", "version.py")  # installed inside a repository of somebody else?
         commit = _git(here, "rev-parse", "HEAD")
         return commit[:12] + ("-dirty" if _git(here, "status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
-        return f"release {metadata.version('adapter-registry')}"
+        return f"release {__version__}"
 
 
 def command_line() -> str:
