@@ -118,5 +118,6 @@ class Checkpoint:
         )
 
     def discard(self) -> None:
-        """Remove the state of a run that has finished."""
-        self.path.unlink(missing_ok=True)
+        """Remove the state of a run that has finished, and what killed writers of it left behind."""
+        for path in (self.path, *self.path.parent.glob(f"{self.path.name}.*.tmp")):
+            path.unlink(missing_ok=True)

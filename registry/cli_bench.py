@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 FORMATS = "csv, json, markdown, latex, html"
 MOST_SEEDS = 1_000
+OUT = Path("bench")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -31,7 +32,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--method", "methods", multiple=True, help=f"{', '.join(METHODS)} (all these by default) or a recipe.")
 @click.option("--seeds", default="0", show_default=True, help="Seeds with commas, or a range such as 0-4.")
 @click.option("--backbone", help="embedded, a Hub id or a folder; the store's by default, or embedded.")
-@click.option("--out", type=FOLDER, default=Path("reports"), show_default=True, help="Folder of records and report.")
+@click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of records and report.")
 @click.option("--keep", help="Save this method's sets in the store, from the first seed, under the tasks' names.")
 @with_options(TRAINING_OPTIONS)
 @with_options(DATA_OPTIONS)
@@ -119,7 +120,7 @@ def _outcome(record: RunRecord) -> str:
 
 
 @click.command()
-@click.argument("folder", type=FOLDER, default=Path("reports"))
+@click.argument("folder", type=FOLDER, default=OUT)
 @click.option("--format", "formats", multiple=True, help=f"One of {FORMATS}; all by default.")
 @json_option
 @click.pass_obj

@@ -158,7 +158,7 @@ class Encoder(nn.Module):
             pooling: ``cls``, ``mean`` or ``pooler``; the last needs a checkpoint with a pooler.
         """
         if pooling == "mean":
-            return torch.segment_reduce(hidden.float(), "mean", lengths=batch.lengths, axis=0, unsafe=True)
+            return row_means(hidden.float(), batch)
         first = hidden[batch.row_starts[:-1].long()]  # (B, H)
         if pooling == "pooler" and self.pooler is not None:
             first = torch.tanh(self.pooler(first))
@@ -169,6 +169,15 @@ class Encoder(nn.Module):
         for index, layer in enumerate(self.layers):
             attention_norm, ffn_norm = layer.get_submodule("attention_norm"), layer.get_submodule("ffn_norm")
             adapter_set.adapter.start_norms(index, attention_norm, ffn_norm)
+
+
+def row_means(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the (B, H) mean over each row's tokens of (N, H) states, the same bits at every call."""
+    if hidden.device.type == "mps":  # torch has no segment_reduce there
+        rows = torch.repeat_interleave(batch.lengths)  # (N,) row of each token
+        sums = hidden.new_zeros(batch.row_count, hidden.shape[1]).index_add(0, rows, hidden)
+        return sums / batch.lengths.unsqueeze(1)
+    return torch.segment_reduce(hidden, "mean", lengths=batch.lengths, axis=0, unsafe=True)
 
 
 def intermediate_size(config: PretrainedConfig) -> int:

@@ -111,9 +111,10 @@ def run_cell(
         error = str(err)
     record = make_record(cell, plan, settings, data, backbone, fitted, error, started)
     predictions = make_predictions(data, fitted.probabilities) if fitted else None
-    write_record(out, record, predictions)
+    # The set goes first: once the record is there the cell is never run again.
     if keep_in is not None and fitted is not None and fitted.storable:
         save_fitted(keep_in, data.spec.name, plan, data, fitted)
+    write_record(out, record, predictions)
     return record, True
 
 

@@ -1,0 +1,108 @@
+"""The settings that were tried for the default recipe, each on the same rows held out of a training set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from registry.backbone import Backbone
+from registry.data import load_task
+from registry.evaluation import LabelledRows, answer_rows
+from registry.metrics import score
+from registry.rows import Rows
+from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
+from registry.tasks import find_task
+from registry.training import train
+
+RESULTS = Path("reports/tuning.jsonl")
+SIZES = {"mrpc": (2600, 1000, 128), "sst2": (4000, 2000, 64)}  # rows to train on, rows held out, longest length
+
+
+def adapters(placement: str, learning_rate: float, epochs: int = 4, **choices: Any) -> dict[str, Any]:
+    """Return a setting with bottlenecks."""
+    return {"method": placement, "learning_rate": learning_rate, "epochs": epochs, **choices}
+
+
+def baseline(method: str, learning_rate: float, epochs: int, **choices: Any) -> dict[str, Any]:
+    """Return a setting without bottlenecks."""
+    return {"method": method, "learning_rate": learning_rate, "epochs": epochs, **choices}
+
+
+WIDE = {"reduction_factor": 8, "dropout": 0.1, "head_dropout": 0.1}
+GRID: dict[str, list[dict[str, Any]]] = {
+    "mrpc": [
+        adapters("after_layer", 4e-3),
+        adapters("after_layer", 2e-3),
+        adapters("houlsby", 2e-3),
+        adapters("pfeiffer", 2e-3),
+        adapters("houlsby", 1e-3, **WIDE),
+        adapters("houlsby", 1.5e-3, epochs=3, **WIDE),
+        baseline("full_fine_tuning", 1e-4, epochs=3),
+        baseline("full_fine_tuning", 1e-4, epochs=2, head_dropout=0.1),
+    ],
+    "sst2": [
+        adapters("after_layer", 2e-3, epochs=2),
+        adapters("houlsby", 2e-3, epochs=3),
+        adapters("houlsby", 1e-3, epochs=3, **WIDE),
+        adapters("houlsby", 1e-3, epochs=3, layer_norms=True),
+        baseline("full_fine_tuning", 1e-4, epochs=2),
+        baseline("head_only", 1e-2, epochs=2),
+        baseline("head_only", 3e-3, epochs=2),
+    ],
+}
+
+
+def main() -> None:
+    """Run every setting that has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="hub", help="hub or a folder of parquet files")
+    parser.add_argument("--only", default="", help="only settings whose JSON holds this text")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    done = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    tried = [{"task": each["task"], **each["setting"]} for each in done]
+    backbone = Backbone.load("embedded", device="cpu", dtype="bfloat16")
+    for task, settings in GRID.items():
+        for setting in settings:
+            if {"task": task, **setting} in tried or options.only not in json.dumps({"task": task, **setting}):
+                continue
+            result = {"task": task, "setting": setting, **run(backbone, task, setting, options.data)}
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def run(backbone: Backbone, task: str, setting: dict[str, Any], source: str) -> dict[str, float]:
+    """Return the scores of one setting on the held-out rows."""
+    rows_to_train, rows_held, max_length = SIZES[task]
+    data = load_task(find_task(task), source)
+    order = numpy.random.default_rng(0).permutation(len(data.train)).tolist()
+    held, learned = order[:rows_held], order[rows_held : rows_held + rows_to_train]
+
+    def tokenize(rows: Rows) -> LabelledRows:
+        return LabelledRows(backbone.tokenize(rows.texts, rows.pairs, max_length), rows.labels)
+
+    head = HeadConfig(label_names=data.spec.label_names, dropout=setting.get("head_dropout", 0.0))
+    unfreezes = setting["method"] == "full_fine_tuning"
+    adapter = None
+    if setting["method"] not in ("full_fine_tuning", "head_only"):
+        names = ("reduction_factor", "dropout", "layer_norms")
+        adapter = AdapterConfig(placement=setting["method"], **{n: setting[n] for n in names if n in setting})
+    adapter_set = backbone.new_adapter_set(adapter, head)
+    encoder = backbone.unfrozen_copy() if unfreezes else backbone.encoder
+    training = TrainingConfig(epochs=setting["epochs"], learning_rate=setting["learning_rate"], max_length=max_length)
+    autocast = torch.bfloat16 if unfreezes else None
+    result = train(encoder, adapter_set, tokenize(data.train.take(learned)), training, autocast_dtype=autocast)
+    tested = tokenize(data.train.take(held))
+    answers = answer_rows(encoder, adapter_set, tested.tokens, autocast)
+    scores = score("classification", tested.labels, answers, ("accuracy", "f1_binary"))
+    return {**{name: round(value, 4) for name, value in scores.items()}, "final_loss": round(result.final_loss, 4)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The runner: a record for every cell, diverged ones too, from which its scores can be computed again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from registry.backbone import Backbone
+from registry.data import TaskData, load_task
+from registry.errors import RunError
+from registry.fitting import fit, make_plan
+from registry.metrics import score
+from registry.provenance import code_version, command_line, library_versions
+from registry.records import read_predictions, read_record, record_path
+from registry.registry import Registry
+from registry.runner import Cell, cells_of, run_cell, save_fitted
+from registry.schema import RunRecord
+from registry.tasks import find_task, task_from_file
+from tests.commands import own_rows, write_csv, write_data_folder
+from tests.stored import tree
+
+QUICK = {"epochs": 1, "max_length": 32, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    """The little mrpc: 20 of 24 rows to train on, 12 to score."""
+    folder = write_data_folder(tmp_path_factory.mktemp("data"))
+    return load_task(find_task("mrpc"), str(folder), limit=20)
+
+
+def run(out: Path, data: TaskData, backbone: Backbone, method: str = "houlsby", **more: object) -> RunRecord:
+    """Run one cell that was not run before."""
+    overrides = {**QUICK, **more}
+    record, is_new = run_cell(out, Cell("mrpc", method, 0), data, backbone, overrides=overrides)
+    assert is_new
+    return record
+
+
+def test_cells_come_task_by_task() -> None:
+    """The grid is run task by task, method by method, seed by seed, and a cell tells its place."""
+    cells = cells_of(["mrpc", "sst2"], ["majority", "houlsby"], [0, 1])
+    assert 8 == len(cells)
+    assert [Cell("mrpc", "majority", 0), Cell("mrpc", "majority", 1), Cell("mrpc", "houlsby", 0)] == cells[:3]
+    assert "sst2 houlsby seed 1" == str(cells[-1])
+
+
+def test_record_has_all_there_is_to_ask(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Scores, counts, bytes, times, rates, memory, rows, choices, versions, machine, code and command are in it."""
+    record = run(tmp_path, data, tiny_backbone)
+    assert record == read_record(record_path(tmp_path, "mrpc", "houlsby", 0))
+    assert ("finished", None, "mrpc", "houlsby", 0, "default") == (
+        record.status,
+        record.error,
+        record.task,
+        record.method,
+        record.seed,
+        record.recipe,
+    )
+    assert ("validation", "f1_binary") == (record.split, record.main_metric)
+    assert ["accuracy", "f1_binary", "f1_weighted"] == sorted(record.scores)
+    assert 3 == record.steps
+    assert record.final_loss is not None
+    for field in ("train_seconds", "evaluate_seconds", "peak_memory_bytes", "stored_bytes"):
+        assert getattr(record, field) > 0, field
+    assert 20 / record.train_seconds == pytest.approx(record.rows_per_second, rel=0.05)
+    assert record.evaluate_rows_per_second > 0
+    assert (20, 24, 12, 12, False) == (
+        record.data.train_rows,
+        record.data.train_available,
+        record.data.reported_rows,
+        record.data.reported_available,
+        record.data.sample,
+    )
+    assert data.fingerprint() == record.data.fingerprint
+    assert tiny_backbone.info == record.backbone
+    plan = make_plan("houlsby", data, tiny_backbone, 0, **QUICK)
+    assert (plan.adapter, plan.head, plan.training) == (record.adapter, record.head, record.training)
+    assert plan.digest(tiny_backbone, data) == record.settings
+    assert ("cpu", "float32") == (record.device, record.dtype)
+    assert (library_versions(), code_version(), command_line()) == (
+        record.library_versions,
+        record.code,
+        record.command,
+    )
+    assert (1, None) == (record.hardware.threads, record.hardware.accelerator)
+    assert record.started.endswith("+00:00")
+
+
+def test_predictions_give_the_scores_again(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """The answers beside a record are numbers only, and the record's scores follow from them."""
+    for method in ("majority", "houlsby"):
+        record = run(tmp_path, data, tiny_backbone, method)
+        found = read_predictions(tmp_path, record)
+        assert list(data.reported.row_numbers) == found.row_numbers.tolist()
+        assert list(data.reported.labels) == found.labels.tolist()
+        again = score("classification", found.labels.tolist(), found.probabilities, data.spec.metrics)
+        assert record.scores == pytest.approx(again, abs=1e-12)
+    content = b"".join(tree(tmp_path).values())
+    assert not any(text.encode() in content for text in (*data.reported.texts, *(data.reported.pairs or ())))
+
+
+def test_finished_cell_is_not_run_again(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """The same cell a second time gives the record that is there and changes no byte."""
+    record = run(tmp_path, data, tiny_backbone)
+    before = tree(tmp_path)
+    again, is_new = run_cell(tmp_path, Cell("mrpc", "houlsby", 0), data, tiny_backbone, overrides=dict(QUICK))
+    assert (record, False) == (again, is_new)
+    assert before == tree(tmp_path)
+
+
+def test_running_a_cell_again_elsewhere_gives_the_same_scores(
+    tmp_path: Path, data: TaskData, tiny_backbone: Backbone
+) -> None:
+    """Equal settings give equal scores and equal answers, bit for bit, on one machine."""
+    first, second = (run(tmp_path / place, data, tiny_backbone) for place in ("one", "two"))
+    assert (first.settings, first.scores, first.predictions) == (second.settings, second.scores, second.predictions)
+
+
+def test_record_of_other_settings_is_in_the_way(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """A record made with other choices is neither returned nor overwritten."""
+    run(tmp_path, data, tiny_backbone)
+    before = tree(tmp_path)
+    with pytest.raises(RunError, match="expected a record of the same settings and rows, found one of others"):
+        run(tmp_path, data, tiny_backbone, epochs=2)
+    assert before == tree(tmp_path)
+
+
+def test_diverged_run_is_recorded_and_run_again(tmp_path: Path, tiny_backbone: Backbone) -> None:
+    """A run whose loss is not finite is listed as failed, with its error and no scores, and is tried again."""
+    rows = [{**row, "stars": f"{n}e35"} for n, row in enumerate(own_rows())]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    data = load_task(task_from_file(path, text_column="body", label_column="stars", problem_type="regression"))
+    cell, out = Cell("rows", "pfeiffer", 0), tmp_path / "out"
+    for _ in range(2):
+        record, is_new = run_cell(out, cell, data, tiny_backbone, overrides=dict(QUICK))
+        assert is_new
+        assert ("failed", {}, None) == (record.status, record.scores, record.predictions)
+        assert (record.error or "").startswith("training stopped at step 1: expected a finite loss, found inf")
+        assert record == read_record(record_path(out, "rows", "pfeiffer", 0))
+    assert not list(out.rglob("*.parquet"))
+    assert (0, tiny_backbone.info.parameters) == (record.parameters.trainable, record.parameters.backbone)
+
+
+def test_kept_set_is_the_one_that_was_scored(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """A set that a run keeps has the record's scores, choices and rows in its manifest."""
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    cell = Cell("mrpc", "parallel", 0)
+    record, _ = run_cell(tmp_path / "out", cell, data, tiny_backbone, overrides=dict(QUICK), keep_in=registry)
+    manifest = registry.manifest("mrpc")
+    assert (record.scores, record.adapter, record.head, record.training, record.data, record.split) == (
+        manifest.scores,
+        manifest.adapter,
+        manifest.head,
+        manifest.training,
+        manifest.data,
+        manifest.split,
+    )
+    assert record.stored_bytes == sum(entry.bytes for entry in manifest.files)
+    assert ("mrpc", True, 32) == (manifest.task, manifest.pair, manifest.max_length)
+
+
+def test_methods_without_a_set_keep_nothing(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Majority and full fine-tuning leave no adapter set, and saving one of theirs is refused."""
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    for method in ("majority", "full_fine_tuning"):
+        plan = make_plan(method, data, tiny_backbone, 0, **QUICK)
+        with pytest.raises(RunError, match=f"expected a method that trains a set, found {method}"):
+            save_fitted(registry, "mrpc", plan, data, fit(plan, data, tiny_backbone))
+    assert 0 == len(registry)
+
+
+def test_observer_sees_every_step(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Progress is told step by step, with the number of steps to come known from the first on."""
+    seen: list[tuple[int, int, int]] = []
+    run_cell(
+        tmp_path,
+        Cell("mrpc", "head_only", 0),
+        data,
+        tiny_backbone,
+        overrides=dict(QUICK),
+        observe=lambda report: seen.append((report.step, report.steps, report.rows)),
+    )
+    assert [(1, 3, 8), (2, 3, 8), (3, 3, 4)] == seen
+
+
+def test_backbone_is_unchanged_by_a_grid(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Whatever methods run one after another, the backbone's weights stay as they are, and order does not matter."""
+    before = tiny_backbone.memory_digest()
+    forward = {m: run(tmp_path / "a", data, tiny_backbone, m).scores for m in ("full_fine_tuning", "houlsby")}
+    backward = {m: run(tmp_path / "b", data, tiny_backbone, m).scores for m in ("houlsby", "full_fine_tuning")}
+    assert before == tiny_backbone.memory_digest()
+    assert forward == backward
+    assert msgspec.structs.fields(RunRecord)
