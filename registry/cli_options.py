@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from registry.errors import ConfigError
-from registry.schema import PLACEMENTS
+from registry.schema import PLACEMENTS, Activation, Pooling
 from registry.tasks import TaskSpec, find_task, read_task_file, replace_split, task_from_file
+from registry.validation import choose
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,6 +75,9 @@ def choose_tasks(names: Sequence[str], options: dict[str, Any]) -> list[TaskSpec
     """
     task_file, data = options["task_file"], options["data"]
     columns = {option: options[option] for option in ("text_col", "pair_col", "label_col") if options[option]}
+    own = task_file is not None or bool(columns)
+    if own and len(names) > (task_file is None):
+        raise ConfigError("tasks", "none beside --task-file, one at most beside --text-col", " ".join(names))
     if task_file is not None:
         tasks = [read_task_file(task_file)]
     elif columns:
@@ -100,9 +104,9 @@ def choose_tasks(names: Sequence[str], options: dict[str, Any]) -> list[TaskSpec
 def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the bottleneck choices that were given, under the names a recipe uses."""
     return {
-        "placement": options["placement"],
+        "placement": _one_of(PLACEMENTS, options, "placement"),
         "reduction_factor": options["reduction_factor"],
-        "activation": options["activation"],
+        "activation": _one_of(get_args(Activation), options, "activation"),
         "layers": _layers(options["layers"]),
         "dropout": options["adapter_dropout"],
         "layer_norms": options["layer_norms"],
@@ -111,13 +115,18 @@ def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:
 
 def head_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the head choices that were given, under the names a recipe uses."""
-    return {"pooling": options["pooling"], "trained": options["train_head"]}
+    return {"pooling": _one_of(get_args(Pooling), options, "pooling"), "trained": options["train_head"]}
 
 
 def training_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the training choices that were given, under the names a recipe uses."""
     names = ("epochs", "learning_rate", "batch_size", "max_length", "weight_decay")
     return {name: options[name] for name in names}
+
+
+def _one_of(names: tuple[str, ...], options: dict[str, Any], field: str) -> str | None:
+    value: str | None = options[field]
+    return value if value is None else choose(value, names, field)
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from registry.errors import ConfigError, UnknownRecipeError, closest
 from registry.schema import (
+    BASELINES,
+    PLACEMENTS,
     Activation,
     AdapterConfig,
     HeadConfig,
@@ -25,7 +27,7 @@ from registry.schema import (
     ProblemType,
     TrainingConfig,
 )
-from registry.validation import Record, from_plain, require
+from registry.validation import Record, choose, from_plain, require
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -75,7 +77,7 @@ class AdapterChoices(Record, frozen=True, kw_only=True):
 class HeadChoices(Record, frozen=True, kw_only=True):
     """The head of a recipe: all of ``HeadConfig`` that does not depend on the task."""
 
-    form: str = "linear"
+    form: Literal["linear", "dense_tanh"] = "linear"
     pooling: Pooling = "mean"
     dropout: float = 0.0
     trained: bool = True
@@ -150,14 +152,17 @@ def read_recipe(name: str) -> Recipe:
         UnknownRecipeError: neither a shipped name nor a file.
         ConfigError: not TOML, or a field that is unknown, missing or out of range.
     """
-    path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
-    if not path.is_file() or (path.parent == SHIPPED and name not in recipe_names()):
-        raise UnknownRecipeError(name, recipe_names())
+    shipped = recipe_names()
+    path = SHIPPED / f"{name}.toml" if name in shipped else Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        raise UnknownRecipeError(name, shipped)
     try:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ConfigError(f"recipe {path.name}", "TOML text in UTF-8", str(err)) from err
     recipe: Recipe = from_plain(Recipe, {"name": path.stem, **plain})
+    for method in recipe.method:
+        choose(method, (*BASELINES, *PLACEMENTS), f"recipe {path.name}, table method.{method}")
     for method in ("", *recipe.method):  # a wrong field shows now, not in the middle of a benchmark
         for task in ("", *recipe.task, *recipe.method.get(method, {}).get("task", {})):
             recipe.training_for(task, method)

@@ -114,8 +114,7 @@ def run_cell(
     # The set goes first: once the record is there the cell is never run again.
     if keep_in is not None and fitted is not None and fitted.storable:
         save_fitted(keep_in, data.spec.name, plan, data, fitted)
-    write_record(out, record, predictions)
-    return record, True
+    return read_record(write_record(out, record, predictions)), True
 
 
 def make_record(

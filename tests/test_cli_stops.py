@@ -7,10 +7,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from registry.interruption import stop_between_steps
 from tests.commands import (
     call,
     json_lines,
@@ -112,6 +114,29 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(
     assert resumed.out.startswith("mood:1  accuracy ")
     assert through == set_digest(store, "mood")
     assert not checkpoint.exists()
+
+
+def test_stop_is_asked_for_once_and_forced_twice() -> None:
+    """The first Ctrl-C only asks, the second one stops at once; afterwards Ctrl-C is what it was before."""
+    before = signal.getsignal(signal.SIGINT)
+    with stop_between_steps() as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert before == signal.getsignal(signal.SIGINT)
+
+
+def test_other_threads_are_never_asked_to_stop() -> None:
+    """Only the main thread can handle signals; elsewhere a training simply runs."""
+
+    def ask() -> bool:
+        with stop_between_steps() as should_stop:
+            return should_stop()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(ask).result()
 
 
 def test_killed_bench_keeps_what_was_finished(

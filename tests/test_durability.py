@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -130,9 +132,27 @@ def test_write_into_a_broken_store_says_why(catalog: Catalog) -> None:
     assert [1] == catalog.versions("mrpc")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write into read-only folders")
-def test_read_only_store_is_readable(catalog: Catalog) -> None:
+NOBODY = 65534
+
+
+@pytest.fixture
+def plain_user() -> Iterator[Path]:
+    """A folder owned by whoever the test runs as; root runs it as nobody, since root may do anything anywhere."""
+    with tempfile.TemporaryDirectory() as name:
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.chown(name, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            if is_root:
+                os.seteuid(0)
+
+
+def test_read_only_store_is_readable(plain_user: Path) -> None:
     """A store without write permission can be read, and a save into it says that it may not."""
+    catalog = Catalog.create(plain_user / "store", INFO)
     commit(catalog)
     folders = [catalog.root, *(path for path in catalog.root.rglob("*") if path.is_dir())]
     for folder in folders:

@@ -251,7 +251,7 @@ def test_same_seed_same_weights(data: TaskData, tiny_backbone: Backbone) -> None
 
 
 def test_nothing_is_chosen_on_the_reported_rows(data: TaskData, tiny_backbone: Backbone) -> None:
-    """Choosing the best state looks at rows held out of the training set: turning all reported labels changes nothing."""
+    """Choosing the best state looks at held-out training rows: turning all reported labels changes nothing."""
     choice = {"evaluate_every": 1, "select_best": "accuracy", "epochs": 2, "learning_rate": 0.05}
     turned = dataclasses.replace(data.reported, labels=tuple(1 - label for label in data.reported.labels))
     fitted, other = (

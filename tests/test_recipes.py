@@ -14,7 +14,6 @@ from registry.recipes import (
     SHIPPED,
     AdapterChoices,
     HeadChoices,
-    Recipe,
     read_recipe,
     recipe_names,
     replace_fields,
@@ -195,12 +194,13 @@ def test_tables_by_task_and_method(tmp_path: Path) -> None:
     path.write_text(
         'description = "mine"\n[adapter]\nreduction_factor = 4\n[head]\n[training]\nepochs = 1\nbatch_size = 1\n'
         "learning_rate = 0.1\nseed = 1\n[task.mrpc]\nbatch_size = 2\nlearning_rate = 0.2\nseed = 2\n"
-        "[method.head_only]\nlearning_rate = 0.3\nseed = 3\n"
+        "[method.head_only]\nlearning_rate = 0.3\nseed = 3\n[method.head_only.task.imdb]\nlearning_rate = 0.4\n"
     )
     recipe = read_recipe(str(path))
     assert "mine" == recipe.name
     training = recipe.training_for("mrpc", "head_only", seed=4)
     assert (1, 2, 0.3, 4) == (training.epochs, training.batch_size, training.learning_rate, training.seed)
+    assert 0.4 == recipe.training_for("imdb", "head_only").learning_rate
     other = recipe.training_for("sst2")
     assert (1, 1, 0.1, 1) == (other.epochs, other.batch_size, other.learning_rate, other.seed)
 
@@ -219,10 +219,12 @@ def test_placements_as_options() -> None:
     [
         (("epochs", "epoch"), "epoch"),
         (("[head]", "[haed]"), "haed"),
-        (('form = "linear"', 'form = "quadratic"'), "dense_tanh"),
+        (('form = "linear"', 'form = "quadratic"'), "Invalid enum value 'quadratic' - at `$.head.form`"),
         (('optimizer = "adamw"', 'optimizer = "sgd"'), "sgd"),
-        (("seed = 0", "seed = 0\n[task.mrpc]\nepochz = 2"), "found 'epochz'; did you mean 'epochs'?"),
-        (("seed = 0", "seed = 0\n[method.head_only]\nepochs = 0"), "cannot use epochs: expected an integer >= 1"),
+        (("seed = 0", "seed = 0\n[task.other]\nepochz = 2"), "found 'epochz'; did you mean 'epochs'?"),
+        (("seed = 0", "seed = 0\n[task.other]\nepochs = 0"), "cannot use epochs: expected an integer >= 1"),
+        (("seed = 0", "seed = 0\n[method.headonly]\nepochs = 1"), "did you mean 'head_only'?"),
+        (("seed = 0", "seed = 0\n[method.parallel.task.mrpc]\nepochz = 2"), "did you mean 'epochs'?"),
         (("seed = 0", "seed = 0\nseed = 1"), "cannot use recipe mine.toml: expected TOML text in UTF-8"),
     ],
 )
@@ -253,4 +255,3 @@ def test_replace_fields_refuses_unknown_names() -> None:
     """A typing error in a field's name is told with the closest field."""
     with pytest.raises(ConfigError, match="did you mean 'epochs'"):
         replace_fields(TrainingConfig(), {"epoch": 3})
-    assert isinstance(read_recipe("default"), Recipe)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from registry.backbone import Backbone
@@ -193,4 +192,3 @@ def test_backbone_is_unchanged_by_a_grid(tmp_path: Path, data: TaskData, tiny_ba
     backward = {m: run(tmp_path / "b", data, tiny_backbone, m).scores for m in ("houlsby", "full_fine_tuning")}
     assert before == tiny_backbone.memory_digest()
     assert forward == backward
-    assert msgspec.structs.fields(RunRecord)

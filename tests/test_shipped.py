@@ -1,0 +1,81 @@
+"""What the repository ships: trained sets that load and answer well, and reports that hold no text of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from registry.backbone import Backbone
+from registry.data import load_task
+from registry.evaluation import answer_rows
+from registry.metrics import score
+from registry.predictor import Predictor
+from registry.records import read_predictions, read_records
+from registry.registry import Registry
+from registry.tasks import BUILT_IN, find_task
+
+HERE = Path(__file__).parents[1]
+STORE = HERE / "adapters_store"
+REPORTS = HERE / "reports"
+
+
+@pytest.fixture(scope="module")
+def shipped(embedded_backbone: Backbone) -> Registry:
+    """The store of the repository, on the backbone it belongs to."""
+    return Registry(STORE, embedded_backbone)
+
+
+def test_shipped_sets_are_whole(shipped: Registry) -> None:
+    """Every set in adapters_store passes all checks, and none was trained on the sample."""
+    assert sorted(BUILT_IN) == sorted(shipped)
+    assert [] == shipped.verify()
+    for name in shipped:
+        manifest = shipped.manifest(name)
+        assert manifest.data is not None
+        assert not manifest.data.sample
+        assert manifest.main_metric in manifest.scores
+
+
+def test_shipped_sets_answer_the_obvious(shipped: Registry) -> None:
+    """Clear texts get the right label, in one mixed batch."""
+    predictor = Predictor(shipped.backbone, shipped)
+    rows = [
+        ("sst2", "a gripping, beautifully acted film"),
+        ("sst2", "a dull, lifeless mess"),
+        ("mrpc", "The bank cut its rates on Friday.", "On Friday, the bank cut its rates."),
+        ("mrpc", "The bank cut its rates on Friday.", "The team won the final in extra time."),
+        ("imdb", "One of the best films I have ever seen, wonderful from start to finish."),
+        ("imdb", "Terrible. The worst film I have seen in years, a complete waste of time."),
+    ]
+    expected = ["positive", "negative", "equivalent", "not_equivalent", "pos", "neg"]
+    assert expected == [answer.label for answer in predictor.mixed(rows)]
+
+
+@pytest.mark.slow
+def test_shipped_set_scores_as_its_manifest_says(shipped: Registry, shared_data: Path) -> None:
+    """The MRPC set scores on real rows what its manifest claims; it was measured in bfloat16, so nearly."""
+    data = load_task(find_task("mrpc"), str(shared_data))
+    manifest = shipped.manifest("mrpc")
+    tokens = shipped.backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
+    answers = answer_rows(shipped.backbone.encoder, shipped.load("mrpc"), tokens)
+    found = score("classification", data.reported.labels, answers, ("f1_binary",))["f1_binary"]
+    assert pytest.approx(manifest.scores["f1_binary"], abs=0.01) == found
+
+
+def test_committed_scores_follow_from_committed_predictions() -> None:
+    """Every score in reports/ is that of the answers beside it."""
+    for record in read_records(REPORTS):
+        predictions = read_predictions(REPORTS, record)
+        metrics = tuple(record.scores)
+        found = score("classification", predictions.labels.tolist(), predictions.probabilities, metrics)
+        assert pytest.approx(record.scores, abs=1e-9) == found, f"{record.task} {record.method} {record.seed}"
+
+
+def test_committed_predictions_hold_no_text() -> None:
+    """What is committed of a data set is row numbers, labels and probabilities."""
+    paths = sorted(REPORTS.glob("runs/*/*/*.parquet"))
+    assert paths
+    for path in paths:
+        assert ["row", "label", "probabilities"] == pyarrow.parquet.read_schema(path).names
