@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from registry.batching import Batch
 
@@ -37,6 +36,8 @@ def _has_varlen_kernel(qkv: Tensor) -> bool:
 
 
 def _attend_varlen(qkv: Tensor, batch: Batch, heads: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # takes two seconds to import, which a CPU need not spend
+
     tokens, width = qkv.shape
     query, key, value = qkv.view(tokens, 3, heads, width // (3 * heads)).unbind(1)  # (N, heads, D) each
     starts, longest = batch.row_starts, batch.longest
