@@ -33,8 +33,8 @@ class Weights:
     def embedding(self, module: str, width: int) -> nn.Embedding:
         """Return an embedding of the given width with as many rows as the checkpoint has."""
         weight = self._take(f"{module}.weight", (None, width))
-        layer = nn.Embedding(len(weight), width, device="meta")
-        layer.weight = nn.Parameter(weight)
+        # Not by way of the meta device as below: drawing normal numbers there imports torch's compiler, two seconds.
+        layer: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         return layer
 
     def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> nn.Linear:
