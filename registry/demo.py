@@ -21,7 +21,8 @@ from registry.tasks import BUILT_IN
 
 METHODS = ("majority", "head_only", "after_layer")
 # So few rows need more passes and smaller batches than a recipe for real data has.
-EPOCHS = {"mrpc": 4, "sst2": 10, "imdb": 3}
+EPOCHS = {"mrpc": 4, "sst2": 6, "imdb": 4}
+MAX_LENGTH = 64
 BATCH_SIZE = 8
 QUESTIONS = (
     ("sst2", "a gripping , beautifully acted film"),
@@ -54,7 +55,7 @@ def run_demo(settings: Settings, folder: Path) -> None:
                     Cell(name, method, 0),
                     data,
                     registry.backbone,
-                    overrides={"batch_size": BATCH_SIZE, "epochs": EPOCHS[name]},
+                    overrides={"batch_size": BATCH_SIZE, "epochs": EPOCHS[name], "max_length": MAX_LENGTH},
                     observe=progress.observe,
                     keep_in=keep,
                 )

@@ -60,26 +60,38 @@ def logits_of(encoder: Encoder, adapter_set: AdapterSet, batch: Batch) -> Tensor
     return logits.float()
 
 
-@torch.inference_mode()
-def answer_rows(
+@torch.no_grad()
+def pool_rows(
     encoder: Encoder, adapter_set: AdapterSet, rows: TokenRows, autocast_dtype: torch.dtype | None = None
-) -> numpy.ndarray:
-    """Return the (R, C) float32 probabilities of all rows, in their order.
+) -> Tensor:
+    """Return the (R, H) float32 states that the set's head sees, of all rows in their order.
 
-    Both modules answer in evaluation mode and are left in the mode they were in.
+    Both modules work in evaluation mode and are left in the mode they were in.
     """
     device = encoder.embeddings.word.weight.device
     modes = encoder.training, adapter_set.training
     encoder.eval()
     adapter_set.eval()
-    answers = torch.empty(len(rows), len(adapter_set.head_config.label_names))
+    pooled = torch.empty(len(rows), encoder.hidden_size, device=device)
     lengths = [len(ids) for ids in rows.input_ids]
     for indices in sorted_batches(lengths, EVALUATION_TOKENS[device.type], EVALUATION_ROWS):
         batch = Batch.pack(rows.take(indices), device=device)
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            logits = logits_of(encoder, adapter_set, batch)
-        probabilities = probabilities_of(adapter_set.head_config.problem_type, logits)
-        answers[torch.tensor(indices)] = batch.restore(probabilities).cpu()
+            hidden = encoder(batch, adapter_set.adapter)
+            states = encoder.pool(hidden, batch, adapter_set.head_config.pooling)
+        pooled[torch.tensor(indices, device=device)] = batch.restore(states)
     encoder.train(modes[0])
     adapter_set.train(modes[1])
-    return answers.numpy()
+    return pooled
+
+
+@torch.no_grad()
+def answer_rows(
+    encoder: Encoder, adapter_set: AdapterSet, rows: TokenRows, autocast_dtype: torch.dtype | None = None
+) -> numpy.ndarray:
+    """Return the (R, C) float32 probabilities of all rows, in their order, as in evaluation mode."""
+    pooled = pool_rows(encoder, adapter_set, rows, autocast_dtype)
+    mode = adapter_set.training
+    logits = adapter_set.eval().head(pooled)
+    adapter_set.train(mode)
+    return probabilities_of(adapter_set.head_config.problem_type, logits).float().cpu().numpy()

@@ -20,7 +20,7 @@ from registry.batching import Batch, shuffled_batches
 from registry.checkpoints import Checkpoint, Snapshot
 from registry.encoder import Encoder
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
-from registry.evaluation import LabelledRows, answer_rows, label_tensor, logits_of, loss_of
+from registry.evaluation import LabelledRows, answer_rows, label_tensor, logits_of, loss_of, pool_rows
 from registry.metrics import check_metrics, score
 from registry.schema import TrainingConfig
 from registry.tasks import METRICS
@@ -147,6 +147,9 @@ class TrainingRun:
         self.steps = self.steps_per_epoch * config.epochs
         self.parameters = [p for module in (encoder, adapter_set) for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config, self.device)
+        below_head = (*encoder.parameters(), *adapter_set.adapter.parameters())
+        self.only_head_trains = not any(parameter.requires_grad for parameter in below_head)
+        self.pooled: Tensor | None = None
         self.step = 0
         self.losses: list[float] = []
         self.best_step, self.best_score, self.since_best = 0, -math.inf, 0
@@ -186,11 +189,8 @@ class TrainingRun:
     def take_step(self, indices: Sequence[int], rate: float) -> float:
         """Learn from the rows at ``indices`` and return their mean loss."""
         problem = self.adapter_set.head_config.problem_type
-        batch = Batch.pack(self.rows.tokens.take(indices), device=self.device)
-        labels = label_tensor(problem, [self.rows.labels[i] for i in indices], self.device)[batch.order]
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits = logits_of(self.encoder, self.adapter_set, batch)
-        loss = loss_of(problem, logits, labels)
+        labels = label_tensor(problem, [self.rows.labels[i] for i in indices], self.device)
+        loss = loss_of(problem, self.logits(indices), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLossError(self.step + 1, value, rate)
@@ -207,6 +207,17 @@ class TrainingRun:
         self.step += 1
         self.losses.append(value)
         return value
+
+    def logits(self, indices: Sequence[int]) -> Tensor:
+        """Return the (B, C) logits of the rows at ``indices``, ready for the backward pass."""
+        if self.only_head_trains:
+            if self.pooled is None:  # what a frozen head-only model pools is the same in every epoch
+                self.pooled = pool_rows(self.encoder, self.adapter_set, self.rows.tokens)
+            logits: Tensor = self.adapter_set.head(self.pooled[torch.tensor(indices, device=self.device)])
+            return logits
+        batch = Batch.pack(self.rows.tokens.take(indices), device=self.device)
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            return batch.restore(logits_of(self.encoder, self.adapter_set, batch))
 
     def score_held_out(self) -> dict[str, float]:
         """Return the scores on held-out rows if it is time for them, and remember the best weights."""

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from registry.backbone import Backbone
-from registry.batching import TokenRows
+from registry.batching import Batch, TokenRows
 from registry.errors import ConfigError, NonFiniteLossError
-from registry.evaluation import LabelledRows, answer_rows
+from registry.evaluation import LabelledRows, answer_rows, logits_of
 from registry.metrics import score
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.training import StepReport, TrainingRun, learning_rate_at, make_optimizer, train
@@ -47,6 +47,21 @@ def test_training_learns_a_separable_task(tiny_backbone: Backbone, placement: st
         "classification", unseen.labels, answer_rows(tiny_backbone.encoder, trained, unseen.tokens), ("accuracy",)
     )
     assert scores["accuracy"] > 0.8
+
+
+def test_head_alone_trains_on_states_pooled_once(tiny_backbone: Backbone) -> None:
+    """Where only a head trains, the states kept for all epochs give the logits of a forward at every step."""
+    rows, indices = toy_rows(tiny_backbone), [7, 0, 3, 12]
+    head = HeadConfig(label_names=("bad", "good"))
+    with_head = tiny_backbone.new_adapter_set(None, head)
+    run = TrainingRun(tiny_backbone.encoder, with_head, rows, TRAINING, None, None)
+    batch = Batch.pack(rows.tokens.take(indices))
+    expected = batch.restore(logits_of(tiny_backbone.encoder, with_head, batch))
+    assert run.only_head_trains
+    torch.testing.assert_close(run.logits(indices), expected, rtol=0, atol=1e-6)
+    with_bottlenecks = tiny_backbone.new_adapter_set(ADAPTER, head)
+    assert not TrainingRun(tiny_backbone.encoder, with_bottlenecks, rows, TRAINING, None, None).only_head_trains
+    assert not TrainingRun(tiny_backbone.unfrozen_copy(), with_head, rows, TRAINING, None, None).only_head_trains
 
 
 @pytest.mark.parametrize(
