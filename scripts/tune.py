@@ -20,7 +20,11 @@ from registry.tasks import find_task
 from registry.training import train
 
 RESULTS = Path("reports/tuning.jsonl")
-SIZES = {"mrpc": (2600, 1000, 128), "sst2": (4000, 2000, 64)}  # rows to train on, rows held out, longest length
+SIZES = {
+    "mrpc": (2600, 1000, 128),
+    "sst2": (4000, 2000, 64),
+    "imdb": (3000, 1000, 64),
+}  # rows to train on, rows held out, longest length
 
 
 def adapters(placement: str, learning_rate: float, epochs: int = 4, **choices: Any) -> dict[str, Any]:
@@ -53,6 +57,14 @@ GRID: dict[str, list[dict[str, Any]]] = {
         baseline("full_fine_tuning", 1e-4, epochs=2),
         baseline("head_only", 1e-2, epochs=2),
         baseline("head_only", 3e-3, epochs=2),
+    ],
+    "imdb": [
+        adapters("pfeiffer", 2e-3, epochs=1, batch_size=8, **WIDE),
+        adapters("pfeiffer", 1e-3, epochs=1, batch_size=8, **WIDE),
+        adapters("pfeiffer", 4e-3, epochs=1, batch_size=8, **WIDE),
+        adapters("houlsby", 2e-3, epochs=1, batch_size=8, **WIDE),
+        baseline("full_fine_tuning", 1e-4, epochs=1, batch_size=8, head_dropout=0.1),
+        baseline("full_fine_tuning", 2e-4, epochs=1, batch_size=8, head_dropout=0.1),
     ],
 }
 
@@ -95,7 +107,12 @@ def run(backbone: Backbone, task: str, setting: dict[str, Any], source: str) -> 
         adapter = AdapterConfig(placement=setting["method"], **{n: setting[n] for n in names if n in setting})
     adapter_set = backbone.new_adapter_set(adapter, head)
     encoder = backbone.unfrozen_copy() if unfreezes else backbone.encoder
-    training = TrainingConfig(epochs=setting["epochs"], learning_rate=setting["learning_rate"], max_length=max_length)
+    training = TrainingConfig(
+        epochs=setting["epochs"],
+        learning_rate=setting["learning_rate"],
+        batch_size=setting.get("batch_size", 16),
+        max_length=max_length,
+    )
     autocast = torch.bfloat16 if unfreezes else None
     result = train(encoder, adapter_set, tokenize(data.train.take(learned)), training, autocast_dtype=autocast)
     tested = tokenize(data.train.take(held))
