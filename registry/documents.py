@@ -275,7 +275,7 @@ def _machine(record: RunRecord) -> str:
     accelerator = f", {machine.accelerator}" if machine.accelerator else ""
     memory = readable_bytes(machine.memory_bytes)
     return (
-        f"{machine.processor}, {machine.cores} cores, threads per run: {machine.threads}, {memory} memory{accelerator}, "
+        f"{machine.processor}, {machine.cores} cores, threads a run: {machine.threads}, {memory} memory{accelerator}, "
         f"{machine.system}, on {record.device}"
     )
 
