@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import msgspec
 import numpy
@@ -135,7 +135,7 @@ def make_plan(
         base = read_recipe(method)
     elif method in PLACEMENTS:
         base = base.with_choices({"placement": cast(Placement, method)}, {})
-    kind = method if method in get_args(Placement) or method in BASELINES else None
+    kind = method if method in BASELINES else base.adapter.placement
     adapter = None if method in BASELINES else base.adapter.for_hidden_size(backbone.info.hidden_size)
     head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type)
     if method in BASELINES:
