@@ -1,35 +1,31 @@
 """Everything that trains: bottlenecks, a task's own layer norms, and its head.
 
 An ``AdapterSet`` owns its tensors by containment: *trainable* is ``parameters()``, *saved* is ``state_dict()``.
-It knows nothing of the encoder but H and L; the encoder calls ``join`` at the two add-and-norm seams of a layer.
-
-Sources: Houlsby et al. 2019 (houlsby), Pfeiffer et al. 2021 (pfeiffer), He et al. 2022 (parallel).
+It knows nothing of the encoder but H and L; the encoder calls ``join`` at the two add-and-norm seams of a layer,
+whose formulas are in bottlenecks.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from registry.bottlenecks import (
+    PLACES,
+    PLAIN,
+    BottleneckWeights,
+    Dropout,
+    Kind,
+    NormWeights,
+    Place,
+    Seam,
+    join_alone,
+)
 from registry.errors import ShapeMismatchError
 from registry.schema import AdapterConfig, HeadConfig
 from registry.validation import require
-
-Place = Literal["attention", "ffn"]
-Norm = Callable[[Tensor], Tensor]
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
-)
-PLACES: Mapping[str, tuple[Place, ...]] = MappingProxyType(
-    {"after_layer": ("ffn",), "houlsby": ("attention", "ffn"), "pfeiffer": ("ffn",), "parallel": ("ffn",)}
-)
 
 
 class Adapters(Protocol):
@@ -37,6 +33,10 @@ class Adapters(Protocol):
 
     def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return the (N, H) states after the add-and-norm step of one sub-layer."""
+        ...
+
+    def on_rows(self) -> Adapters:
+        """Return the same for (B, H) states, one of each row, as the last layer may compute no others."""
         ...
 
 
@@ -48,9 +48,15 @@ class NoAdapters:
         joined: Tensor = norm(sub + residual)
         return joined
 
+    def on_rows(self) -> Adapters:
+        """Return itself, as every state is treated alike."""
+        return self
+
 
 class Bottleneck(nn.Module):
     """Down-projection, activation, up-projection, in float32.
+
+    With ``init="zero"`` a fresh bottleneck adds exactly nothing, so training starts from the backbone.
 
     Source: Houlsby et al. 2019, section 2, figure 2.
     """
@@ -62,8 +68,7 @@ class Bottleneck(nn.Module):
         size = hidden_size // config.reduction_factor
         self.down = nn.Linear(hidden_size, size)
         self.up = nn.Linear(size, hidden_size)
-        self.activation = ACTIVATIONS[config.activation]
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if not self.down.weight.is_meta:
             self._initialise(config.init, generator)
 
@@ -81,52 +86,10 @@ class Bottleneck(nn.Module):
             nn.init.kaiming_uniform_(self.down.weight, a=5**0.5, generator=generator)
             nn.init.zeros_(self.up.weight)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return what the bottleneck adds to each token's state.
-
-        With ``init="zero"`` a fresh bottleneck adds exactly nothing, so training starts from the backbone.
-
-        Args:
-            hidden: (N, H), the states of all tokens, in any floating dtype.
-
-        Returns:
-            (N, H), in the dtype of ``hidden``.
-        """
-        inner = self.activation(self.down(hidden.float()))  # (N, M)
-        added: Tensor = self.up(self.dropout(inner))  # (N, H)
-        return added.to(hidden.dtype)
-
-
-def join_after_layer(sub: Tensor, residual: Tensor, norm: Norm, bottleneck: Norm, scale: float) -> Tensor:
-    """Return ``y + b(y)`` with ``y = norm(s + r)``: the adapter follows the finished layer."""
-    y = norm(sub + residual)
-    return y + bottleneck(y)
-
-
-def join_houlsby(sub: Tensor, residual: Tensor, norm: Norm, bottleneck: Norm, scale: float) -> Tensor:
-    """Return ``norm(s + b(s) + r)``: the adapter follows the sub-layer's projection."""
-    return norm(sub + bottleneck(sub) + residual)
-
-
-def join_pfeiffer(sub: Tensor, residual: Tensor, norm: Norm, bottleneck: Norm, scale: float) -> Tensor:
-    """Return ``norm(s + r + b(norm(s + r)))``: AdapterHub's ``seq_bn``, the norm is used twice."""
-    total = sub + residual
-    return norm(total + bottleneck(norm(total)))
-
-
-def join_parallel(sub: Tensor, residual: Tensor, norm: Norm, bottleneck: Norm, scale: float) -> Tensor:
-    """Return ``norm(s + r + scale * b(r))``: the adapter runs beside the feed-forward part."""
-    return norm(sub + residual + scale * bottleneck(residual))
-
-
-JOINS: Mapping[str, Callable[[Tensor, Tensor, Norm, Norm, float], Tensor]] = MappingProxyType(
-    {
-        "after_layer": join_after_layer,
-        "houlsby": join_houlsby,
-        "pfeiffer": join_pfeiffer,
-        "parallel": join_parallel,
-    }
-)
+    @property
+    def weights(self) -> BottleneckWeights:
+        """Return the four tensors."""
+        return BottleneckWeights(self.down.weight, self.down.bias, self.up.weight, self.up.bias)
 
 
 class TaskNorm(nn.Module):
@@ -137,10 +100,10 @@ class TaskNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
 
-    def forward(self, hidden: Tensor, eps: float) -> Tensor:
-        """Return the normalised (N, H) states in the dtype of ``hidden``; ``eps`` is the backbone's."""
-        normed = F.layer_norm(hidden.float(), self.weight.shape, self.weight, self.bias, eps)
-        return normed.to(hidden.dtype)
+    @property
+    def weights(self) -> NormWeights:
+        """Return the two tensors."""
+        return NormWeights(self.weight, self.bias)
 
 
 class Adapter(nn.Module):
@@ -162,13 +125,25 @@ class Adapter(nn.Module):
                 for place in ("attention", "ffn"):
                     self.layer_norms[f"{layer}_{place}"] = TaskNorm(hidden_size)
 
+    def seam(self, layer: int, place: Place) -> Seam:
+        """Return what this set does after one sub-layer."""
+        key = f"{layer}_{place}"
+        norm = cast(TaskNorm, self.layer_norms[key]).weights if key in self.layer_norms else None
+        if self.config is None or (norm is None and key not in self.bottlenecks):
+            return PLAIN
+        if key not in self.bottlenecks:
+            return Seam(PLAIN.kind._replace(has_norm=True), norm=norm)
+        kind = Kind(self.config.placement, self.config.activation, self.config.scale, norm is not None)
+        bottleneck = cast(Bottleneck, self.bottlenecks[key])
+        return Seam(kind, bottleneck.weights, norm, bottleneck.dropout)
+
     def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return the (N, H) states after one add-and-norm step, with this set's bottleneck where it has one."""
-        key = f"{layer}_{place}"
-        normalise: Norm = partial(self.layer_norms[key], eps=norm.eps) if key in self.layer_norms else norm
-        if self.config is None or key not in self.bottlenecks:
-            return normalise(sub + residual)
-        return JOINS[self.config.placement](sub, residual, normalise, self.bottlenecks[key], self.config.scale)
+        return join_alone(self.seam(layer, place), sub, residual, norm)
+
+    def on_rows(self) -> Adapters:
+        """Return itself, as every state is treated alike."""
+        return self
 
     def start_norms(self, layer: int, attention: nn.Module, ffn: nn.Module) -> None:
         """Give this layer's own norms, where the set has them, the backbone's weights as their start."""
@@ -184,7 +159,7 @@ class Head(nn.Module):
     def __init__(self, hidden_size: int, config: HeadConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.dense = nn.Linear(hidden_size, hidden_size) if config.form == "dense_tanh" else None
         self.out = nn.Linear(hidden_size, len(config.label_names))
         linears = [layer for layer in (self.dense, self.out) if layer is not None]
@@ -253,6 +228,20 @@ class AdapterSet(nn.Module):
     def stored_count(self) -> int:
         """Return the number of stored elements: trainable ones and a frozen head's."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    @property
+    def lowest_layer(self) -> int:
+        """Return the first layer that differs from the backbone's; L where only a head is there."""
+        config = self.adapter_config
+        if config is None:
+            return self.layers
+        return 0 if config.layers is None else config.layers[0]
+
+    def draw_dropout_from(self, generator: torch.Generator | None) -> None:
+        """Let every dropout of this set draw from ``generator``; None is torch's global one."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
 
     def check_fits(self, hidden_size: int, layers: int) -> None:
         """Raise ShapeMismatchError unless this set is for a backbone of that H and L."""

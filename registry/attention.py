@@ -26,29 +26,12 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0) -> Tenso
         (N, H), in the dtype of ``qkv``.
     """
     if _has_varlen_kernel(qkv) and dropout == 0.0:
-        return _attend_varlen(qkv, batch, heads)
-    return _attend_by_length(qkv, batch, heads, dropout)
-
-
-def _has_varlen_kernel(qkv: Tensor) -> bool:
-    half = qkv.dtype in (torch.bfloat16, torch.float16)
-    return qkv.is_cuda and half and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
-
-
-def _attend_varlen(qkv: Tensor, batch: Batch, heads: int) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # takes two seconds to import, which a CPU need not spend
-
-    tokens, width = qkv.shape
-    query, key, value = qkv.view(tokens, 3, heads, width // (3 * heads)).unbind(1)  # (N, heads, D) each
-    starts, longest = batch.row_starts, batch.longest
-    mixed: Tensor = varlen_attn(query, key, value, starts, starts, longest, longest)  # type: ignore[assignment]
-    return mixed.reshape(tokens, width // 3)
-
-
-def _attend_by_length(qkv: Tensor, batch: Batch, heads: int, dropout: float) -> Tensor:
+        query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
+        starts, longest = batch.row_starts, batch.longest
+        return _attend_varlen(query, key, value, starts, starts, longest, longest)
     dtype = qkv.dtype
-    if qkv.device.type == "cpu" and dtype == torch.bfloat16 and qkv.requires_grad:
-        qkv = qkv.float()  # the CPU's bfloat16 attention is four times slower backwards than float32
+    if _is_slow_backwards(qkv):
+        qkv = qkv.float()
     # Autocast would undo that cast; the matrix products it is meant for are outside.
     with torch.autocast(qkv.device.type, enabled=False):
         parts = []
@@ -59,3 +42,55 @@ def _attend_by_length(qkv: Tensor, batch: Batch, heads: int, dropout: float) -> 
             mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)  # (rows, heads, length, D)
             parts.append(mixed.transpose(1, 2).reshape(group.rows * group.length, -1))
     return torch.cat(parts).to(dtype)
+
+
+def attend_from_first(query: Tensor, key_value: Tensor, batch: Batch, heads: int) -> Tensor:
+    """Return what each row's first token gathers from the tokens of its row, heads joined.
+
+    Args:
+        query: (B, H), the projected queries of the first tokens.
+        key_value: (N, 2H), the projected keys and values of all tokens side by side.
+        batch: says where rows begin and which have equal length.
+        heads: attention heads; each is H / heads wide.
+
+    Returns:
+        (B, H), in the dtype of ``query``.
+    """
+    if _has_varlen_kernel(key_value):
+        key, value = key_value.view(len(key_value), 2, heads, -1).unbind(1)  # (N, heads, D) each
+        rows = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        first = query.view(len(query), heads, -1)
+        return _attend_varlen(first, key, value, rows, batch.row_starts, 1, batch.longest)
+    dtype = query.dtype
+    if _is_slow_backwards(key_value):
+        query, key_value = query.float(), key_value.float()
+    with torch.autocast(key_value.device.type, enabled=False):
+        parts = []
+        firsts = torch.split(query, [group.rows for group in batch.groups])
+        runs = torch.split(key_value, [group.rows * group.length for group in batch.groups])
+        for group, asking, tokens in zip(batch.groups, firsts, runs, strict=True):
+            key, value = tokens.view(group.rows, group.length, 2, heads, -1).permute(2, 0, 3, 1, 4)
+            first = asking.view(group.rows, heads, 1, -1)
+            mixed = F.scaled_dot_product_attention(first, key, value)  # (rows, heads, 1, D)
+            parts.append(mixed.reshape(group.rows, -1))
+    return torch.cat(parts).to(dtype)
+
+
+def _has_varlen_kernel(states: Tensor) -> bool:
+    half = states.dtype in (torch.bfloat16, torch.float16)
+    return states.is_cuda and half and torch.cuda.get_device_capability(states.device) >= (8, 0)
+
+
+def _is_slow_backwards(states: Tensor) -> bool:
+    """Return whether the CPU's bfloat16 attention would go backwards, which takes it four times as long as float32."""
+    return states.device.type == "cpu" and states.dtype == torch.bfloat16 and states.requires_grad
+
+
+def _attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, queries: int, keys: int
+) -> Tensor:
+    """Return what one kernel gives for (N, heads, D) tensors; ``queries`` and ``keys`` are the most of a row."""
+    from torch.nn.attention.varlen import varlen_attn  # takes two seconds to import, which a CPU need not spend
+
+    mixed: Tensor = varlen_attn(query, key, value, query_starts, key_starts, queries, keys)  # type: ignore[assignment]
+    return mixed.reshape(len(query), -1)

@@ -28,6 +28,7 @@ from registry.errors import (
     UnsupportedBackboneError,
 )
 from registry.families import FAMILIES
+from registry.memory import keep_freed_memory
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
 from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
 from registry.validation import choose, require
@@ -82,6 +83,8 @@ class Backbone(nn.Module):
             DeviceError: a device this machine lacks.
         """
         place = choose_device(device)
+        if place.type == "cpu":
+            keep_freed_memory()
         precision = choose_dtype(dtype, place)
         folder = locate(source, revision, offline=offline, hub=hub)
         config = _read_supported_config(folder, source)

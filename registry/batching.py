@@ -1,7 +1,8 @@
-"""Rows of tokens packed into batches: no padding, equal lengths side by side, one run per adapter set.
+"""Rows of tokens packed into batches: no padding, equal lengths side by side, every row with its adapter set.
 
-A batch is sorted once by (adapter set, length). From then on every part of the forward works on contiguous
-runs: a *segment* is the rows of one adapter set, a *length group* the neighbouring rows of one length.
+A batch is sorted once, and its plan serves every layer. On a CPU it is sorted by (length, adapter set), as attention
+there takes a *length group*, the neighbouring rows of one length, at a time; on CUDA, where one kernel attends over any
+lengths, by (adapter set, length), so that the tokens of a set are neighbours.
 """
 
 from __future__ import annotations
@@ -50,17 +51,8 @@ class LengthGroup:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """The rows and tokens of one adapter set, as slices of the batch."""
-
-    adapter_index: int
-    rows: slice
-    tokens: slice
-
-
-@dataclass(frozen=True)
 class Batch:
-    """Packed tokens of B rows, N tokens in all, in the order (adapter set, length).
+    """Packed tokens of B rows, N tokens in all.
 
     Attributes:
         input_ids: (N,) token ids.
@@ -70,7 +62,8 @@ class Batch:
         lengths: (B,) tokens of each row.
         longest: tokens of the longest row.
         groups: runs of equal length, for attention.
-        segments: runs of one adapter set.
+        owners: the index of each packed row's adapter set.
+        row_tokens: what ``lengths`` holds, where Python reads it without waiting for a device.
         order: (B,) the caller's index of each packed row.
     """
 
@@ -81,7 +74,8 @@ class Batch:
     lengths: Tensor
     longest: int
     groups: tuple[LengthGroup, ...]
-    segments: tuple[Segment, ...]
+    owners: tuple[int, ...]
+    row_tokens: tuple[int, ...]
     order: Tensor
 
     @classmethod
@@ -96,7 +90,10 @@ class Batch:
             device: where the tensors go.
         """
         sets = adapter_indices if adapter_indices is not None else [0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: (sets[i], len(rows.input_ids[i])))
+        if torch.device(device).type == "cuda":
+            order = sorted(range(len(rows)), key=lambda i: (sets[i], len(rows.input_ids[i])))
+        else:
+            order = sorted(range(len(rows)), key=lambda i: (len(rows.input_ids[i]), sets[i]))
         lengths = [len(rows.input_ids[i]) for i in order]
         row_lengths = torch.tensor(lengths)
         starts = torch.cat([torch.zeros(1, dtype=torch.long), row_lengths.cumsum(0)])  # (B + 1,)
@@ -110,7 +107,8 @@ class Batch:
             lengths=row_lengths.to(device),
             longest=max(lengths),
             groups=tuple(_length_groups(lengths)),
-            segments=tuple(_segments([sets[i] for i in order], starts.tolist())),
+            owners=tuple(sets[i] for i in order),
+            row_tokens=tuple(lengths),
             order=torch.tensor(order, device=device),
         )
 
@@ -118,6 +116,19 @@ class Batch:
     def row_count(self) -> int:
         """Return B."""
         return len(self.order)
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """Return (B,) the place of each row's first token."""
+        return self.row_starts[:-1].long()
+
+    @property
+    def rows_of_sets(self) -> dict[int, list[int]]:
+        """Return the packed rows of each adapter set, sets and rows in rising order."""
+        rows: dict[int, list[int]] = {owner: [] for owner in sorted(set(self.owners))}
+        for row, owner in enumerate(self.owners):
+            rows[owner].append(row)
+        return rows
 
     def restore(self, packed: Tensor) -> Tensor:
         """Return (B, ...) results of packed rows in the caller's order."""
@@ -127,14 +138,6 @@ class Batch:
 def _length_groups(lengths: Sequence[int]) -> Iterator[LengthGroup]:
     for length, run in groupby(lengths):
         yield LengthGroup(sum(1 for _ in run), length)
-
-
-def _segments(sets: Sequence[int], starts: Sequence[int]) -> Iterator[Segment]:
-    first = 0
-    for adapter_index, run in groupby(sets):
-        last = first + sum(1 for _ in run)
-        yield Segment(adapter_index, slice(first, last), slice(starts[first], starts[last]))
-        first = last
 
 
 def shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens of a row, N tokens of all rows, H hidden size, L layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from registry.adapters import Adapters, AdapterSet, NoAdapters
-from registry.attention import attend
+from registry.attention import attend, attend_from_first
 from registry.batching import Batch
 from registry.families import FAMILIES, Family
 from registry.weights import Weights
@@ -84,6 +84,21 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
         """Return the (N, H) states after this layer, the ``index``-th."""
         gathered = attend(self.qkv(x), batch, self.heads, self.attention_dropout if self.training else 0.0)
+        return self._finish(gathered, x, index, adapters)
+
+    def first_tokens(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
+        """Return the (B, H) states of the rows' first tokens after this layer: all that some poolings ask of the last.
+
+        Keys and values are needed of every token; queries and what follows them of the first alone.
+        """
+        width = x.shape[1]
+        first = x.index_select(0, batch.first_tokens)  # (B, H)
+        query = F.linear(first, self.qkv.weight[:width], self.qkv.bias[:width])
+        key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])  # (N, 2H)
+        return self._finish(attend_from_first(query, key_value, batch, self.heads), first, index, adapters.on_rows())
+
+    def _finish(self, gathered: Tensor, x: Tensor, index: int, adapters: Adapters) -> Tensor:
+        """Return the states after the projection of what attention gathered and the feed-forward part."""
         a = F.dropout(self.attention_dense(gathered), self.dropout, self.training)  # (N, H)
         x = adapters.join(index, "attention", a, x, self.attention_norm)
         f = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H)
@@ -142,12 +157,36 @@ class Encoder(nn.Module):
         Returns:
             (N, H), in this encoder's dtype.
         """
-        joined = adapters if adapters is not None else NO_ADAPTERS
-        x = self.embeddings(batch)  # (N, H)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, index, batch, joined)
-        hidden: Tensor = x
-        return hidden
+        return self._run(self.embeddings(batch), batch, adapters or NO_ADAPTERS, range(len(self.layers)))
+
+    def below(self, layer: int, batch: Batch) -> Tensor:
+        """Return the (N, H) states that enter the ``layer``-th layer where no adapter joins before it."""
+        return self._run(self.embeddings(batch), batch, NO_ADAPTERS, range(layer))
+
+    def pooled(
+        self,
+        batch: Batch,
+        adapters: Adapters,
+        poolings: Collection[str],
+        entering: Tensor | None = None,
+        layer: int = 0,
+    ) -> dict[str, Tensor]:
+        """Return one (B, H) float32 state per row, in packed order, for each of the ``poolings``.
+
+        Args:
+            batch: packed tokens on this encoder's device.
+            adapters: what joins at the seams.
+            poolings: ``cls``, ``mean`` or ``pooler``; the last needs a checkpoint with a pooler.
+            entering: (N, H) states that enter the ``layer``-th layer; None starts with the embeddings.
+        """
+        x = self.embeddings(batch) if entering is None else entering
+        last = len(self.layers) - 1
+        if "mean" in poolings or self.training or layer > last:
+            x = self._run(x, batch, adapters, range(layer, last + 1))
+            return {pooling: self.pool(x, batch, pooling) for pooling in poolings}
+        x = self._run(x, batch, adapters, range(layer, last))
+        first = self.layers[last].first_tokens(x, last, batch, adapters)  # type: ignore[operator]
+        return {pooling: self._pool_first(first, pooling) for pooling in poolings}
 
     def pool(self, hidden: Tensor, batch: Batch, pooling: str) -> Tensor:
         """Return one (B, H) float32 state per row, in packed order.
@@ -159,10 +198,18 @@ class Encoder(nn.Module):
         """
         if pooling == "mean":
             return row_means(hidden.float(), batch)
-        first = hidden[batch.row_starts[:-1].long()]  # (B, H)
+        return self._pool_first(hidden.index_select(0, batch.first_tokens), pooling)
+
+    def _pool_first(self, first: Tensor, pooling: str) -> Tensor:
+        """Return what the (B, H) states of the first tokens are pooled to."""
         if pooling == "pooler" and self.pooler is not None:
             first = torch.tanh(self.pooler(first))
         return first.float()
+
+    def _run(self, x: Tensor, batch: Batch, adapters: Adapters, layers: range) -> Tensor:
+        for index in layers:
+            x = self.layers[index](x, index, batch, adapters)
+        return x
 
     def start_layer_norms(self, adapter_set: AdapterSet) -> None:
         """Give a set's own layer norms, where it has any, this encoder's weights as their start."""

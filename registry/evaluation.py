@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from registry.adapters import AdapterSet
+from registry.adapters import Adapters, AdapterSet, Head
 from registry.batching import Batch, TokenRows, sorted_batches
 from registry.encoder import Encoder
+from registry.mixing import HasSeams, MixedAdapters
 
 EVALUATION_ROWS = 64
 EVALUATION_TOKENS = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
@@ -27,6 +29,24 @@ class LabelledRows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+class JoiningAdapter(Adapters, HasSeams, Protocol):
+    """An adapter that joins alone or in a mixed batch."""
+
+
+class AnsweringSet(Protocol):
+    """What a batch asks of an adapter set: in training (adapters.py) or resident (pool.py)."""
+
+    @property
+    def adapter(self) -> JoiningAdapter:
+        """Return what joins the layers."""
+        ...
+
+    @property
+    def head(self) -> Head:
+        """Return the classifier."""
+        ...
 
 
 def label_tensor(problem_type: str, labels: Sequence[object], device: torch.device) -> Tensor:
@@ -55,9 +75,36 @@ def probabilities_of(problem_type: str, logits: Tensor) -> Tensor:
 
 def logits_of(encoder: Encoder, adapter_set: AdapterSet, batch: Batch) -> Tensor:
     """Return (B, C) float32 logits in packed order for a batch whose rows all belong to ``adapter_set``."""
-    hidden = encoder(batch, adapter_set.adapter)  # (N, H)
-    logits: Tensor = adapter_set.head(encoder.pool(hidden, batch, adapter_set.head_config.pooling))
+    pooling = adapter_set.head_config.pooling
+    logits: Tensor = adapter_set.head(encoder.pooled(batch, adapter_set.adapter, (pooling,))[pooling])
     return logits.float()
+
+
+def mixed_logits(
+    encoder: Encoder, sets: Sequence[AnsweringSet], batch: Batch, entering: Tensor | None = None, layer: int = 0
+) -> dict[int, tuple[list[int], Tensor]]:
+    """Return for each set in the batch its packed rows and their (rows, C) float32 logits.
+
+    Args:
+        encoder: shared by all.
+        sets: what the batch's owners count in.
+        batch: packed rows on the encoder's device.
+        entering: (N, H) states that enter the ``layer``-th layer; None starts with the embeddings.
+    """
+    rows_of_sets = batch.rows_of_sets
+    adapters: Adapters = MixedAdapters([one.adapter for one in sets], batch)
+    if len(rows_of_sets) == 1:
+        adapters = sets[batch.owners[0]].adapter
+    poolings = {sets[owner].head.config.pooling for owner in rows_of_sets}
+    pooled = encoder.pooled(batch, adapters, poolings, entering, layer)
+    # Every set's rows side by side: splitting what was gathered once is cheaper than gathering for each set.
+    order = torch.tensor([row for rows in rows_of_sets.values() for row in rows], device=batch.input_ids.device)
+    counts = [len(rows) for rows in rows_of_sets.values()]
+    parts = {pooling: torch.split(states.index_select(0, order), counts) for pooling, states in pooled.items()}
+    return {
+        owner: (rows, sets[owner].head(parts[sets[owner].head.config.pooling][place]))
+        for place, (owner, rows) in enumerate(rows_of_sets.items())
+    }
 
 
 @torch.no_grad()
@@ -77,8 +124,8 @@ def pool_rows(
     for indices in sorted_batches(lengths, EVALUATION_TOKENS[device.type], EVALUATION_ROWS):
         batch = Batch.pack(rows.take(indices), device=device)
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            hidden = encoder(batch, adapter_set.adapter)
-            states = encoder.pool(hidden, batch, adapter_set.head_config.pooling)
+            pooling = adapter_set.head_config.pooling
+            states = encoder.pooled(batch, adapter_set.adapter, (pooling,))[pooling]
         pooled[torch.tensor(indices, device=device)] = batch.restore(states)
     encoder.train(modes[0])
     adapter_set.train(modes[1])

@@ -1,28 +1,29 @@
 """Answers for texts: one adapter set, or rows of different sets in one pass, in the caller's order.
 
-A predictor keeps the sets it has used in memory beside the one backbone. It has no current adapter: what answers
+A predictor keeps the sets it has used in a pool beside the one backbone. It has no current adapter: what answers
 is part of every question, so threads cannot disturb each other.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.batching import Batch, TokenRows, sorted_batches
 from registry.errors import RequestError
-from registry.evaluation import EVALUATION_ROWS, EVALUATION_TOKENS, probabilities_of
-from registry.mixing import MixedAdapters
+from registry.evaluation import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits, probabilities_of
+from registry.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.registry import Registry
-from registry.schema import HeadConfig, Manifest
+from registry.schema import HeadConfig
+
+SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,12 @@ class Prediction:
     truncated: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class _Resident:
-    """A stored set in memory; ``stamp`` tells it from another that took its version's place."""
+class _Key(NamedTuple):
+    """A version of a store; ``stamp`` tells it from another that took its place."""
 
-    reference: str
+    name: str
+    version: int
     stamp: tuple[int, int]
-    manifest: Manifest
-    adapter_set: AdapterSet
 
 
 class Predictor:
@@ -67,13 +66,13 @@ class Predictor:
     Args:
         backbone: the encoder that all sets share.
         registry: where sets come from; a bare name or an alias is looked up at every call.
+        capacity: bytes of adapter sets kept in memory; beyond it the least recently used leave.
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry) -> None:
+    def __init__(self, backbone: Backbone, registry: Registry, *, capacity: int = 2 * GIBIBYTE) -> None:
         self.backbone = backbone
         self.registry = registry
-        self._resident: dict[tuple[str, int], _Resident] = {}
-        self._loading = threading.Lock()
+        self.pool: AdapterPool[_Key] = AdapterPool(self._load, capacity)
 
     def __call__(self, reference: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Return the answers of one set, one per text.
@@ -98,42 +97,42 @@ class Predictor:
             AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
         """
         rows = [each if isinstance(each, Request) else Request(*each) for each in requests]
-        found = {reference: self._load(reference) for reference in dict.fromkeys(row.reference for row in rows)}
-        sets = list(dict.fromkeys(found.values()))
-        place = {resident: index for index, resident in enumerate(sets)}
-        owners = [place[found[row.reference]] for row in rows]
-        tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
+        found = {reference: self._find(reference) for reference in dict.fromkeys(row.reference for row in rows)}
         answers: list[Prediction | None] = [None] * len(rows)
-        lengths = [len(ids) for ids in tokens.input_ids]
-        for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
-            batch_owners = [owners[i] for i in indices]
-            for index, owner, numbers in zip(
-                indices, batch_owners, self._answer(tokens.take(indices), batch_owners, sets), strict=True
-            ):
-                answers[index] = _interpret(sets[owner], numbers, truncated[index])
+        keys = iter(dict.fromkeys(found.values()))
+        while held := list(islice(keys, SETS_AT_ONCE)):
+            place = {key: index for index, key in enumerate(held)}
+            own = [index for index, row in enumerate(rows) if found[row.reference] in place]
+            owners = [place[found[rows[index].reference]] for index in own]
+            with self.pool.hold(held) as sets:
+                for index, answer in zip(own, self._answer([rows[i] for i in own], owners, sets), strict=True):
+                    answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
+    def _answer(self, rows: Sequence[Request], owners: Sequence[int], sets: Sequence[ResidentSet]) -> list[Prediction]:
+        """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
+        tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
+        lengths = [len(ids) for ids in tokens.input_ids]
+        numbers: list[list[float]] = [[]] * len(rows)
+        for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
+            batch = Batch.pack(tokens.take(indices), [owners[i] for i in indices], self.backbone.device)
+            for place, answer in self._forward(batch, sets):
+                numbers[indices[place]] = answer
+        each = zip(owners, numbers, truncated, strict=True)
+        return [_interpret(sets[owner], probabilities, cut) for owner, probabilities, cut in each]
+
     @torch.inference_mode()
-    def _answer(self, tokens: TokenRows, owners: Sequence[int], sets: Sequence[_Resident]) -> list[list[float]]:
-        """Return the probabilities of each row, in the order of ``tokens``, from one pass of the backbone."""
-        batch = Batch.pack(tokens, owners, self.backbone.device)
-        adapters = MixedAdapters([resident.adapter_set for resident in sets], batch.segments)
-        hidden = self.backbone(batch, adapters)  # (N, H)
-        pooled: dict[str, Tensor] = {}
-        packed: list[list[float]] = []
-        for segment in batch.segments:
-            adapter_set = sets[segment.adapter_index].adapter_set
-            head = adapter_set.head_config
-            if head.pooling not in pooled:
-                pooled[head.pooling] = self.backbone.encoder.pool(hidden, batch, head.pooling)  # (B, H)
-            logits = adapter_set.head(pooled[head.pooling][segment.rows])  # (rows, C)
-            packed += probabilities_of(head.problem_type, logits).float().cpu().tolist()
-        answers: list[list[float]] = [[] for _ in packed]
-        for position, index in enumerate(batch.order.tolist()):
-            answers[index] = packed[position]
+    def _forward(self, batch: Batch, sets: Sequence[ResidentSet]) -> list[tuple[int, list[float]]]:
+        """Return the probabilities of each row of a batch and its place in the caller's order."""
+        order = batch.order.tolist()
+        answers: list[tuple[int, list[float]]] = []
+        for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
+            problem_type = sets[owner].manifest.head.problem_type
+            rows = probabilities_of(problem_type, logits).tolist()
+            answers += [(order[row], numbers) for row, numbers in zip(packed, rows, strict=True)]
         return answers
 
-    def _tokenize(self, rows: Sequence[Request], owners: Sequence[_Resident]) -> tuple[TokenRows, list[bool]]:
+    def _tokenize(self, rows: Sequence[Request], owners: Sequence[ResidentSet]) -> tuple[TokenRows, list[bool]]:
         """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
@@ -151,17 +150,14 @@ class Predictor:
                 truncated[index] = place in tokens.truncated_rows
         return TokenRows(input_ids, type_ids), truncated
 
-    def _load(self, reference: str) -> _Resident:
+    def _find(self, reference: str) -> _Key:
+        """Return what a reference means now."""
         name, version = self.registry.catalog.resolve(reference)
-        stamp = _stamp(self.registry.catalog.folder(name, version))
-        with self._loading:
-            resident = self._resident.get((name, version))
-            if resident is None or resident.stamp != stamp:
-                exact = f"{name}:{version}"
-                manifest, adapter_set = self.registry.manifest(exact), self.registry.load(exact)
-                resident = _Resident(exact, stamp, manifest, adapter_set.requires_grad_(False))
-                self._resident[name, version] = resident
-            return resident
+        return _Key(name, version, _stamp(self.registry.catalog.folder(name, version)))
+
+    def _load(self, key: _Key) -> ResidentSet:
+        exact = f"{key.name}:{key.version}"
+        return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
@@ -173,7 +169,7 @@ def _stamp(folder: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _check_request(row: Request, owner: _Resident) -> None:
+def _check_request(row: Request, owner: ResidentSet) -> None:
     attempted = f"answer with '{owner.reference}'"
     for text in (row.text, row.pair):
         if text is not None and not text.strip():
@@ -186,8 +182,8 @@ def _check_request(row: Request, owner: _Resident) -> None:
         raise RequestError(attempted, "one text, as its task is on single texts", "two")
 
 
-def _interpret(owner: _Resident, numbers: Sequence[float], truncated: bool) -> Prediction:
-    head: HeadConfig = owner.adapter_set.head_config
+def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool) -> Prediction:
+    head: HeadConfig = owner.manifest.head
     probabilities = dict(zip(head.label_names, numbers, strict=True))
     label: str | tuple[str, ...] | float
     if head.problem_type == "regression":

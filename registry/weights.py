@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.errors import IntegrityError, shorten
+from registry.projection import Projection
 
 
 class Weights:
@@ -37,12 +38,11 @@ class Weights:
         layer: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         return layer
 
-    def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> nn.Linear:
+    def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> Projection:
         """Return one linear layer whose outputs are those of all ``modules`` side by side, each ``outputs`` wide."""
         weights = [self._take(f"{module}.weight", (outputs, inputs)) for module in modules]
         biases = [self._take(f"{module}.bias", (outputs,)) for module in modules]
-        with torch.device("meta"):
-            layer = nn.Linear(inputs, outputs * len(modules))
+        layer = Projection(inputs, outputs * len(modules), device="meta")
         layer.weight = nn.Parameter(weights[0] if len(weights) == 1 else torch.cat(weights))
         layer.bias = nn.Parameter(biases[0] if len(biases) == 1 else torch.cat(biases))
         return layer

@@ -19,14 +19,15 @@ LAYERS = (
     ("validation",),
     ("references",),
     ("schema",),
-    ("families", "weights", "adapters", "tasks", "recipes"),
-    ("files", "provenance", "reach", "stopwatch", "interruption"),
+    ("families", "projection", "bottlenecks", "tasks", "recipes"),
+    ("weights", "adapters", "grouping"),
+    ("files", "provenance", "reach", "stopwatch", "interruption", "memory"),
     ("tables", "hub", "metrics", "manifests"),
     ("rows", "batching", "catalog"),
     ("data", "attention", "mixing"),
     ("encoder", "sources"),
     ("backbone", "evaluation", "checkpoints"),
-    ("store", "records", "huggingface"),
+    ("store", "records", "huggingface", "pool"),
     ("registry", "training", "frames"),
     ("documents", "plots", "fitting", "predictor", "progress"),
     ("reports", "runner"),
@@ -37,7 +38,7 @@ LAYERS = (
 )  # fmt: skip
 TORCH_FREE = {
     "catalog", "cli", "cli_bench", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "data",
-    "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "metrics", "plots",
+    "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics", "plots",
     "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "tables", "tasks",
     "validation", "version",
 }  # fmt: skip

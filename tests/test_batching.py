@@ -43,21 +43,21 @@ def test_pack_and_restore_give_back_every_row(lengths_and_sets: list[tuple[int, 
 
 @given(LENGTHS_AND_SETS)
 @settings(max_examples=60, deadline=None)
-def test_groups_and_segments_cover_every_token_once(lengths_and_sets: list[tuple[int, int]]) -> None:
-    """Length groups and segments follow each other without a gap, and there is no token that is not a row's."""
+def test_groups_and_owners_cover_every_token_once(lengths_and_sets: list[tuple[int, int]]) -> None:
+    """Length groups follow each other without a gap, rows keep their set, and no token is anybody else's."""
     lengths, sets = map(list, zip(*lengths_and_sets, strict=True))
     batch = Batch.pack(numbered_rows(lengths), sets)
     assert sum(lengths) == len(batch.input_ids) == sum(group.rows * group.length for group in batch.groups)
     assert batch.lengths.tolist() == [group.length for group in batch.groups for _ in range(group.rows)]
-    assert sorted(set(sets)) == [segment.adapter_index for segment in batch.segments]
-    first_row = first_token = 0
-    for segment in batch.segments:
-        assert (first_row, first_token) == (segment.rows.start, segment.tokens.start)
-        first_row, first_token = segment.rows.stop, segment.tokens.stop
-        own = batch.order.tolist()[segment.rows]
-        assert {segment.adapter_index} == {sets[row] for row in own}
-        assert sum(lengths[row] for row in own) == segment.tokens.stop - segment.tokens.start
-    assert (len(lengths), sum(lengths)) == (first_row, first_token)
+    assert tuple(batch.lengths.tolist()) == batch.row_tokens == tuple(sorted(lengths))
+    order = batch.order.tolist()
+    assert [sets[row] for row in order] == list(batch.owners)
+    assert sorted(set(sets)) == list(batch.rows_of_sets)
+    assert list(range(len(sets))) == sorted(row for rows in batch.rows_of_sets.values() for row in rows)
+    for owner, rows in batch.rows_of_sets.items():
+        assert {owner} == {sets[order[row]] for row in rows}
+        assert rows == sorted(rows)
+    assert [int(ids) for ids in batch.input_ids[batch.first_tokens]] == [sum(lengths[:row]) for row in order]
 
 
 @given(LENGTHS_AND_SETS)

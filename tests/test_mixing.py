@@ -46,7 +46,7 @@ def test_mixed_batch_equals_each_set_alone(tiny_backbone: Backbone, chosen: list
     """Sets of another placement, size, activation or number of layers in the batch do not change a row's states."""
     sets, rows = random_sets(tiny_backbone), random_rows(words=100)
     batch = Batch.pack(rows, chosen)
-    mixed = unpack(tiny_backbone(batch, MixedAdapters(sets, batch.segments)).detach(), batch)
+    mixed = unpack(tiny_backbone(batch, MixedAdapters([one.adapter for one in sets], batch)).detach(), batch)
     assert difference(alone(tiny_backbone, sets, rows, chosen), mixed) <= TOLERANCE
 
 
@@ -66,7 +66,7 @@ def test_order_of_the_rows_does_not_matter(tiny_backbone: Backbone) -> None:
 
     def states(order: list[int]) -> list[torch.Tensor]:
         batch = Batch.pack(rows.take(order), [chosen[i] for i in order])
-        return unpack(tiny_backbone(batch, MixedAdapters(sets, batch.segments)).detach(), batch)
+        return unpack(tiny_backbone(batch, MixedAdapters([one.adapter for one in sets], batch)).detach(), batch)
 
     expected = states(list(range(8)))
     assert difference([expected[i] for i in shuffled], states(shuffled)) <= TOLERANCE
@@ -78,10 +78,10 @@ def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone:
     labels = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
     joint, separate = random_sets(tiny_backbone)[:3], random_sets(tiny_backbone)[:3]
     batch = Batch.pack(rows, chosen)
-    pooled = tiny_backbone.encoder.pool(tiny_backbone(batch, MixedAdapters(joint, batch.segments)), batch, "mean")
+    pooled = tiny_backbone.encoder.pool(tiny_backbone(batch, MixedAdapters([one.adapter for one in joint], batch)), batch, "mean")
     losses = [
-        loss_of("classification", joint[part.adapter_index].head(pooled[part.rows]), labels[batch.order[part.rows]])
-        for part in batch.segments
+        loss_of("classification", joint[owner].head(pooled[rows]), labels[batch.order[rows]])
+        for owner, rows in batch.rows_of_sets.items()
     ]
     torch.stack(losses).sum().backward()
     for index, one in enumerate(separate):
@@ -101,5 +101,5 @@ def test_mixed_batch_on_cuda_is_near_the_cpu(tiny_backbone: Backbone, tiny_folde
     expected = alone(tiny_backbone, sets, rows, chosen)
     on_cuda = Backbone.load(str(tiny_folder), device="cuda", dtype="float32")
     batch = Batch.pack(rows, chosen, on_cuda.device)
-    moved = MixedAdapters([one.to("cuda") for one in sets], batch.segments)
+    moved = MixedAdapters([one.to("cuda").adapter for one in sets], batch)
     assert difference(expected, unpack(on_cuda(batch, moved).detach(), batch)) <= 1e-4

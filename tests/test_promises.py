@@ -80,7 +80,7 @@ def test_mixed_batch_equals_the_single_task_answers(tiny_backbone: Backbone) -> 
     sets = [randomise(tiny_backbone.new_adapter_set(one, HEAD), seed) for seed, one in enumerate(configs)]
     rows, owners = random_rows(words=95), [3, 0, 2, 1, 1, 0, 3, 2]
     batch = Batch.pack(rows, owners)
-    mixed = unpack(tiny_backbone(batch, MixedAdapters(sets, batch.segments)), batch)
+    mixed = unpack(tiny_backbone(batch, MixedAdapters([one.adapter for one in sets], batch)), batch)
     alone = [our_states(tiny_backbone.encoder, rows.take([i]), sets[one].adapter)[0] for i, one in enumerate(owners)]
     assert difference(alone, mixed) <= 1e-5
 

@@ -1,0 +1,124 @@
+"""The rows of the benchmark that need a CUDA device: how near to its own matrix products bert-base comes.
+
+The backbone has bert-base's shape and random weights, made from its configuration on the spot; nothing is downloaded.
+Seconds are wall time after a synchronize.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark_ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fresh_sets
+from benchmark_profile import forward_flops, matmul_rate, training_flops
+from benchmark_rounds import now
+from transformers import BertConfig, BertModel
+
+from registry.backbone import Backbone
+from registry.batching import TokenRows
+from registry.evaluation import LabelledRows
+from registry.schema import TrainingConfig
+from registry.sources import locate
+from registry.training import train
+
+ROWS, LENGTH = 128, 128  # 16,384 tokens in one batch
+MIXED_SETS = 64
+SQUARE = 8_192
+
+
+def measure_gpu(folder: Path, rounds: int, device: str = "cuda") -> dict[str, Any]:
+    """Return the device's figures, by name; ``joint_training`` is among them only where the package can do it.
+
+    Args:
+        folder: for the random checkpoint.
+        rounds: of which the median counts.
+        device: a CUDA one, but for trying this out.
+    """
+    backbone = Backbone.load(str(random_checkpoint(folder)), device=device, dtype="bfloat16")
+    rows = random_rows(backbone, ROWS)
+    rate = square_rate(backbone.device, SQUARE)
+    forward, one_set, mixed = forward_rates(backbone, rows, rounds)
+    training = training_seconds(backbone, rows, rounds)
+    lengths = [LENGTH] * ROWS
+    figures = {
+        "device": torch.cuda.get_device_name(backbone.device) if backbone.device.type == "cuda" else "cpu",
+        "matmul_rate": rate,
+        "layer_matmul_rate": matmul_rate(backbone, ROWS * LENGTH),
+        "forward_share": forward_flops(backbone, lengths, with_adapter=False) * forward / ROWS / rate,
+        "one_set_share_of_bare": one_set / forward,
+        "mixed_share_of_bare": mixed / forward,
+        "training_share": training_flops(backbone, lengths) / training / rate,
+        "forward_rows_per_second": forward,
+        "training_rows_per_second": ROWS / training,
+    }
+    return figures | joint_training(backbone, rows, rounds)
+
+
+def random_checkpoint(folder: Path, **sizes: Any) -> Path:
+    """Save a random model of bert-base's shape with the embedded backbone's vocabulary, and return its folder."""
+    place = folder / "bert-base-random"
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=30_522, **sizes)).save_pretrained(place)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(locate("embedded") / name, place / name)
+    return place
+
+
+def random_rows(backbone: Backbone, count: int, length: int = LENGTH) -> TokenRows:
+    """Return rows of random words, all of one length."""
+    words = backbone.encoder.embeddings.word.num_embeddings
+    ids = torch.randint(1_000, words, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
+    return TokenRows(ids, [[0] * length for _ in ids])
+
+
+def square_rate(device: torch.device, size: int) -> float:
+    """Return the machine's own bfloat16 matrix-product rate, in operations per second: large squares, the median."""
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2.0 * size**3 / statistics.median(seconds_of(lambda: left @ right, device, rounds=20, repeats=5))
+
+
+def forward_rates(backbone: Backbone, rows: TokenRows, rounds: int) -> tuple[float, float, float]:
+    """Return rows per second of the bare backbone, of one set, and of 64 sets in one batch; they take turns."""
+    sets = fresh_sets(backbone, MIXED_SETS)
+    count = len(rows)
+    batches = [list(range(count))]
+    owners = [torch.randperm(count, generator=torch.Generator().manual_seed(0)).remainder(MIXED_SETS).tolist()]
+    works: tuple[Callable[[], object], ...] = (
+        lambda: ask_bare(backbone, rows, batches),
+        lambda: ask_one(backbone, sets[0], rows, batches),
+        lambda: ask_mixed(backbone, sets, rows, batches, owners),
+    )
+    turns = zip(*(seconds_of(work, backbone.device, rounds) for work in works), strict=True)
+    columns = zip(*turns, strict=True)
+    bare, one_set, mixed = (count / statistics.median(column) for column in columns)
+    return bare, one_set, mixed
+
+
+def training_seconds(backbone: Backbone, rows: TokenRows, rounds: int, steps: int = 8) -> float:
+    """Return the seconds of one training step over all rows, the median of epochs of several steps."""
+    copies = TokenRows(list(rows.input_ids) * steps, list(rows.type_ids) * steps)
+    labelled = LabelledRows(copies, tuple(row % 2 for row in range(len(copies))))
+    config = TrainingConfig(epochs=1, batch_size=len(rows), learning_rate=1e-3)
+    adapter_set = backbone.new_adapter_set(ADAPTER, HEAD)
+    epochs = seconds_of(lambda: train(backbone.encoder, adapter_set, labelled, config), backbone.device, rounds)
+    return statistics.median(epochs) / steps
+
+
+def joint_training(backbone: Backbone, rows: TokenRows, rounds: int) -> dict[str, float]:
+    """Return how many times faster 8 sets train together than one after another; nothing yet: the API comes."""
+    return {}
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, rounds: int, repeats: int = 1) -> Iterator[float]:
+    """Yield the seconds of ``work`` in each round, after one that warms up."""
+    for turn in range(rounds + 1):
+        started = now(device)
+        for _ in range(repeats):
+            work()
+        seconds = (now(device) - started) / repeats
+        if turn > 0:
+            yield seconds
