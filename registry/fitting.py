@@ -7,7 +7,7 @@ are not known here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,11 +19,13 @@ from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.checkpoints import Checkpoint
 from registry.data import TaskData
-from registry.errors import ConfigError, closest
+from registry.encoder import Encoder
+from registry.errors import ConfigError, NonFiniteLossError, closest
 from registry.evaluation import LabelledRows, answer_rows
 from registry.metrics import score
 from registry.recipes import DEFAULT, Recipe, read_recipe, recipe_names
 from registry.rows import Rows, hold_out
+from registry.runs import StepReport, TrainingJob, TrainingResult
 from registry.schema import (
     BASELINES,
     PLACEMENTS,
@@ -35,7 +37,7 @@ from registry.schema import (
 )
 from registry.stopwatch import Stopwatch
 from registry.store import stored_bytes
-from registry.training import StepReport, TrainingResult, train
+from registry.training import train_together
 from registry.validation import Record, require, to_json
 
 FLOAT32_BYTES = 4
@@ -86,7 +88,7 @@ class Fitted:
         parameters: elements that train, are stored and are there in all.
         stored_bytes: what this task adds on disk.
         truncated_train, truncated_reported: rows cut to the longest length.
-        train_seconds, evaluate_seconds: wall time.
+        train_seconds, evaluate_seconds: wall time; of plans carried out together each has its share.
         peak_memory_bytes: most memory used meanwhile.
     """
 
@@ -156,6 +158,16 @@ def make_plan(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class FitJob:
+    """One plan to carry out on one task's rows; ``observe`` is called after every step."""
+
+    plan: Plan
+    data: TaskData
+    checkpoint: Checkpoint | None = None
+    observe: Callable[[StepReport], None] | None = None
+
+
 def fit(
     plan: Plan,
     data: TaskData,
@@ -171,65 +183,104 @@ def fit(
         NonFiniteLossError, TrainingInterrupted, CheckpointError: see ``train``.
         ConfigError: choices that do not fit the backbone.
     """
-    if plan.training is None or plan.head is None:
-        return _majority(data, backbone)
+    (fitted,) = fit_together([FitJob(plan, data, checkpoint, observe)], backbone, should_stop=should_stop)
+    if isinstance(fitted, NonFiniteLossError):
+        raise fitted
+    return fitted
+
+
+def fit_together(
+    jobs: Sequence[FitJob], backbone: Backbone, *, should_stop: Callable[[], bool] | None = None
+) -> list[Fitted | NonFiniteLossError]:
+    """Return several plans carried out, trained in one pass; one that diverges gives its error instead.
+
+    Raises:
+        TrainingInterrupted, CheckpointError: see ``train_together``.
+        ConfigError: choices that do not fit the backbone, or full fine-tuning beside other plans.
+    """
     stopwatch = Stopwatch(backbone.device)
-    learned, held_out, truncated = _training_rows(plan.training, plan.head, data, backbone)
-    asked = _tokenize(data.reported, plan.training, backbone)
-    adapter_set = backbone.new_adapter_set(plan.adapter, plan.head, seed=plan.training.seed)
-    encoder = backbone.unfrozen_copy() if plan.unfreezes else backbone.encoder
-    autocast = backbone.dtype if plan.unfreezes and backbone.dtype != torch.float32 else None
+    tokenized = _Tokenized(backbone)
+    learning = [_Learning(job, backbone, tokenized) for job in jobs if job.plan.training is not None]
+    unfrozen = [one for one in learning if one.job.plan.unfreezes]
+    encoder = backbone.unfrozen_copy() if unfrozen else backbone.encoder
+    autocast = backbone.dtype if unfrozen and backbone.dtype != torch.float32 else None
     with stopwatch.lap():
-        result = train(
-            encoder,
-            adapter_set,
-            learned,
-            plan.training,
-            held_out=held_out,
-            autocast_dtype=autocast,
-            checkpoint=checkpoint,
-            observe=observe,
-            should_stop=should_stop,
+        results = train_together(
+            encoder, [one.training_job for one in learning], autocast_dtype=autocast, should_stop=should_stop
         )
-    with stopwatch.lap():
-        probabilities = answer_rows(encoder, adapter_set.eval(), asked.tokens, autocast)
-    whole = encoder.parameter_count if plan.unfreezes else 0
-    return Fitted(
-        adapter_set=adapter_set,
-        storable=not plan.unfreezes,
-        probabilities=probabilities,
-        scores=score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics),
-        result=result,
-        parameters=_count(backbone, whole + adapter_set.trainable_count, whole + adapter_set.stored_count, whole),
-        stored_bytes=stored_bytes(adapter_set) + FLOAT32_BYTES * whole,
-        truncated_train=truncated,
-        truncated_reported=asked.tokens.truncated,
-        train_seconds=stopwatch.laps[0],
-        evaluate_seconds=stopwatch.laps[1],
-        peak_memory_bytes=stopwatch.peak_memory(),
-    )
+    outcomes = {
+        one.job: result if isinstance(result, NonFiniteLossError) else one.score(result, encoder, autocast, stopwatch)
+        for one, result in zip(learning, results, strict=True)
+    }
+    return [outcomes[job] if job in outcomes else _majority(job.data, backbone) for job in jobs]
 
 
-def _training_rows(
-    training: TrainingConfig, head: HeadConfig, data: TaskData, backbone: Backbone
-) -> tuple[LabelledRows, LabelledRows | None, int]:
-    """Return the rows to learn from, those held out where the training asks for some, and how many were cut."""
-    if not training.holds_out:
-        learned = _tokenize(data.train, training, backbone)
-        return learned, None, learned.tokens.truncated
-    parts = hold_out(data.train, training.held_out, training.seed, head.problem_type == "classification")
-    learned, held_out = (_tokenize(rows, training, backbone) for rows in parts)
-    return learned, held_out, learned.tokens.truncated + held_out.tokens.truncated
+class _Tokenized:
+    """Token rows by what they were made of, so that seeds of one task share them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._rows: dict[tuple[int, int], tuple[Rows, LabelledRows]] = {}
+
+    def rows(self, rows: Rows, max_length: int) -> LabelledRows:
+        """Return the labelled token rows of ``rows``, cut to ``max_length``."""
+        key = id(rows), max_length
+        if key not in self._rows:
+            tokens = self._backbone.tokenize(rows.texts, rows.pairs, max_length)
+            self._rows[key] = rows, LabelledRows(tokens, rows.labels)  # ``rows`` is kept, so that its id stays its own
+        return self._rows[key][1]
+
+
+class _Learning:
+    """A job with its rows tokenised and its set made, to be trained and then scored."""
+
+    def __init__(self, job: FitJob, backbone: Backbone, tokenized: _Tokenized) -> None:
+        plan, data = job.plan, job.data
+        if plan.training is None or plan.head is None:
+            raise ConfigError("plan", "one that trains", plan.method)
+        self.job, self.backbone = job, backbone
+        self.adapter_set = backbone.new_adapter_set(plan.adapter, plan.head, seed=plan.training.seed)
+        parts: tuple[Rows, ...] = (data.train,)
+        if plan.training.holds_out:
+            stratified = plan.head.problem_type == "classification"
+            parts = hold_out(data.train, plan.training.held_out, plan.training.seed, stratified)
+        learned = [tokenized.rows(rows, plan.training.max_length) for rows in parts]
+        self.asked = tokenized.rows(data.reported, plan.training.max_length)
+        self.truncated = sum(rows.tokens.truncated for rows in learned)
+        held_out = learned[1] if len(learned) > 1 else None
+        self.training_job = TrainingJob(
+            self.adapter_set, learned[0], plan.training, held_out, job.checkpoint, job.observe
+        )
+
+    def score(
+        self, result: TrainingResult, encoder: Encoder, autocast: torch.dtype | None, stopwatch: Stopwatch
+    ) -> Fitted:
+        """Return the trained set with its answers on the reported split."""
+        plan, data, adapter_set = self.job.plan, self.job.data, self.adapter_set
+        with stopwatch.lap():
+            probabilities = answer_rows(encoder, adapter_set.eval(), self.asked.tokens, autocast)
+        whole = encoder.parameter_count if plan.unfreezes else 0
+        trainable, stored = whole + adapter_set.trainable_count, whole + adapter_set.stored_count
+        return Fitted(
+            adapter_set=adapter_set,
+            storable=not plan.unfreezes,
+            probabilities=probabilities,
+            scores=score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics),
+            result=result,
+            parameters=_count(self.backbone, trainable, stored, whole),
+            stored_bytes=stored_bytes(adapter_set) + FLOAT32_BYTES * whole,
+            truncated_train=self.truncated,
+            truncated_reported=self.asked.tokens.truncated,
+            train_seconds=result.seconds,
+            evaluate_seconds=stopwatch.laps[-1],
+            peak_memory_bytes=stopwatch.peak_memory(),
+        )
 
 
 def _count(backbone: Backbone, trainable: int = 0, stored: int = 0, replaced: int = 0) -> ParameterCounts:
     """Return the counts of a method that stores ``stored`` elements, ``replaced`` of them in the backbone's place."""
     whole = backbone.info.parameters
     return ParameterCounts(trainable=trainable, stored=stored, backbone=whole, total=whole + stored - replaced)
-
-
-def _tokenize(rows: Rows, training: TrainingConfig, backbone: Backbone) -> LabelledRows:
-    return LabelledRows(backbone.tokenize(rows.texts, rows.pairs, training.max_length), rows.labels)
 
 
 def _majority(data: TaskData, backbone: Backbone) -> Fitted:

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from registry.training import StepReport
+from registry.runs import StepReport
 
 _RECENT_STEPS = 20
 _LINES = 5

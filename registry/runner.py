@@ -24,8 +24,8 @@ from registry.recipes import Recipe
 from registry.records import Predictions, read_record, record_path, write_record
 from registry.references import Reference
 from registry.registry import Registry
+from registry.runs import StepReport
 from registry.schema import DataInfo, ParameterCounts, RunRecord
-from registry.training import StepReport
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,28 @@
-"""Train one adapter set on one task's rows.
+"""Train adapter sets on their rows: one, or several in one pass of the backbone.
 
-It sees an encoder, a set, token rows and a configuration; it knows nothing of names, stores or files of data.
-The encoder is a frozen backbone's, or a separate trainable copy for full fine-tuning: the loop is the same, since
-what trains is whatever requires a gradient.
+It sees an encoder, sets, token rows and configurations; it knows nothing of names, stores or files of data. Sets
+trained together share the backbone's batches and nothing else: each has its own loss, clip norm, schedule and seed, so
+each learns what it would learn alone. The encoder is a frozen backbone's, or a separate trainable copy for full
+fine-tuning: the loop is the same, since what trains is whatever requires a gradient.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from registry.adapters import AdapterSet
-from registry.batching import Batch, shuffled_batches
-from registry.checkpoints import Checkpoint, Snapshot
+from registry.batching import Batch, TokenRows
+from registry.checkpoints import Checkpoint
 from registry.encoder import Encoder
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
-from registry.evaluation import LabelledRows, answer_rows, label_tensor, logits_of, loss_of, pool_rows
-from registry.metrics import check_metrics, score
+from registry.evaluation import LabelledRows, mixed_logits, pool_rows
+from registry.prefix import PrefixStates, packed_order
+from registry.runs import StepReport, TrainingJob, TrainingResult, TrainingRun
 from registry.schema import TrainingConfig
-from registry.tasks import METRICS
-from registry.validation import require
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a progress display wants to know after a step; the learning rate is the one just used."""
-
-    step: int
-    steps: int
-    loss: float
-    rows: int
-    learning_rate: float
-    held_out_scores: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What came of a training run.
-
-    Attributes:
-        steps: optimizer steps taken.
-        final_loss: mean loss of the last epoch's steps.
-        seconds: wall time of the loop.
-        rows: rows seen, every epoch counted, in this process.
-        best_step: the step whose weights were kept; the last one without ``select_best``.
-        history: (step, held-out scores) of each evaluation.
-    """
-
-    steps: int
-    final_loss: float
-    seconds: float
-    rows: int
-    best_step: int
-    history: tuple[tuple[int, dict[str, float]], ...]
 
 
 def train(
@@ -93,222 +58,144 @@ def train(
         TrainingInterrupted: ``should_stop`` said so.
         CheckpointError: the state there was made by other settings or is damaged.
     """
-    run = TrainingRun(encoder, adapter_set, rows, config, held_out, autocast_dtype)
-    devices = [run.device] if run.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(config.seed)
-        if checkpoint is not None:
-            saved = checkpoint.read()
-            if saved is not None:
-                run.restore(saved)
-        started = time.perf_counter()
-        encoder_mode, set_mode = encoder.training, adapter_set.training
-        adapter_set.train()
+    job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe)
+    (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop)
+    if isinstance(result, NonFiniteLossError):
+        raise result
+    return result
+
+
+def train_together(
+    encoder: Encoder,
+    jobs: Sequence[TrainingJob],
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[TrainingResult | NonFiniteLossError]:
+    """Train several sets in place, the rows of all of them in each batch of the encoder.
+
+    Each learns what ``train`` would teach it alone, up to rounding (float32: weights within 1e-6 after 20 steps). A set
+    whose loss diverges ends with its error; the others go on.
+
+    Args:
+        encoder: frozen, unless there is only one job.
+        jobs: of any placements, sizes, tasks, batch sizes and numbers of steps.
+        autocast_dtype: mixed precision for an unfrozen encoder.
+        should_stop: asked after every step; True writes all checkpoints and raises.
+
+    Raises:
+        ConfigError: no held-out rows for scores on them, a metric to select by that does not fit, or several sets with
+            an encoder that trains.
+        TrainingInterrupted: ``should_stop`` said so.
+        CheckpointError: a state there was made by other settings or is damaged.
+    """
+    unfrozen = any(parameter.requires_grad for parameter in encoder.parameters())
+    if unfrozen and len(jobs) > 1:
+        raise ConfigError("jobs", "one, as the encoder trains with it", len(jobs))
+    runs = [TrainingRun(encoder, job, autocast_dtype) for job in jobs]
+    device = encoder.embeddings.word.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(jobs[0].config.seed if jobs else 0)  # only an unfrozen encoder draws from it
+        for run in runs:
+            run.restore()
+        modes = encoder.training, [run.adapter_set.training for run in runs]
+        for run in runs:
+            run.adapter_set.train()
+            run.adapter_set.draw_dropout_from(run.generator)
         try:
-            rows_seen = run.loop(checkpoint, observe, should_stop)
+            _Pass(encoder, runs, autocast_dtype).loop(should_stop)
         finally:
-            encoder.train(encoder_mode)
-            adapter_set.train(set_mode)
-    if config.select_best is not None and run.best_state is not None:
-        run.load_weights(run.best_state)
-    return TrainingResult(
-        steps=run.step,
-        final_loss=sum(run.losses) / max(1, len(run.losses)),
-        seconds=time.perf_counter() - started,
-        rows=rows_seen,
-        best_step=run.best_step if config.select_best is not None else run.step,
-        history=tuple(run.history),
-    )
+            encoder.train(modes[0])
+            for run, mode in zip(runs, modes[1], strict=True):
+                run.adapter_set.train(mode)
+                run.adapter_set.draw_dropout_from(None)
+    return [run.error or run.finish() for run in runs]
 
 
-class TrainingRun:
-    """The state of one training run between two steps, and how to take the next step."""
+class _Pass:
+    """All runs over one encoder, step by step."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        adapter_set: AdapterSet,
-        rows: LabelledRows,
-        config: TrainingConfig,
-        held_out: LabelledRows | None,
-        autocast_dtype: torch.dtype | None,
-    ) -> None:
-        if config.holds_out and held_out is None:
-            raise ConfigError("held_out", "rows for evaluate_every", None)
-        head = adapter_set.head_config
-        self.metric = config.select_best or METRICS[head.problem_type][0]
-        check_metrics(head.problem_type, len(head.label_names), (self.metric,))
-        require(self.metric != "mse", "select_best", "a metric of which more is better", self.metric)
-        self.encoder, self.adapter_set, self.rows, self.config = encoder, adapter_set, rows, config
-        self.held_out, self.autocast_dtype = held_out, autocast_dtype
+    def __init__(self, encoder: Encoder, runs: Sequence[TrainingRun], autocast_dtype: torch.dtype | None) -> None:
+        self.encoder, self.runs, self.autocast_dtype = encoder, runs, autocast_dtype
         self.device = encoder.embeddings.word.weight.device
-        self.lengths = [len(ids) for ids in rows.tokens.input_ids]
-        self.steps_per_epoch = math.ceil(len(rows) / config.batch_size)
-        self.steps = self.steps_per_epoch * config.epochs
-        self.parameters = [p for module in (encoder, adapter_set) for p in module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, config, self.device)
-        below_head = (*encoder.parameters(), *adapter_set.adapter.parameters())
-        self.only_head_trains = not any(parameter.requires_grad for parameter in below_head)
-        self.pooled: Tensor | None = None
-        self.step = 0
-        self.losses: list[float] = []
-        self.best_step, self.best_score, self.since_best = 0, -math.inf, 0
-        self.best_state: list[Tensor] | None = None
-        self.history: list[tuple[int, dict[str, float]]] = []
+        self.pooled: dict[TrainingRun, Tensor] = {}  # (R, H) where only a head trains
+        through = [run for run in runs if not run.only_head_trains]
+        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        self.layer = min((run.adapter_set.lowest_layer for run in through), default=0) if frozen else 0
+        if not PrefixStates.fits(encoder, {id(run.job.rows.tokens): run.job.rows.tokens for run in through}.values()):
+            self.layer = 0
+        self.prefixes: dict[int, PrefixStates] = {}  # by the identity of the rows, which seeds of one task share
 
-    @property
-    def is_out_of_patience(self) -> bool:
-        """Return whether the scores did not get better for as long as the configuration waits."""
-        return self.config.patience is not None and self.since_best >= self.config.patience
+    def loop(self, should_stop: Callable[[], bool] | None) -> None:
+        """Take all remaining steps of all runs."""
+        while active := [run for run in self.runs if not run.is_done]:
+            self._step(active)
+            stop = should_stop is not None and should_stop() and any(not run.is_done for run in self.runs)
+            for run in self.runs if stop else active:
+                run.write_checkpoint(is_last=stop)
+            if stop:
+                first = next(run for run in self.runs if not run.is_done)
+                path = first.job.checkpoint.path if first.job.checkpoint is not None else None
+                raise TrainingInterrupted(first.step, first.steps, path)
 
-    def loop(
-        self,
-        checkpoint: Checkpoint | None,
-        observe: Callable[[StepReport], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> int:
-        """Take all remaining steps and return the number of rows seen."""
-        rows_seen = 0
-        while self.step < self.steps and not self.is_out_of_patience:
-            epoch, first = divmod(self.step, self.steps_per_epoch)
-            batches = shuffled_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
-            for indices in batches[first:]:
-                if self.step % self.steps_per_epoch == 0:
-                    self.losses = []
-                rate = learning_rate_at(self.step, self.steps, self.config)
-                loss = self.take_step(indices, rate)
-                rows_seen += len(indices)
-                scores = self.score_held_out()
-                if observe is not None:
-                    observe(StepReport(self.step, self.steps, loss, len(indices), rate, scores))
-                self.write_if_due(checkpoint, should_stop)
-                if self.is_out_of_patience:
-                    return rows_seen
-        return rows_seen
+    def _step(self, active: Sequence[TrainingRun]) -> None:
+        """Take one step of each of the runs."""
+        started = time.perf_counter()
+        chosen = {run: run.next_rows() for run in active}
+        losses = {run: run.loss(logits, chosen[run]) for run, logits in self._logits(chosen).items()}
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for the device
+        learning = [run for run in active if run.accept(values[run])]
+        for run in learning:
+            run.optimizer.zero_grad(set_to_none=True)
+        if learning:
+            torch.stack([losses[run] for run in learning]).sum().backward()  # type: ignore[no-untyped-call]
+        tokens = {run: sum(run.lengths[i] for i in chosen[run]) for run in active}
+        passed = time.perf_counter() - started
+        for run in active:
+            run.seconds += passed * tokens[run] / sum(tokens.values())
+        for run in learning:
+            began = time.perf_counter()
+            run.learn(values[run], len(chosen[run]))
+            run.seconds += time.perf_counter() - began
 
-    def take_step(self, indices: Sequence[int], rate: float) -> float:
-        """Learn from the rows at ``indices`` and return their mean loss."""
-        problem = self.adapter_set.head_config.problem_type
-        labels = label_tensor(problem, [self.rows.labels[i] for i in indices], self.device)
-        loss = loss_of(problem, self.logits(indices), labels)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLossError(self.step + 1, value, rate)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not math.isfinite(float(norm)):
-            raise NonFiniteLossError(self.step + 1, float(norm), rate, "gradient norm")
-        if self.config.clip_norm > 0:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.step += 1
-        self.losses.append(value)
-        return value
-
-    def logits(self, indices: Sequence[int]) -> Tensor:
-        """Return the (B, C) logits of the rows at ``indices``, ready for the backward pass."""
-        if self.only_head_trains:
-            if self.pooled is None:  # what a frozen head-only model pools is the same in every epoch
-                self.pooled = pool_rows(self.encoder, self.adapter_set, self.rows.tokens)
-            logits: Tensor = self.adapter_set.head(self.pooled[torch.tensor(indices, device=self.device)])
+    def _logits(self, chosen: dict[TrainingRun, list[int]]) -> dict[TrainingRun, Tensor]:
+        """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
+        logits = {run: self._head_logits(run, rows) for run, rows in chosen.items() if run.only_head_trains}
+        through = [run for run in chosen if run not in logits]
+        if not through:
             return logits
-        batch = Batch.pack(self.rows.tokens.take(indices), device=self.device)
+        taken = [run.job.rows.tokens.take(chosen[run]) for run in through]
+        owners = [owner for owner, rows in enumerate(taken) for _ in range(len(rows))]
+        batch = Batch.pack(_join(taken), owners, self.device)
+        entering = None
+        if self.layer > 0:
+            states = torch.cat([self._prefix(run).of(chosen[run]) for run in through])
+            entering = states.index_select(0, packed_order(batch))
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            return batch.restore(logits_of(self.encoder, self.adapter_set, batch))
+            sets = [run.adapter_set for run in through]
+            answered = mixed_logits(self.encoder, sets, batch, entering, self.layer)
+        order = batch.order.tolist()
+        for owner, (packed, answers) in answered.items():
+            callers = [order[row] for row in packed]  # rising by set, so a set's own rows need no offset to be sorted
+            places = sorted(range(len(callers)), key=callers.__getitem__)
+            logits[through[owner]] = answers.float().index_select(0, torch.tensor(places, device=self.device))
+        return logits
 
-    def score_held_out(self) -> dict[str, float]:
-        """Return the scores on held-out rows if it is time for them, and remember the best weights."""
-        every = self.config.evaluate_every
-        if every is None or self.held_out is None or (self.step % every != 0 and self.step != self.steps):
-            return {}
-        probabilities = answer_rows(self.encoder, self.adapter_set, self.held_out.tokens, self.autocast_dtype)
-        scores = score(self.adapter_set.head_config.problem_type, self.held_out.labels, probabilities, (self.metric,))
-        self.history.append((self.step, scores))
-        self.since_best += 1
-        if scores[self.metric] > self.best_score:
-            self.best_step, self.best_score, self.since_best = self.step, scores[self.metric], 0
-            self.best_state = [tensor.detach().clone() for tensor in self.parameters]
-        return scores
+    def _head_logits(self, run: TrainingRun, rows: Sequence[int]) -> Tensor:
+        if run not in self.pooled:  # what a frozen head-only model pools is the same in every epoch
+            self.pooled[run] = pool_rows(self.encoder, run.adapter_set, run.job.rows.tokens)
+        logits: Tensor = run.adapter_set.head(self.pooled[run][torch.tensor(rows, device=self.device)])
+        return logits
 
-    def load_weights(self, state: Sequence[Tensor]) -> None:
-        """Put back weights that were remembered."""
-        with torch.no_grad():
-            for parameter, tensor in zip(self.parameters, state, strict=True):
-                parameter.copy_(tensor)
-
-    def write_if_due(self, checkpoint: Checkpoint | None, should_stop: Callable[[], bool] | None) -> None:
-        """Write a checkpoint every so many steps, and before stopping when asked to."""
-        stop = should_stop is not None and should_stop() and self.step < self.steps
-        if checkpoint is not None and (stop or checkpoint.is_due(self.step)):
-            checkpoint.write(self.snapshot())
-        if stop:
-            raise TrainingInterrupted(self.step, self.steps, checkpoint.path if checkpoint else None)
-
-    def snapshot(self) -> Snapshot:
-        """Return everything that the next step depends on."""
-        tensors = {f"weight.{i}": p.detach() for i, p in enumerate(self.parameters)}
-        for i, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{i}.{name}"] = value
-        for i, tensor in enumerate(self.best_state or ()):
-            tensors[f"best.{i}"] = tensor
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        return Snapshot(
-            tensors=tensors,
-            step=self.step,
-            losses=self.losses,
-            best_step=self.best_step,
-            best_score=self.best_score,
-            since_best=self.since_best,
-            history=self.history,
-        )
-
-    def restore(self, saved: Snapshot) -> None:
-        """Continue from a snapshot of a run with the same settings."""
-        tensors = saved.tensors
-        count = len(self.parameters)
-        self.load_weights([tensors[f"weight.{i}"] for i in range(count)])
-        for i, parameter in enumerate(self.parameters):
-            prefix = f"optimizer.{i}."
-            # The step count stays where the optimizer made it: on the CPU, or beside fused CUDA parameters.
-            self.optimizer.state[parameter] = {
-                name.removeprefix(prefix): tensor.to(self.device)
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-        if "best.0" in tensors:
-            self.best_state = [tensors[f"best.{i}"].to(self.device) for i in range(count)]
-        torch.set_rng_state(tensors["rng.cpu"])
-        if self.device.type == "cuda" and "rng.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
-        self.step, self.losses, self.history = saved.step, list(saved.losses), list(saved.history)
-        self.best_step, self.best_score, self.since_best = saved.best_step, saved.best_score, saved.since_best
+    def _prefix(self, run: TrainingRun) -> PrefixStates:
+        rows = run.job.rows.tokens
+        if id(rows) not in self.prefixes:
+            self.prefixes[id(rows)] = PrefixStates(self.encoder, rows, self.layer)
+        return self.prefixes[id(rows)]
 
 
-def make_optimizer(
-    parameters: Sequence[nn.Parameter], config: TrainingConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """Return AdamW or Adam over the parameters; biases and norms are not decayed."""
-    fused = device.type in ("cpu", "cuda")
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-
-
-def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of the step after ``step`` steps: rising through warm-up, then as scheduled."""
-    warmup = math.ceil(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (steps - step) / max(1, steps - warmup)
+def _join(parts: Sequence[TokenRows]) -> TokenRows:
+    """Return the rows of all parts, one after the other."""
+    return TokenRows(
+        [ids for rows in parts for ids in rows.input_ids], [ids for rows in parts for ids in rows.type_ids]
+    )

@@ -28,7 +28,8 @@ LAYERS = (
     ("encoder", "sources"),
     ("backbone", "evaluation", "checkpoints"),
     ("store", "records", "huggingface", "pool"),
-    ("registry", "training", "frames"),
+    ("registry", "prefix", "runs", "frames"),
+    ("training",),
     ("documents", "plots", "fitting", "predictor", "progress"),
     ("reports", "runner"),
     ("cli_settings", "cli_options"),
@@ -38,8 +39,8 @@ LAYERS = (
 )  # fmt: skip
 TORCH_FREE = {
     "catalog", "cli", "cli_bench", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "data",
-    "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics", "plots",
-    "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "tables", "tasks",
+    "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics",
+    "plots", "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "tables", "tasks",
     "validation", "version",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}

@@ -15,8 +15,9 @@ from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.checkpoints import Checkpoint
 from registry.errors import CheckpointError, StoreWriteError, TrainingInterrupted
+from registry.runs import StepReport, TrainingResult
 from registry.schema import TrainingConfig
-from registry.training import StepReport, TrainingResult, train
+from registry.training import train
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, stop_at, toy_rows, train_fresh
 
 ROOT = Path(__file__).parents[1]

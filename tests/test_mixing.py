@@ -78,7 +78,8 @@ def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone:
     labels = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
     joint, separate = random_sets(tiny_backbone)[:3], random_sets(tiny_backbone)[:3]
     batch = Batch.pack(rows, chosen)
-    pooled = tiny_backbone.encoder.pool(tiny_backbone(batch, MixedAdapters([one.adapter for one in joint], batch)), batch, "mean")
+    hidden = tiny_backbone(batch, MixedAdapters([one.adapter for one in joint], batch))
+    pooled = tiny_backbone.encoder.pool(hidden, batch, "mean")
     losses = [
         loss_of("classification", joint[owner].head(pooled[rows]), labels[batch.order[rows]])
         for owner, rows in batch.rows_of_sets.items()

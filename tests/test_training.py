@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from registry.backbone import Backbone
-from registry.batching import Batch, TokenRows
+from registry.batching import TokenRows
 from registry.errors import ConfigError, NonFiniteLossError
-from registry.evaluation import LabelledRows, answer_rows, logits_of
+from registry.evaluation import LabelledRows, answer_rows
 from registry.metrics import score
+from registry.runs import StepReport, TrainingJob, TrainingRun, learning_rate_at, make_optimizer
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.training import StepReport, TrainingRun, learning_rate_at, make_optimizer, train
+from registry.training import train
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, toy_rows, train_fresh
 
 SELECTING = msgspec.structs.replace(TRAINING, evaluate_every=2, select_best="accuracy")
@@ -50,18 +51,17 @@ def test_training_learns_a_separable_task(tiny_backbone: Backbone, placement: st
 
 
 def test_head_alone_trains_on_states_pooled_once(tiny_backbone: Backbone) -> None:
-    """Where only a head trains, the states kept for all epochs give the logits of a forward at every step."""
-    rows, indices = toy_rows(tiny_backbone), [7, 0, 3, 12]
-    head = HeadConfig(label_names=("bad", "good"))
-    with_head = tiny_backbone.new_adapter_set(None, head)
-    run = TrainingRun(tiny_backbone.encoder, with_head, rows, TRAINING, None, None)
-    batch = Batch.pack(rows.tokens.take(indices))
-    expected = batch.restore(logits_of(tiny_backbone.encoder, with_head, batch))
-    assert run.only_head_trains
-    torch.testing.assert_close(run.logits(indices), expected, rtol=0, atol=1e-6)
-    with_bottlenecks = tiny_backbone.new_adapter_set(ADAPTER, head)
-    assert not TrainingRun(tiny_backbone.encoder, with_bottlenecks, rows, TRAINING, None, None).only_head_trains
-    assert not TrainingRun(tiny_backbone.unfrozen_copy(), with_head, rows, TRAINING, None, None).only_head_trains
+    """Where only a head trains, the encoder answers every row once, whatever the number of epochs."""
+    asked: list[int] = []
+    watch = tiny_backbone.encoder.embeddings.register_forward_hook(
+        lambda module, inputs, output: asked.append(inputs[0].row_count)
+    )
+    train_fresh(tiny_backbone, changed(epochs=3), None)
+    once = sum(asked)
+    asked.clear()
+    train_fresh(tiny_backbone, changed(epochs=3), ADAPTER)
+    watch.remove()
+    assert (40, 3 * 40) == (once, sum(asked))
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_only_the_sets_parameters_get_gradients(tiny_backbone: Backbone) -> None
     """What the optimizer changes is the set's parameters, all of them, and nothing else has a gradient."""
     fresh = tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4, layer_norms=True), HEAD)
     start = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    run = TrainingRun(tiny_backbone.encoder, fresh, toy_rows(tiny_backbone), TRAINING, None, None)
+    run = TrainingRun(tiny_backbone.encoder, TrainingJob(fresh, toy_rows(tiny_backbone), TRAINING))
     assert {id(parameter) for parameter in fresh.parameters()} == {id(parameter) for parameter in run.parameters}
-    run.loop(None, None, None)
+    train(tiny_backbone.encoder, fresh, toy_rows(tiny_backbone), TRAINING)
     assert {None} == {parameter.grad for parameter in tiny_backbone.parameters()}
     assert [] == [name for name, tensor in fresh.state_dict().items() if torch.equal(start[name], tensor)]
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.evaluation import LabelledRows
+from registry.runs import TrainingResult
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.training import TrainingResult, train
+from registry.training import train
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
