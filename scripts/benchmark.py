@@ -15,13 +15,12 @@ import torch
 from benchmark_client import PeerWorker
 from benchmark_gpu import measure_gpu
 from benchmark_ours import (
-    DTYPES,
     RESIDENT_SETS,
-    fresh_sets,
+    fill_pool,
     inference_contenders,
     load_backbones,
     mixed_contenders,
-    resident_sets,
+    resident_pool,
     switching_contenders,
     training_contenders,
     zipf_owners,
@@ -31,10 +30,10 @@ from benchmark_report import Measured, table, write
 from benchmark_rounds import Contender, Result, Results, measure
 from benchmark_scores import plain, score_all
 
-from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.data import load_task
 from registry.evaluation import LabelledRows
+from registry.pool import AdapterPool
 from registry.sources import locate
 from registry.tasks import find_task
 
@@ -63,11 +62,14 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes, notebook_rows, rounds = SIZES["quick" if options.quick else "full"]
     backbones = load_backbones(options.device)
-    sets, memory = resident_sets(backbones["float32"])
+    if options.scores_only:
+        score_only(options, backbones)
+        return
+    pool, memory = resident_pool(backbones["float32"])
     rows = {task: read_rows(task, options.data, limit, backbones["float32"]) for task, limit in sizes.items()}
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(
-            backbones, rows, sets, PeerWorker(options.peers, job_of(rows, notebook_rows, options), Path(name))
+            backbones, rows, pool, PeerWorker(options.peers, job_of(rows, notebook_rows, options), Path(name))
         )
         results = bench.measure_all(rounds)
         form = options.scores or ("quick" if options.quick else "full")
@@ -87,6 +89,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--data", default="hub", help="hub, sample or a folder of parquet files")
     parser.add_argument("--scores", choices=("quick", "full", "none"), help="how long contenders train to be scored")
     parser.add_argument(
+        "--scores-only", action="store_true", help="train and score, and leave the rates to a later run"
+    )
+    parser.add_argument(
         "--device", default="cpu", help="for the rows beside the peers; GPU rows use CUDA if it is there"
     )
     parser.add_argument("--peers", type=Path, help="Python of the peers' virtual environment, .venv-peers by default")
@@ -97,6 +102,17 @@ def read_options() -> argparse.Namespace:
     if options.peers is None:
         print("no .venv-peers here: the peers' rows are not measured", flush=True)
     return options
+
+
+def score_only(options: argparse.Namespace, backbones: dict[str, Backbone]) -> None:
+    """Train and score every contender that has no score yet; a later run takes the scores from OUT."""
+    job = {"checkpoint": str(locate("embedded")), "device": options.device, "seed": 0, "rows": {}}
+    with tempfile.TemporaryDirectory() as name:
+        worker = PeerWorker(options.peers, job, Path(name))
+        score_all(
+            options.scores or ("quick" if options.quick else "full"), options.data, backbones, worker, options.out
+        )
+        worker.close()
 
 
 def read_rows(task: str, source: str, limit: int, backbone: Backbone) -> LabelledRows:
@@ -134,14 +150,15 @@ class Bench:
     Args:
         backbones: ours, by dtype.
         rows: by task, as the worker has them too.
-        sets: the resident ones.
+        pool: of the resident sets, for float32.
         worker: the peers.
     """
 
     def __init__(
-        self, backbones: dict[str, Backbone], rows: dict[str, LabelledRows], sets: list[AdapterSet], worker: PeerWorker
+        self, backbones: dict[str, Backbone], rows: dict[str, LabelledRows], pool: AdapterPool[int], worker: PeerWorker
     ):
-        self.backbones, self.rows, self.sets, self.worker = backbones, rows, sets, worker
+        self.backbones, self.rows, self.worker = backbones, rows, worker
+        self.pools = {"float32": pool, "bfloat16": fill_pool(backbones["bfloat16"], RESIDENT_SETS)}
         self.batches, self.owners = mixed_batches(len(rows["sst2"]))
 
     def measure_all(self, rounds: int) -> Results:
@@ -161,15 +178,14 @@ class Bench:
         if kind == "infer":
             return inference_contenders(self.backbones, self.rows[task].tokens)
         if kind == "switch":
-            return switching_contenders(self.sets, self.backbones["float32"].device)
+            return switching_contenders(self.backbones["float32"])
         tokens = self.rows["sst2"].tokens
         if kind == "mixed":
-            sets = {name: fresh_sets(self.backbones[name], MIXED_SETS) for name in DTYPES}
             label = f"ours: {MIXED_SETS} sets in a batch of {MIXED_ROWS}"
-            return mixed_contenders(self.backbones, sets, tokens, self.batches, self.owners, label)
+            return mixed_contenders(self.backbones, self.pools, tokens, self.batches, self.owners, label)
         owners = zipf_owners(self.batches, RESIDENT_SETS)
         label = f"ours: {RESIDENT_SETS:,} resident sets, Zipf(1.0)"
-        return mixed_contenders(self.backbones, dict.fromkeys(DTYPES, self.sets), tokens, self.batches, owners, label)
+        return mixed_contenders(self.backbones, self.pools, tokens, self.batches, owners, label)
 
     def peers(self, group: str, rounds: int) -> list[Contender]:
         """Return the peers' contenders of a group."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fresh_sets
+from benchmark_ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fill_pool
 from benchmark_profile import forward_flops, matmul_rate, training_flops
 from benchmark_rounds import now
 from transformers import BertConfig, BertModel
@@ -21,12 +21,13 @@ from transformers import BertConfig, BertModel
 from registry.backbone import Backbone
 from registry.batching import TokenRows
 from registry.evaluation import LabelledRows
+from registry.runs import TrainingJob
 from registry.schema import TrainingConfig
 from registry.sources import locate
-from registry.training import train
+from registry.training import train, train_together
 
 ROWS, LENGTH = 128, 128  # 16,384 tokens in one batch
-MIXED_SETS = 64
+MIXED_SETS, JOINT_SETS = 64, 8
 SQUARE = 8_192
 
 
@@ -83,14 +84,14 @@ def square_rate(device: torch.device, size: int) -> float:
 
 def forward_rates(backbone: Backbone, rows: TokenRows, rounds: int) -> tuple[float, float, float]:
     """Return rows per second of the bare backbone, of one set, and of 64 sets in one batch; they take turns."""
-    sets = fresh_sets(backbone, MIXED_SETS)
+    pool, one = fill_pool(backbone, MIXED_SETS), backbone.new_adapter_set(ADAPTER, HEAD).eval()
     count = len(rows)
     batches = [list(range(count))]
     owners = [torch.randperm(count, generator=torch.Generator().manual_seed(0)).remainder(MIXED_SETS).tolist()]
     works: tuple[Callable[[], object], ...] = (
         lambda: ask_bare(backbone, rows, batches),
-        lambda: ask_one(backbone, sets[0], rows, batches),
-        lambda: ask_mixed(backbone, sets, rows, batches, owners),
+        lambda: ask_one(backbone, one, rows, batches),
+        lambda: ask_mixed(backbone, pool, rows, batches, owners),
     )
     turns = zip(*(seconds_of(work, backbone.device, rounds) for work in works), strict=True)
     columns = zip(*turns, strict=True)
@@ -109,8 +110,17 @@ def training_seconds(backbone: Backbone, rows: TokenRows, rounds: int, steps: in
 
 
 def joint_training(backbone: Backbone, rows: TokenRows, rounds: int) -> dict[str, float]:
-    """Return how many times faster 8 sets train together than one after another; nothing yet: the API comes."""
-    return {}
+    """Return how many times faster 8 sets train together than one after another, batches of 16 rows each."""
+    learned = LabelledRows(rows, tuple(row % 2 for row in range(len(rows))))
+    config = TrainingConfig(epochs=1, batch_size=16, learning_rate=1e-3)
+    sets = [backbone.new_adapter_set(ADAPTER, HEAD, seed=seed) for seed in range(JOINT_SETS)]
+    jobs = [TrainingJob(one, learned, config) for one in sets]
+    works: tuple[Callable[[], object], ...] = (
+        lambda: [train_together(backbone.encoder, [job]) for job in jobs],
+        lambda: train_together(backbone.encoder, jobs),
+    )
+    turns = zip(*(seconds_of(work, backbone.device, rounds) for work in works), strict=True)
+    return {"joint_training": statistics.median(apart / together for apart, together in turns)}
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, rounds: int, repeats: int = 1) -> Iterator[float]:

@@ -15,9 +15,10 @@ from benchmark_rounds import Contender, timed
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.batching import Batch, TokenRows, sorted_batches
-from registry.evaluation import LabelledRows, logits_of
-from registry.mixing import MixedAdapters
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
+from registry.encoder import NO_ADAPTERS
+from registry.evaluation import LabelledRows, logits_of, mixed_logits
+from registry.pool import AdapterPool, ResidentSet
+from registry.schema import AdapterConfig, HeadConfig, Manifest, TrainingConfig
 from registry.training import train
 
 DTYPES = ("float32", "bfloat16")
@@ -32,11 +33,6 @@ Backbones = Mapping[str, Backbone]
 def load_backbones(device: str) -> dict[str, Backbone]:
     """Return the embedded backbone in each dtype."""
     return {name: Backbone.load("embedded", device=device, dtype=name) for name in DTYPES}
-
-
-def fresh_sets(backbone: Backbone, count: int) -> list[AdapterSet]:
-    """Return sets of the benchmark's architecture, each from its own seed."""
-    return [backbone.new_adapter_set(ADAPTER, HEAD, seed=seed).eval() for seed in range(count)]
 
 
 def training_config(epochs: int = 1, seed: int = 0) -> TrainingConfig:
@@ -71,7 +67,7 @@ def inference_contenders(backbones: Backbones, rows: TokenRows) -> list[Contende
         return lambda: ask_bare(backbone, rows, batches)
 
     def one_set(name: str, backbone: Backbone) -> Callable[[], object]:
-        (adapter_set,) = fresh_sets(backbone, 1)
+        adapter_set = backbone.new_adapter_set(ADAPTER, HEAD).eval()
         return lambda: ask_one(backbone, adapter_set, rows, batches)
 
     return [
@@ -82,9 +78,10 @@ def inference_contenders(backbones: Backbones, rows: TokenRows) -> list[Contende
 
 @torch.inference_mode()
 def ask_bare(backbone: Backbone, rows: TokenRows, batches: Sequence[Sequence[int]]) -> None:
-    """Run the backbone alone over the batches."""
+    """Run the backbone alone over the batches, up to one pooled state for each row."""
     for indices in batches:
-        backbone(Batch.pack(rows.take(indices), device=backbone.device))
+        batch = Batch.pack(rows.take(indices), device=backbone.device)
+        backbone.encoder.pooled(batch, NO_ADAPTERS, (HEAD.pooling,))
 
 
 @torch.inference_mode()
@@ -96,20 +93,20 @@ def ask_one(backbone: Backbone, adapter_set: AdapterSet, rows: TokenRows, batche
 
 @torch.inference_mode()
 def ask_mixed(
-    backbone: Backbone, sets: Sequence[AdapterSet], rows: TokenRows, batches: Sequence[Sequence[int]],
+    backbone: Backbone, pool: AdapterPool[int], rows: TokenRows, batches: Sequence[Sequence[int]],
     owners: Sequence[Sequence[int]],
 ) -> None:  # fmt: skip
-    """Answer the batches, row i of batch b with set ``owners[b][i]``."""
+    """Answer the batches from a pool, row i of batch b with the set of key ``owners[b][i]``."""
     for indices, chosen in zip(batches, owners, strict=True):
-        batch = Batch.pack(rows.take(indices), chosen, backbone.device)
-        hidden = backbone(batch, MixedAdapters(sets, batch.segments))
-        pooled = backbone.encoder.pool(hidden, batch, HEAD.pooling)
-        for segment in batch.segments:
-            sets[segment.adapter_index].head(pooled[segment.rows])
+        keys = list(dict.fromkeys(chosen))
+        place = {key: index for index, key in enumerate(keys)}
+        with pool.hold(keys) as sets:
+            batch = Batch.pack(rows.take(indices), [place[key] for key in chosen], backbone.device)
+            mixed_logits(backbone.encoder, sets, batch)
 
 
 def mixed_contenders(
-    backbones: Backbones, sets: Mapping[str, Sequence[AdapterSet]], rows: TokenRows,
+    backbones: Backbones, pools: Mapping[str, AdapterPool[int]], rows: TokenRows,
     batches: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], label: str,
 ) -> list[Contender]:  # fmt: skip
     """Return answering the same batches by the bare backbone and by the sets that own the rows."""
@@ -119,7 +116,7 @@ def mixed_contenders(
         return lambda: ask_bare(backbone, rows, batches)
 
     def mixed(name: str, backbone: Backbone) -> Callable[[], object]:
-        return lambda: ask_mixed(backbone, sets[name], rows, batches, owners)
+        return lambda: ask_mixed(backbone, pools[name], rows, batches, owners)
 
     return [
         *contenders(backbones, bare, "ours_bare", "ours: bare backbone, same batches", count),
@@ -127,19 +124,40 @@ def mixed_contenders(
     ]
 
 
-def resident_sets(backbone: Backbone) -> tuple[list[AdapterSet], float]:
-    """Return 1,000 sets, and how much the process grew for each byte of their weights.
+def fill_pool(backbone: Backbone, count: int) -> AdapterPool[int]:
+    """Return a pool in which the sets 0 to ``count`` - 1 are resident, as a predictor has them."""
 
-    Call it before anything else has grown and shrunk the process.
+    def load(seed: int) -> ResidentSet:
+        adapter_set = backbone.new_adapter_set(ADAPTER, HEAD, seed=seed).eval()
+        manifest = Manifest(
+            name=f"set{seed}",
+            created="2026-01-01T00:00:00+00:00",
+            adapter=ADAPTER,
+            head=HEAD,
+            parameters=adapter_set.stored_count,
+            backbone=backbone.info,
+        )
+        return ResidentSet(f"set{seed}:1", manifest, adapter_set, backbone.dtype)
+
+    pool = AdapterPool(load)
+    for key in range(count):
+        with pool.hold([key]):
+            pass
+    return pool
+
+
+def resident_pool(backbone: Backbone) -> tuple[AdapterPool[int], float]:
+    """Return a pool of 1,000 sets, and how much the process grew for each byte of their weights.
+
+    Call it before anything else has grown and shrunk the process. It reads the process's own memory, so it says
+    nothing of a GPU's.
     """
-    fresh_sets(backbone, 2)  # what the first ones load is not theirs
+    fill_pool(backbone, 2)  # what the first ones load is not theirs
     gc.collect()
     before = psutil.Process().memory_info().rss
-    sets = fresh_sets(backbone, RESIDENT_SETS)
+    pool = fill_pool(backbone, RESIDENT_SETS)
     gc.collect()
-    grown = psutil.Process().memory_info().rss - before
-    weights = sum(tensor.nbytes for adapter_set in sets for tensor in adapter_set.state_dict().values())
-    return sets, grown / weights
+    return pool, (psutil.Process().memory_info().rss - before) / pool.bytes
 
 
 def zipf_owners(batches: Sequence[Sequence[int]], sets: int, seed: int = 0) -> list[list[int]]:
@@ -149,21 +167,23 @@ def zipf_owners(batches: Sequence[Sequence[int]], sets: int, seed: int = 0) -> l
     return [torch.multinomial(shares, len(batch), True, generator=generator).tolist() for batch in batches]
 
 
-def switching_contenders(sets: Sequence[AdapterSet], device: torch.device, switches: int = 100_000) -> list[Contender]:
-    """Return choosing another resident set: it is an argument, so this is the cost of naming it."""
+def switching_contenders(backbone: Backbone, switches: int = 20_000) -> list[Contender]:
+    """Return holding another resident set: looking it up in a pool of so many, and letting it go again."""
 
     def switch_among(count: int) -> Callable[[], object]:
-        named = {f"set{number}": adapter_set for number, adapter_set in enumerate(sets[:count])}
-        names = list(named)
-        sequence = [names[place * 7 % count] for place in range(switches)]
+        pool = fill_pool(backbone, count)
+        sequence = [place * 7 % count for place in range(switches)]
 
         def switch() -> None:
-            for name in sequence:
-                _ = named[name].adapter
+            for key in sequence:
+                with pool.hold((key,)):
+                    pass
 
         return switch
 
     return [
-        Contender(f"ours-{count}", f"ours: {count:,} resident sets", switches, timed(switch_among(count), device))
+        Contender(
+            f"ours-{count}", f"ours: {count:,} resident sets", switches, timed(switch_among(count), backbone.device)
+        )
         for count in (64, RESIDENT_SETS)
     ]

@@ -30,9 +30,9 @@ from registry.training import train
 
 METRICS = ("accuracy", "f1_binary")
 # Rows to train on and to score (None: all), and epochs by task.
-SIZES: dict[str, tuple[int | None, int | None, dict[str, int]]] = {
-    "quick": (480, 200, {"mrpc": 1, "sst2": 1}),
-    "full": (None, None, {"mrpc": 3, "sst2": 2}),
+SIZES: dict[str, tuple[dict[str, int | None], int | None, dict[str, int]]] = {
+    "quick": ({"mrpc": 320, "sst2": 320}, 160, {"mrpc": 1, "sst2": 1}),
+    "full": ({"mrpc": None, "sst2": 6_000}, None, {"mrpc": 2, "sst2": 2}),
 }
 PEERS = {"mrpc": ("adapters", "peft", "full", "notebook"), "sst2": ("adapters", "peft", "full")}
 SEED = 0
@@ -103,7 +103,7 @@ def recipe_digest(contender: str) -> str:
 def read_course(task: str, form: str, source: str, backbone: Backbone) -> Course:
     """Return a task's rows, tokenised."""
     rows, scored, epochs = SIZES[form]
-    data = load_task(find_task(task), source, limit=rows, limit_reported=scored)
+    data = load_task(find_task(task), source, limit=rows[task], limit_reported=scored)
 
     def tokens(split: Rows) -> LabelledRows:
         return LabelledRows(backbone.tokenize(split.texts, split.pairs), split.labels)
