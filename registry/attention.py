@@ -29,19 +29,21 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0) -> Tenso
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
-    dtype = qkv.dtype
-    if _is_slow_backwards(qkv):
-        qkv = qkv.float()
-    # Autocast would undo that cast; the matrix products it is meant for are outside.
+    dtype, slow = qkv.dtype, _is_slow_backwards(qkv)
+    # Autocast would undo the cast to float32; the matrix products it is meant for are outside.
     with torch.autocast(qkv.device.type, enabled=False):
         parts = []
         # One split has one cheap backward; slicing would fill a whole (N, 3H) gradient for every group.
         runs = torch.split(qkv, [group.rows * group.length for group in batch.groups])
         for group, tokens in zip(batch.groups, runs, strict=True):
-            query, key, value = tokens.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)  # (rows, heads, length, D)
-            parts.append(mixed.transpose(1, 2).reshape(group.rows * group.length, -1))
-    return torch.cat(parts).to(dtype)
+            by_head = tokens.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            if slow:
+                by_head = by_head.to(torch.float32, memory_format=torch.contiguous_format)  # one copy for both
+            query, key, value = by_head  # (rows, heads, length, D) each
+            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            joined = mixed.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+            parts.append(joined.reshape(group.rows * group.length, -1))
+    return torch.cat(parts)
 
 
 def attend_from_first(query: Tensor, key_value: Tensor, batch: Batch, heads: int) -> Tensor:

@@ -12,16 +12,19 @@ from registry.cli_settings import Settings, json_option, make_console, note, pri
 from registry.errors import ConfigError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
 from registry.schema import BASELINES, PLACEMENTS
+from registry.variants import SWEEPABLE, Variant, make_variants, parse_sweeps
 
 if TYPE_CHECKING:
     from registry.backbone import Backbone
     from registry.data import TaskData
     from registry.registry import Registry
+    from registry.runner import CellJob
     from registry.schema import RunRecord
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 FORMATS = "csv, json, markdown, latex, html"
 MOST_SEEDS = 1_000
+MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
 OUT = Path("bench")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -33,6 +36,19 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--seeds", default="0", show_default=True, help="Seeds with commas, or a range such as 0-4.")
 @click.option("--backbone", help="embedded, a Hub id or a folder; the store's by default, or embedded.")
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of records and report.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help=f"Train a task's sets in one pass of the backbone, {MOST_TOGETHER} at most at a time; each learns as alone.",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="FIELD=VALUE,VALUE",
+    help="Run every method with each VALUE instead of its own, and with all combinations of several sweeps. "
+    f"FIELD is one of {', '.join(SWEEPABLE)}.",
+)
 @click.option("--keep", help="Save this method's sets in the store, from the first seed, under the tasks' names.")
 @with_options(TRAINING_OPTIONS)
 @with_options(DATA_OPTIONS)
@@ -44,6 +60,7 @@ def bench(
     more_tasks: tuple[str, ...],
     methods: tuple[str, ...],
     seeds: str,
+    sweeps: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Run tasks x methods x seeds and write the report; a finished cell is never run twice.
@@ -51,66 +68,88 @@ def bench(
     \b
     adapter-registry bench mrpc sst2 --data sample --seeds 0-2
     adapter-registry bench --task mrpc --method after_layer --seeds 0
+    adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
     """
-    chosen = [_known_method(method) for method in methods or METHODS]
+    chosen = list(dict.fromkeys(_known_method(method) for method in methods or METHODS))
+    variants = make_variants(chosen, _free_sweeps(sweeps, options))
     seed_list = parse_seeds(seeds)
     specs = choose_tasks((*tasks, *more_tasks), options)
     recipe = read_recipe(options["recipe"])
-    if options["keep"] is not None and options["keep"] not in chosen:
-        raise ConfigError("--keep", f"one of the methods {', '.join(chosen)}", options["keep"])
-    if options["keep"] in ("majority", "full_fine_tuning"):
-        raise ConfigError("--keep", "a method that leaves an adapter set", options["keep"])
-    from registry.data import load_task
+    keep = _find_kept(options["keep"], variants)
     from registry.registry import Registry
 
-    loaded = [
-        load_task(
-            spec,
-            options["data"],
-            offline=settings.offline,
-            limit=options["limit"],
-            limit_reported=options["limit_reported"],
-        )
-        for spec in specs
-    ]
-    if options["keep"] is not None:
+    loaded = settings.load_tasks(specs, options)
+    if keep is not None:
         backbone = settings.load_store_backbone(options["backbone"], "embedded")
-        registry = Registry.create(settings.store, backbone)
     else:
-        backbone, registry = settings.load_backbone(_source(settings, options["backbone"])), None
-    for data in loaded:
-        _run_task(backbone, data, chosen, seed_list, recipe, options, registry)
+        backbone = settings.load_backbone(_source(settings, options["backbone"]))
+    grids = [_make_jobs(backbone, data, variants, seed_list, recipe, options) for data in loaded]
+    # Only now: a wrong choice runs nothing and leaves no store behind.
+    registry = Registry.create(settings.store, backbone) if keep is not None else None
+    for jobs in grids:
+        _run_task(backbone, jobs, options, registry)
     _write(options["out"], ("csv", "json", "markdown", "latex", "html"))
 
 
-def _run_task(
+def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
+    """Return the swept values, where no field has an option of its own as well."""
+    sweeps = parse_sweeps(texts)
+    given = training_choices(options)
+    for field in sweeps:
+        if given.get(field) is not None:
+            raise ConfigError(f"--sweep {field}", f"no --{field.replace('_', '-')} beside it", given[field])
+    return sweeps
+
+
+def _find_kept(name: str | None, variants: list[Variant]) -> Variant | None:
+    """Return the variant whose sets are kept."""
+    if name is None:
+        return None
+    found = next((variant for variant in variants if variant.name == name), None)
+    if found is None:
+        names = [variant.name for variant in variants]
+        raise ConfigError("--keep", f"one of the methods {', '.join(names)}", name, closest(name, names))
+    if found.method in ("majority", "full_fine_tuning"):
+        raise ConfigError("--keep", "a method that leaves an adapter set", name)
+    return found
+
+
+def _make_jobs(
     backbone: Backbone,
     data: TaskData,
-    methods: list[str],
+    variants: list[Variant],
     seeds: list[int],
     recipe: Recipe,
     options: dict[str, Any],
-    registry: Registry | None,
-) -> None:
-    from registry.progress import TrainingProgress
-    from registry.runner import cells_of, run_cell
+) -> list[CellJob]:
+    from registry.runner import cells_of, make_job
 
-    for cell in cells_of([data.spec.name], methods, seeds):
-        keep = registry if cell.method == options["keep"] and cell.seed == seeds[0] else None
-        with TrainingProgress(str(cell)) as progress:
-            record, is_new = run_cell(
-                options["out"],
-                cell,
-                data,
-                backbone,
-                recipe=recipe,
-                overrides=training_choices(options),
-                observe=progress.observe,
-                keep_in=keep,
-            )
-        note(f"{cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
-        if keep is not None and not is_new and data.spec.name not in keep:
-            note(f"{cell}: nothing to keep; its weights are gone, so delete its record to run it again")
+    by_name = {variant.name: variant for variant in variants}
+    return [
+        make_job(
+            cell,
+            data,
+            backbone,
+            recipe=recipe,
+            overrides=training_choices(options),
+            variant=by_name[cell.method],
+            keeps=cell.method == options["keep"] and cell.seed == seeds[0],
+        )
+        for cell in cells_of([data.spec.name], list(by_name), seeds)
+    ]
+
+
+def _run_task(backbone: Backbone, jobs: list[CellJob], options: dict[str, Any], registry: Registry | None) -> None:
+    from registry.progress import TrainingProgress
+    from registry.runner import plan_passes, run_pass
+
+    for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
+        with TrainingProgress(*(str(job.cell) for job in sharing)) as progress:
+            outcomes = run_pass(options["out"], sharing, backbone, observers=progress.observers, keep_in=registry)
+        for job, (record, is_new) in zip(sharing, outcomes, strict=True):
+            note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
+            if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
+                note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
 
 
 def _outcome(record: RunRecord) -> str:

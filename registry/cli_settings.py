@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from registry.backbone import Backbone
     from registry.catalog import Catalog
+    from registry.data import TaskData
     from registry.registry import Registry
+    from registry.tasks import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,18 @@ class Settings:
             hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
             raise BackboneMismatchError(f"store {self.store}", "backbone", info.source, backbone, hint)
         return self.load_backbone(info.source, info.revision)
+
+    def load_tasks(self, specs: Sequence[TaskSpec], options: dict[str, Any]) -> list[TaskData]:
+        """Return the tasks' rows as the data options of a command choose them.
+
+        Raises:
+            DataError: rows that cannot be used.
+            DataUnavailableError: the Hub cannot be reached and nothing is cached.
+        """
+        from registry.data import load_task
+
+        limits = {name: options[name] for name in ("limit", "limit_reported")}
+        return [load_task(spec, options["data"], offline=self.offline, **limits) for spec in specs]
 
 
 def note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,14 +18,15 @@ from registry.cli_options import (
     with_options,
 )
 from registry.cli_settings import Settings, json_option, note, print_json
-from registry.errors import ConfigError
+from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.recipes import Recipe, read_recipe
 from registry.references import check_name
 
 if TYPE_CHECKING:
     from registry.backbone import Backbone
+    from registry.checkpoints import Checkpoint
     from registry.data import TaskData
-    from registry.fitting import Fitted, Plan
+    from registry.fitting import FitJob, Fitted, Plan
     from registry.registry import Registry
 
 CHECKPOINTS = ".checkpoints"
@@ -39,6 +41,7 @@ EVALUATION_STEPS = 50
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides initial weights, row order, dropout.")
 @click.option("--name", help="Name to save under; the task's name by default.")
 @click.option("--backbone", help="For a store that is still to be made: embedded, a Hub id or a folder.")
+@click.option("--together", is_flag=True, help="Train all TASKs in one pass of the backbone; each learns as if alone.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training.")
 @click.option(
     "--early-stopping",
@@ -54,6 +57,7 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
     \b
     adapter-registry train sst2 --data sample
     adapter-registry train imdb --recipe roberta-patch --epochs 1
+    adapter-registry train mrpc sst2 imdb --together
     adapter-registry train --data mails.csv --text-col body --label-col folder
     """
     specs = choose_tasks(tasks, options)
@@ -61,25 +65,18 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
         check_name(options["name"])
         if len(specs) > 1:
             raise ConfigError("--name", "one task", f"{len(specs)} tasks")
+    if options["together"] and len({spec.name for spec in specs}) < len(specs):
+        raise ConfigError("tasks", "each once with --together", " ".join(tasks))
     recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
-    from registry.data import load_task
     from registry.registry import Registry
 
-    loaded = [
-        load_task(
-            spec,
-            options["data"],
-            offline=settings.offline,
-            limit=options["limit"],
-            limit_reported=options["limit_reported"],
-        )
-        for spec in specs
-    ]
+    loaded = settings.load_tasks(specs, options)
     backbone = settings.load_store_backbone(options["backbone"], recipe.backbone)
     plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
     registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
-    for data, plan in zip(loaded, plans, strict=True):
-        _train_one(settings, registry, data, plan, options, as_json)
+    planned = list(zip(loaded, plans, strict=True))
+    for sharing in [planned] if options["together"] else [[one] for one in planned]:
+        _train_pass(settings, registry, sharing, options, as_json)
 
 
 def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -95,36 +92,65 @@ def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict
     return make_plan("recipe", data, backbone, options["seed"], recipe, **overrides)
 
 
-def _train_one(
-    settings: Settings, registry: Registry, data: TaskData, plan: Plan, options: dict[str, Any], as_json: bool
+def _train_pass(
+    settings: Settings,
+    registry: Registry,
+    planned: Sequence[tuple[TaskData, Plan]],
+    options: dict[str, Any],
+    as_json: bool,
 ) -> None:
-    from registry.checkpoints import Checkpoint
-    from registry.fitting import fit
+    """Train some tasks in one pass of the backbone and save each; one that diverges is told after the others."""
+    from registry.fitting import FitJob, fit_together
     from registry.interruption import stop_between_steps
     from registry.progress import TrainingProgress
-    from registry.runner import save_fitted
 
-    name = options["name"] or data.spec.name
-    note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
-    checkpoint = Checkpoint(
+    names = [options["name"] or data.spec.name for data, _ in planned]
+    for name, (data, plan) in zip(names, planned, strict=True):
+        note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
+    with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
+        jobs = [
+            FitJob(plan, data, _checkpoint(settings, registry, name, data, plan, options["resume"]), observe)
+            for name, (data, plan), observe in zip(names, planned, progress.observers, strict=True)
+        ]
+        try:
+            outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
+        except TrainingInterrupted:
+            if len(jobs) > 1:
+                note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
+            raise
+    errors = []
+    for name, job, outcome in zip(names, jobs, outcomes, strict=True):
+        if not isinstance(outcome, NonFiniteLossError):
+            _save(registry, name, job, outcome, as_json)
+            continue
+        errors.append(outcome)
+        if len(jobs) > 1:
+            note(f"{name}: not saved: {outcome}")
+    if errors:
+        raise errors[0]
+
+
+def _checkpoint(
+    settings: Settings, registry: Registry, name: str, data: TaskData, plan: Plan, resume: bool
+) -> Checkpoint:
+    from registry.checkpoints import Checkpoint
+
+    return Checkpoint(
         path=settings.store / CHECKPOINTS / f"{name}.safetensors",
         settings=plan.digest(registry.backbone, data),
-        resume=options["resume"],
+        resume=resume,
     )
-    with TrainingProgress(name) as progress, stop_between_steps() as should_stop:
-        fitted = fit(
-            plan,
-            data,
-            registry.backbone,
-            checkpoint=checkpoint,
-            observe=progress.observe,
-            should_stop=should_stop,
-        )
-    reference = save_fitted(registry, name, plan, data, fitted)
-    checkpoint.discard()
+
+
+def _save(registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool) -> None:
+    from registry.runner import save_fitted
+
+    reference = save_fitted(registry, name, job.plan, job.data, fitted)
+    if job.checkpoint is not None:
+        job.checkpoint.discard()
     if fitted.truncated_train or fitted.truncated_reported:
         note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
-    if data.sample:
+    if job.data.sample:
         note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
     _print_result(str(reference), fitted, as_json)
 

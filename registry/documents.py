@@ -15,6 +15,7 @@ import pandas as pd
 
 from registry.frames import FULL, LOWER_IS_BETTER, NOT_RUN, SAMPLE_NOTICE, main_score, missing_baselines, source_name
 from registry.schema import BASELINES, Hardware, RunRecord
+from registry.variants import split_name
 
 TITLE = "Benchmark report"
 DASH = "\N{EN DASH}"
@@ -133,6 +134,17 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
     ]
     if len({_machine(record) for record in records}) > 1:
         found.append("Times and memory come from different machines and do not compare.")
+    together = [record.together for record in records if record.together > 1]
+    if together:
+        found.append(
+            f"Of {len(records)} runs, {len(together)} were trained in passes of up to {max(together)} sets: their "
+            "training seconds are shares of a joint pass by tokens, and their peak memory is the whole pass's."
+        )
+    if any(split_name(record.method)[1] for record in records):
+        found.append(
+            "Methods with swept settings in their names are compared on the reported split itself: the best of them is "
+            "chosen there, so its score flatters it."
+        )
     return [*found, *missing_and_failed(records)]
 
 
@@ -237,7 +249,8 @@ def _seeds(row: Mapping[Any, Any]) -> str:
 def _sentence(task: str, rows: Sequence[dict[Any, Any]]) -> str:
     metric, split = rows[0]["main_metric"], rows[0]["split"]
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    adapters = [row for row in rows if row["method"] not in BASELINES and not math.isnan(main_score(row)[0])]
+    done = [row for row in rows if not math.isnan(main_score(row)[0])]
+    adapters = [row for row in done if split_name(row["method"])[0] not in BASELINES]
     if not adapters:
         return f"{task} ({split}): no adapter method was run to its end."
     best = max(adapters, key=lambda row: sign * main_score(row)[0])

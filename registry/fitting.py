@@ -7,7 +7,7 @@ are not known here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -112,7 +112,14 @@ def method_names() -> tuple[str, ...]:
 
 
 def make_plan(
-    method: str, data: TaskData, backbone: Backbone, seed: int, recipe: Recipe | None = None, **overrides: Any
+    method: str,
+    data: TaskData,
+    backbone: Backbone,
+    seed: int,
+    recipe: Recipe | None = None,
+    *,
+    bottlenecks: Mapping[str, Any] | None = None,
+    **overrides: Any,
 ) -> Plan:
     """Return what a method means for a task on a backbone.
 
@@ -122,6 +129,7 @@ def make_plan(
         backbone: for the hidden size.
         seed: of the run.
         recipe: where placements and baselines take their choices from; the default recipe when None.
+        bottlenecks: choices of ``AdapterChoices`` that win over the recipe's; methods without bottlenecks have none.
         overrides: training fields that win over the recipe's, None meaning not given.
 
     Raises:
@@ -137,6 +145,9 @@ def make_plan(
         base = read_recipe(method)
     elif method in PLACEMENTS:
         base = base.with_choices({"placement": cast(Placement, method)}, {})
+    if bottlenecks:
+        require(method not in BASELINES, "bottlenecks", "a method that has them", method)
+        base = base.with_choices(bottlenecks, {})
     kind = method if method in BASELINES else base.adapter.placement
     adapter = None if method in BASELINES else base.adapter.for_hidden_size(backbone.info.hidden_size)
     head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from registry.errors import RunError
 from registry.schema import BASELINES, PLACEMENTS, RunRecord
+from registry.variants import split_name
 
 SAMPLE_NOTICE = "Scores from the bundled sample: for trying the program out, not evidence."
 NOT_RUN = "not run"
@@ -95,7 +96,8 @@ def total_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     for method in methods:
         done = summary[(summary["method"] == method) & (summary["seeds"] > 0)]
         scores = [main_score(row)[0] for row in done.to_dict("records")]
-        shared = 0 if method in ("majority", FULL) else max((backbones[task] for task in done["task"]), default=0)
+        alone = split_name(method)[0] in ("majority", FULL)
+        shared = 0 if alone else max((backbones[task] for task in done["task"]), default=0)
         rows.append(
             {
                 "method": method,
@@ -149,11 +151,14 @@ def task_names(records: Iterable[RunRecord]) -> list[str]:
     return sorted({record.task for record in records})
 
 
-def method_order(method: str) -> tuple[int, str]:
-    """Return the sort key of a method: simple baselines, placements, other recipes, full fine-tuning last."""
-    if method == FULL:
-        return len(_METHODS) + 1, method
-    return (_METHODS.index(method) if method in _METHODS else len(_METHODS)), method
+def method_order(method: str) -> tuple[int, str, tuple[tuple[str, float], ...]]:
+    """Return the sort key of a method: simple baselines, placements, other recipes, full fine-tuning last.
+
+    Variants come after their method, by their swept values.
+    """
+    base, swept = split_name(method)
+    place = _METHODS.index(base) if base in _METHODS else len(_METHODS) + (base == FULL)
+    return place, base, swept
 
 
 def source_name(source: str) -> str:
@@ -174,7 +179,7 @@ def _methods_of(records: Iterable[RunRecord], task: str) -> list[str]:
 def _run_row(record: RunRecord) -> dict[str, Any]:
     plain = msgspec.structs.asdict(record)
     names = ("task", "method", "seed", "status", "error", "split", "recipe", "main_metric")
-    costs = ("stored_bytes", "steps", "final_loss", "train_seconds", "evaluate_seconds", "rows_per_second")
+    costs = ("stored_bytes", "steps", "final_loss", "together", "train_seconds", "evaluate_seconds", "rows_per_second")
     rest = ("evaluate_rows_per_second", "peak_memory_bytes", "device", "dtype", "settings", "code", "started")
     data = {name: value for name, value in msgspec.structs.asdict(record.data).items() if name != "fingerprint"}
     return {

@@ -1,4 +1,4 @@
-"""Live progress of a training on stderr: a bar with loss, rows per second and time left; lines where no terminal is."""
+"""Live progress of trainings on stderr: bars with loss, rows per second and time left; lines where no terminal is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _LINES = 5
 
 
 class TrainingProgress:
-    """A display for one training; pass ``observe`` to ``train`` inside the ``with`` block.
+    """A display for one training, or for several that run together: a bar for each.
+
+    Inside the ``with`` block, pass ``observe`` to ``fit``, or to several fits each its own of ``observers``.
 
     Args:
-        title: what is trained.
+        titles: what is trained.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, *titles: str) -> None:
         self._console = Console(stderr=True)
-        self._bar = Progress(
+        self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -36,32 +37,44 @@ class TrainingProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=None, loss=0.0, rate=0.0)
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
-        self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self.observers = [_Bar(self._bars, title).observe for title in titles]
 
     def __enter__(self) -> TrainingProgress:
-        self._bar.start()
+        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._bars.stop()
+
+    def observe(self, report: StepReport) -> None:
+        """Show one step of the first training."""
+        self.observers[0](report)
+
+
+class _Bar:
+    """The line of one training."""
+
+    def __init__(self, bars: Progress, title: str) -> None:
+        self._bars, self._title = bars, title
+        self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def observe(self, report: StepReport) -> None:
         """Show one step."""
         self._recent.append((time.monotonic(), report.rows))
         self._losses.append(report.loss)
         loss, rate = sum(self._losses) / len(self._losses), self._rows_per_second()
-        self._bar.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
+        self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
         due = max(1, report.steps // _LINES)
-        if self._bar.disable and (report.step % due == 0 or report.step == report.steps):
-            line = f"{self.title}: step {report.step}/{report.steps}  loss {loss:.3f}  {rate:.0f} rows/s"
-            self._console.print(line, highlight=False, soft_wrap=True)
+        if self._bars.disable and (report.step % due == 0 or report.step == report.steps):
+            line = f"{self._title}: step {report.step}/{report.steps}  loss {loss:.3f}  {rate:.0f} rows/s"
+            self._bars.console.print(line, highlight=False, soft_wrap=True)
         for metric, value in report.held_out_scores.items():
-            if not self._bar.disable:
-                self._bar.console.print(f"{self.title}: step {report.step} held-out {metric} {value:.3f}")
+            if not self._bars.disable:
+                self._bars.console.print(f"{self._title}: step {report.step} held-out {metric} {value:.3f}")
 
     def _rows_per_second(self) -> float:
         first, last = self._recent[0][0], self._recent[-1][0]

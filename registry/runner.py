@@ -1,7 +1,8 @@
-"""Tasks x methods x seeds -> run records, one cell at a time; a finished cell is never run twice.
+"""Tasks x methods x seeds -> run records, one cell or one pass at a time; a finished cell is never run twice.
 
-A cell's record appears whole or not at all, so a benchmark that is stopped anywhere goes on where it was. How a
-method is fitted is fitting.py's to know, how a table looks is reports.py's.
+A cell's record appears whole or not at all, so a benchmark that is stopped anywhere goes on where it was. Cells of one
+pass share the backbone's batches and nothing else, so alone and together have equal settings. How a method is fitted
+is fitting.py's to know, how a table looks is reports.py's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from registry.backbone import Backbone
 from registry.data import TaskData
 from registry.errors import NonFiniteLossError, RunError
-from registry.fitting import Fitted, Plan, fit, make_plan
+from registry.fitting import FitJob, Fitted, Plan, fit_together, make_plan
 from registry.provenance import code_version, command_line, hardware, library_versions
 from registry.recipes import Recipe
 from registry.records import Predictions, read_record, record_path, write_record
@@ -26,6 +27,7 @@ from registry.references import Reference
 from registry.registry import Registry
 from registry.runs import StepReport
 from registry.schema import DataInfo, ParameterCounts, RunRecord
+from registry.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,125 @@ def find_record(out: Path, cell: Cell, settings: str) -> RunRecord | None:
     return record if record.status == "finished" else None
 
 
+@dataclass(frozen=True, eq=False)
+class CellJob:
+    """One cell to run.
+
+    Attributes:
+        cell: its place in the grid.
+        plan: what its method means there.
+        data: the rows.
+        settings: SHA-256 over everything that decides the scores.
+        keeps: whether the trained set is wanted in a registry, under the task's name.
+    """
+
+    cell: Cell
+    plan: Plan
+    data: TaskData
+    settings: str
+    keeps: bool = False
+
+    @property
+    def trains_a_set(self) -> bool:
+        """Return whether the frozen backbone stays frozen and something trains: such cells can share a pass."""
+        return self.plan.training is not None and not self.plan.unfreezes
+
+
+def make_job(
+    cell: Cell,
+    data: TaskData,
+    backbone: Backbone,
+    *,
+    recipe: Recipe | None = None,
+    overrides: dict[str, Any] | None = None,
+    variant: Variant | None = None,
+    keeps: bool = False,
+) -> CellJob:
+    """Return all that is to be done for one cell; nothing is run yet.
+
+    Args:
+        cell: its task is ``data``'s, its method one that is known or the name of ``variant``.
+        data: the rows.
+        backbone: of the run.
+        recipe: where the choices come from; the default recipe when None.
+        overrides: training fields that win over the recipe's.
+        variant: the method with swept settings, which win over both.
+        keeps: whether the trained set is wanted.
+
+    Raises:
+        ConfigError: choices that do not fit the backbone.
+    """
+    variant = variant or Variant(name=cell.method, method=cell.method)
+    training = {**(overrides or {}), **variant.training}
+    plan = make_plan(variant.method, data, backbone, cell.seed, recipe, bottlenecks=variant.adapter, **training)
+    return CellJob(cell, plan, data, plan.digest(backbone, data), keeps)
+
+
+def plan_passes(out: Path, jobs: Sequence[CellJob], most: int = 1) -> list[list[CellJob]]:
+    """Return the jobs in passes to run one after the other, each in the place of its first job.
+
+    Args:
+        out: where records are.
+        jobs: of one backbone.
+        most: how many unfinished cells that train a set share a pass at most; all others are alone.
+
+    Raises:
+        RunError: a record of other settings is in the way.
+    """
+    passes: list[list[CellJob]] = []
+    joint: list[CellJob] = []
+    for job in jobs:
+        if find_record(out, job.cell, job.settings) is not None or not job.trains_a_set:
+            passes.append([job])
+        elif joint and len(joint) < most:
+            joint.append(job)
+        else:
+            joint = [job]
+            passes.append(joint)
+    return passes
+
+
+def run_pass(
+    out: Path,
+    jobs: Sequence[CellJob],
+    backbone: Backbone,
+    *,
+    observers: Sequence[Callable[[StepReport], None] | None] = (),
+    keep_in: Registry | None = None,
+) -> list[tuple[RunRecord, bool]]:
+    """Return for each cell its record and whether it was run now; those to be run are trained in one pass.
+
+    A diverged cell is recorded as failed, and the others go on without it.
+
+    Args:
+        out: where records are.
+        jobs: several that train sets, or one of any kind.
+        backbone: frozen, and still so afterwards.
+        observers: one per job, each called after every step of its training; or none at all.
+        keep_in: the registry for the sets of jobs that keep theirs.
+
+    Raises:
+        RunError: a record of other settings is in the way, or the folder cannot be written.
+    """
+    found = {job: find_record(out, job.cell, job.settings) for job in jobs}
+    observe = dict(zip(jobs, observers or [None] * len(jobs), strict=True))
+    due = [job for job in jobs if found[job] is None]
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    outcomes = fit_together([FitJob(job.plan, job.data, observe=observe[job]) for job in due], backbone) if due else []
+    records = {job: record for job, record in found.items() if record is not None}
+    for job, outcome in zip(due, outcomes, strict=True):
+        fitted, error = (None, str(outcome)) if isinstance(outcome, NonFiniteLossError) else (outcome, None)
+        record = make_record(
+            job.cell, job.plan, job.settings, job.data, backbone, fitted, error, started, together=len(due)
+        )
+        # The set goes first: once the record is there the cell is never run again.
+        if job.keeps and keep_in is not None and fitted is not None and fitted.storable:
+            save_fitted(keep_in, job.data.spec.name, job.plan, job.data, fitted)
+        predictions = make_predictions(job.data, fitted.probabilities) if fitted else None
+        records[job] = read_record(write_record(out, record, predictions))
+    return [(records[job], job in due) for job in jobs]
+
+
 def run_cell(
     out: Path,
     cell: Cell,
@@ -83,38 +204,13 @@ def run_cell(
     observe: Callable[[StepReport], None] | None = None,
     keep_in: Registry | None = None,
 ) -> tuple[RunRecord, bool]:
-    """Return the record of one cell and whether it was run now; a diverged run is recorded as failed.
-
-    Args:
-        out: where records are.
-        cell: what to run; its task is ``data``'s.
-        data: the rows.
-        backbone: frozen, and still so afterwards.
-        recipe: where the choices come from; the default recipe when None.
-        overrides: training fields that win over the recipe's.
-        observe: called after every training step.
-        keep_in: a registry to save the trained set in, under the task's name.
+    """Return the record of one cell, trained alone, and whether it was run now; see ``make_job`` and ``run_pass``.
 
     Raises:
         RunError: a record of other settings is in the way, or the folder cannot be written.
     """
-    plan = make_plan(cell.method, data, backbone, cell.seed, recipe, **(overrides or {}))
-    settings = plan.digest(backbone, data)
-    found = find_record(out, cell, settings)
-    if found is not None:
-        return found, False
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    fitted, error = None, None
-    try:
-        fitted = fit(plan, data, backbone, observe=observe)
-    except NonFiniteLossError as err:
-        error = str(err)
-    record = make_record(cell, plan, settings, data, backbone, fitted, error, started)
-    predictions = make_predictions(data, fitted.probabilities) if fitted else None
-    # The set goes first: once the record is there the cell is never run again.
-    if keep_in is not None and fitted is not None and fitted.storable:
-        save_fitted(keep_in, data.spec.name, plan, data, fitted)
-    return read_record(write_record(out, record, predictions)), True
+    job = make_job(cell, data, backbone, recipe=recipe, overrides=overrides, keeps=keep_in is not None)
+    return run_pass(out, [job], backbone, observers=[observe], keep_in=keep_in)[0]
 
 
 def make_record(
@@ -126,6 +222,7 @@ def make_record(
     fitted: Fitted | None,
     error: str | None,
     started: str,
+    together: int = 1,
 ) -> RunRecord:
     """Return the record of a cell that was fitted, or that failed with ``error``."""
     result = fitted.result if fitted else None
@@ -147,6 +244,7 @@ def make_record(
         stored_bytes=fitted.stored_bytes if fitted else 0,
         steps=result.steps if result else 0,
         final_loss=result.final_loss if result else None,
+        together=together,
         train_seconds=round(train_seconds, 3),
         evaluate_seconds=round(evaluate_seconds, 3),
         rows_per_second=round(result.rows / train_seconds, 2) if result and train_seconds else 0.0,

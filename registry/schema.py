@@ -282,7 +282,8 @@ class RunRecord(Record, frozen=True, kw_only=True):
         status: ``finished``, or ``failed`` with ``error`` told (a diverged run is listed, never dropped).
         settings: SHA-256 over everything that decides the scores; a finished cell is reused only if equal.
         scores: on ``split``; empty when failed.
-        train_seconds, evaluate_seconds: wall time.
+        together: how many sets were trained in the same pass of the backbone, this one among them.
+        train_seconds, evaluate_seconds: wall time; of sets trained together each has its share by tokens.
         rows_per_second: training rows, all epochs counted, per second of training.
         evaluate_rows_per_second: rows of the reported split per second.
         peak_memory_bytes: largest resident set of the process, or the most memory allocated on the GPU.
@@ -305,6 +306,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     stored_bytes: int
     steps: int = 0
     final_loss: float | None = None
+    together: int = 1
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     rows_per_second: float = 0.0

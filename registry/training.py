@@ -162,23 +162,34 @@ class _Pass:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
         logits = {run: self._head_logits(run, rows) for run, rows in chosen.items() if run.only_head_trains}
         through = [run for run in chosen if run not in logits]
-        if not through:
-            return logits
-        taken = [run.job.rows.tokens.take(chosen[run]) for run in through]
+        # A set that looks at first tokens alone has fewer states in the last layer, and so draws fewer dropout masks;
+        # it would draw more beside one that looks at all tokens.
+        for of_all_tokens in (False, True):
+            alike = [run for run in through if (run.adapter_set.head_config.pooling == "mean") == of_all_tokens]
+            if alike:
+                logits |= self._passed_through(alike, chosen)
+        return logits
+
+    def _passed_through(
+        self, runs: Sequence[TrainingRun], chosen: dict[TrainingRun, list[int]]
+    ) -> dict[TrainingRun, Tensor]:
+        """Return the (B, C) logits of each run's rows from one batch of the encoder."""
+        taken = [run.job.rows.tokens.take(chosen[run]) for run in runs]
         owners = [owner for owner, rows in enumerate(taken) for _ in range(len(rows))]
         batch = Batch.pack(_join(taken), owners, self.device)
         entering = None
         if self.layer > 0:
-            states = torch.cat([self._prefix(run).of(chosen[run]) for run in through])
+            states = torch.cat([self._prefix(run).of(chosen[run]) for run in runs])
             entering = states.index_select(0, packed_order(batch))
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            sets = [run.adapter_set for run in through]
+            sets = [run.adapter_set for run in runs]
             answered = mixed_logits(self.encoder, sets, batch, entering, self.layer)
         order = batch.order.tolist()
+        logits: dict[TrainingRun, Tensor] = {}
         for owner, (packed, answers) in answered.items():
             callers = [order[row] for row in packed]  # rising by set, so a set's own rows need no offset to be sorted
             places = sorted(range(len(callers)), key=callers.__getitem__)
-            logits[through[owner]] = answers.float().index_select(0, torch.tensor(places, device=self.device))
+            logits[runs[owner]] = answers.float().index_select(0, torch.tensor(places, device=self.device))
         return logits
 
     def _head_logits(self, run: TrainingRun, rows: Sequence[int]) -> Tensor:

@@ -19,7 +19,7 @@ LAYERS = (
     ("validation",),
     ("references",),
     ("schema",),
-    ("families", "projection", "bottlenecks", "tasks", "recipes"),
+    ("families", "projection", "bottlenecks", "tasks", "recipes", "variants"),
     ("weights", "adapters", "grouping"),
     ("files", "provenance", "reach", "stopwatch", "interruption", "memory"),
     ("tables", "hub", "metrics", "manifests"),
@@ -41,7 +41,7 @@ TORCH_FREE = {
     "catalog", "cli", "cli_bench", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "data",
     "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics",
     "plots", "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "tables", "tasks",
-    "validation", "version",
+    "validation", "variants", "version",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
@@ -166,6 +168,36 @@ def test_damaged_checkpoint_is_refused(tiny_backbone: Backbone, tmp_path: Path, 
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=f"cannot resume from {path}: expected a whole checkpoint, found "):
         train_fresh(tiny_backbone, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_checkpoint_of_an_older_version_is_refused(tiny_backbone: Backbone, tmp_path: Path, resume: bool) -> None:
+    """A state without the set's own random draws cannot be continued bit for bit, so it is not; it may be replaced."""
+    path = tmp_path / "state"
+    train_fresh(tiny_backbone, checkpoint=Checkpoint(path, SETTINGS, every=5))
+    with safe_open(path, framework="pt") as stored:
+        older = {name: stored.get_tensor(name) for name in stored.keys() if name != "rng.set"}  # noqa: SIM118
+        metadata = stored.metadata()
+    save_file(older, path, metadata)
+    checkpoint = Checkpoint(path, SETTINGS, resume=resume, every=5)
+    if resume:
+        message = f"cannot resume from {path}: expected a checkpoint of this version, found one of an older version"
+        with pytest.raises(CheckpointError, match=message):
+            train_fresh(tiny_backbone, checkpoint=checkpoint)
+    else:
+        assert 15 == train_fresh(tiny_backbone, checkpoint=checkpoint)[1].steps
+
+
+def test_dropout_goes_on_where_it_was(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    """The losses after a stop are those of a training without one, so the masks are the next ones, not the first."""
+    whole: list[StepReport] = []
+    train_fresh(tiny_backbone, observe=whole.append)
+    checkpoint = Checkpoint(tmp_path / "state", SETTINGS, resume=True)
+    with pytest.raises(TrainingInterrupted):
+        train_fresh(tiny_backbone, checkpoint=checkpoint, should_stop=stop_at(7, []))
+    resumed: list[StepReport] = []
+    train_fresh(tiny_backbone, checkpoint=checkpoint, observe=resumed.append)
+    assert [report.loss for report in whole[7:]] == [report.loss for report in resumed]
 
 
 def test_checkpoint_that_cannot_be_written_is_told(tiny_backbone: Backbone, tmp_path: Path) -> None:

@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.batching import Batch, TokenRows
-from registry.evaluation import loss_of
+from registry.bottlenecks import Place, Seam
+from registry.evaluation import AnsweringSet, logits_of, loss_of, mixed_logits
 from registry.mixing import MixedAdapters
+from registry.pool import ResidentAdapter, ResidentSet
 from registry.schema import AdapterConfig, HeadConfig
 from tests.stock import difference, our_states, random_rows, unpack
+from tests.stored import new_manifest
 from tests.toy import randomise
 
 TOLERANCE = 1e-5
@@ -25,6 +31,65 @@ CONFIGS = (
     AdapterConfig(placement="parallel", reduction_factor=1, activation="tanh", scale=4.0, layers=(1,)),
     None,
 )
+KINDS = st.one_of(
+    st.none(),
+    st.fixed_dictionaries(
+        {
+            "placement": st.sampled_from(["after_layer", "houlsby", "pfeiffer", "parallel"]),
+            "activation": st.sampled_from(["relu", "gelu", "silu", "tanh"]),
+            "layer_norms": st.booleans(),
+            "scale": st.sampled_from([1.0, 4.0]),
+        }
+    ),
+)
+LAYERS = st.sampled_from([None, None, (0,), (1,)])
+LENGTHS = st.lists(st.one_of(st.integers(1, 9), st.sampled_from([1, 64])), min_size=1, max_size=24)
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> HeadConfig:
+    """Draw a head of any pooling, form and number of labels."""
+    return HeadConfig(
+        label_names=tuple("abcde"[: draw(st.integers(1, 5))]),
+        problem_type="multi_label",
+        pooling=draw(st.sampled_from(["mean", "cls", "pooler"])),
+        form=draw(st.sampled_from(["linear", "dense_tanh"])),
+    )
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> tuple[list[tuple[AdapterConfig | None, HeadConfig]], list[int], list[int]]:
+    """Draw the shapes of 1 to 12 sets, and the lengths and owners of rows; sets often share a kind, and owners skew."""
+    palette = draw(st.lists(KINDS, min_size=1, max_size=3))
+    shapes = []
+    for _ in range(draw(st.integers(1, 12))):
+        kind, size = draw(st.sampled_from(palette)), draw(st.sampled_from([1, 2, 8, 32]))
+        adapter = None if kind is None else AdapterConfig(**kind, reduction_factor=size, layers=draw(LAYERS))
+        shapes.append((adapter, draw(heads())))
+    lengths = draw(LENGTHS)
+    owner = st.one_of(st.just(0), st.integers(0, len(shapes) - 1))
+    return shapes, lengths, [draw(owner) for _ in lengths]
+
+
+def answers_alone(backbone: Backbone, sets: list[AdapterSet], rows: TokenRows, owners: list[int]) -> list[Tensor]:
+    """Return the logits of each row from a batch of its own."""
+    parts = [Batch.pack(rows.take([row])) for row in range(len(rows))]
+    return [logits_of(backbone.encoder, sets[owner], part)[0] for owner, part in zip(owners, parts, strict=True)]
+
+
+def answers_mixed(backbone: Backbone, sets: list[AnsweringSet], rows: TokenRows, owners: list[int]) -> list[Tensor]:
+    """Return the logits of each row from one batch of all, in the caller's order."""
+    batch = Batch.pack(rows, owners)
+    answered = mixed_logits(backbone.encoder, sets, batch)
+    assert sorted(set(owners)) == list(answered)
+    order = batch.order.tolist()
+    found = {order[row]: one for packed, own in answered.values() for row, one in zip(packed, own, strict=True)}
+    return [found[row] for row in range(len(rows))]
+
+
+def resident(one: AdapterSet) -> ResidentSet:
+    """Return the set as a predictor would keep it."""
+    return ResidentSet("mrpc:1", new_manifest(), one, torch.float32)
 
 
 def random_sets(backbone: Backbone) -> list[AdapterSet]:
@@ -72,26 +137,105 @@ def test_order_of_the_rows_does_not_matter(tiny_backbone: Backbone) -> None:
     assert difference([expected[i] for i in shuffled], states(shuffled)) <= TOLERANCE
 
 
-def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone: Backbone) -> None:
+@given(mixes(), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_any_mix_equals_each_row_alone(
+    tiny_backbone: Backbone,
+    mix: tuple[list[tuple[AdapterConfig | None, HeadConfig]], list[int], list[int]],
+    seed: int,
+) -> None:
+    """Whatever sets, heads and rows meet in a batch, every row gets its own answer; in training and resident alike."""
+    shapes, lengths, owners = mix
+    sets = [
+        randomise(tiny_backbone.new_adapter_set(adapter, head), seed + number).eval()
+        for number, (adapter, head) in enumerate(shapes)
+    ]
+    rows = random_rows(lengths, seed=seed, words=100)
+    with torch.no_grad():
+        expected = answers_alone(tiny_backbone, sets, rows, owners)
+        mixed = answers_mixed(tiny_backbone, list(sets), rows, owners)
+        from_pool = answers_mixed(tiny_backbone, [resident(one) for one in sets], rows, owners)
+    assert [len(shapes[owner][1].label_names) for owner in owners] == [len(answer) for answer in mixed]
+    assert difference(expected, mixed) <= TOLERANCE
+    assert difference(expected, from_pool) <= TOLERANCE
+
+
+def test_one_huge_row_beside_many_short_ones(tiny_backbone: Backbone) -> None:
+    """Sets of one kind and different sizes, one of them with nearly all tokens, get the answers they get alone."""
+    sizes = (1, 2, 4, 8, 16, 32, 2, 4)
+    configs = [AdapterConfig(placement="houlsby", reduction_factor=size, layer_norms=True) for size in sizes]
+    sets = [randomise(tiny_backbone.new_adapter_set(config, HEAD), seed) for seed, config in enumerate(configs)]
+    rows, owners = random_rows([64] * 12 + [1, 1, 2, 3, 1, 1, 5], words=100), [3] * 12 + [0, 1, 2, 4, 5, 6, 7]
+    with torch.no_grad():
+        expected = answers_alone(tiny_backbone, sets, rows, owners)
+        assert difference(expected, answers_mixed(tiny_backbone, list(sets), rows, owners)) <= TOLERANCE
+
+
+GRADIENT_SETS = (
+    (AdapterConfig(placement="houlsby", reduction_factor=4, layer_norms=True), HEAD),
+    (
+        AdapterConfig(placement="houlsby", reduction_factor=1, layer_norms=True),
+        HeadConfig(label_names=("no", "yes"), pooling="cls", form="dense_tanh"),
+    ),
+    (AdapterConfig(placement="houlsby", reduction_factor=16, layers=(1,)), HEAD),
+    (AdapterConfig(placement="parallel", reduction_factor=2, activation="tanh", scale=2.0), HEAD),
+    (AdapterConfig(placement="pfeiffer", reduction_factor=8, activation="silu", layer_norms=True), HEAD),
+    (AdapterConfig(placement="pfeiffer", reduction_factor=2, activation="silu", layer_norms=True), HEAD),
+    (None, HeadConfig(label_names=("no", "yes"), pooling="pooler")),
+)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [[0, 1, 0, 2, 1, 2, 0, 1], [6, 5, 4, 3, 2, 1, 0, 0], [4, 5, 5, 5, 4, 5, 5, 5], [1, 1, 1, 1, 1, 1, 1, 1]],
+)
+def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone: Backbone, chosen: list[int]) -> None:
     """Each set's mean loss in a joint batch has the gradients that it has in a batch of its own."""
-    rows, chosen = random_rows(words=100), [0, 1, 0, 2, 1, 2, 0, 1]
-    labels = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
-    joint, separate = random_sets(tiny_backbone)[:3], random_sets(tiny_backbone)[:3]
+    rows, labels = random_rows(words=100), torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
+    joint, separate = (
+        [randomise(tiny_backbone.new_adapter_set(*shape), seed) for seed, shape in enumerate(GRADIENT_SETS)]
+        for _ in range(2)
+    )
     batch = Batch.pack(rows, chosen)
-    hidden = tiny_backbone(batch, MixedAdapters([one.adapter for one in joint], batch))
-    pooled = tiny_backbone.encoder.pool(hidden, batch, "mean")
     losses = [
-        loss_of("classification", joint[owner].head(pooled[rows]), labels[batch.order[rows]])
-        for owner, rows in batch.rows_of_sets.items()
+        loss_of("classification", logits, labels[batch.order[packed]])
+        for packed, logits in mixed_logits(tiny_backbone.encoder, joint, batch).values()
     ]
     torch.stack(losses).sum().backward()
     for index, one in enumerate(separate):
         own = [row for row, chosen_set in enumerate(chosen) if chosen_set == index]
-        part = Batch.pack(rows.take(own))
-        logits = one.head(tiny_backbone.encoder.pool(tiny_backbone(part, one.adapter), part, "mean"))
-        loss_of("classification", logits, labels[own][part.order]).backward()
+        if own:
+            part = Batch.pack(rows.take(own))
+            logits = logits_of(tiny_backbone.encoder, one, part)
+            loss_of("classification", logits, labels[own][part.order]).backward()
         for expected, actual in zip(one.parameters(), joint[index].parameters(), strict=True):
-            assert difference([expected.grad], [actual.grad]) <= TOLERANCE
+            assert (expected.grad is None) == (actual.grad is None) == (not own)
+            if own:
+                assert float(expected.grad.abs().max()) > 0
+                assert difference([expected.grad], [actual.grad]) <= TOLERANCE
+
+
+class Watched(ResidentAdapter):
+    """A resident adapter that counts how often it is asked what it does."""
+
+    asked = 0
+
+    def seam(self, layer: int, place: Place) -> Seam:
+        """Return what this set does after one sub-layer."""
+        self.asked += 1
+        return super().seam(layer, place)
+
+
+def test_only_the_sets_of_the_batch_are_asked(tiny_backbone: Backbone) -> None:
+    """A batch over 3 of 200 resident sets asks those 3, once at each seam; the others cost nothing."""
+    config = AdapterConfig(placement="pfeiffer", reduction_factor=8)
+    sets = [resident(tiny_backbone.new_adapter_set(config, HEAD, seed=seed)) for seed in range(200)]
+    one = tiny_backbone.new_adapter_set(config, HEAD)
+    watched = [Watched(one.adapter, one.layers, torch.float32) for _ in sets]
+    for each, adapter in zip(sets, watched, strict=True):
+        each.adapter, adapter.asked = adapter, 0
+    answers_mixed(tiny_backbone, list(sets), random_rows(words=100), [7, 150, 7, 31, 31, 150, 7, 7])
+    assert {7: 4, 31: 4, 150: 4} == {index: adapter.asked for index, adapter in enumerate(watched) if adapter.asked}
 
 
 @pytest.mark.gpu

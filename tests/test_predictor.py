@@ -1,4 +1,4 @@
-"""The predictor: mixed rows equal single answers, whatever the order, the thread or the kind of task."""
+"""The predictor: mixed rows equal single answers, whatever the order, the thread, the kind of task or who leaves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.backbone import Backbone
-from registry.errors import AdapterNotFoundError, InvalidNameError, RequestError
+from registry.errors import AdapterNotFoundError, IntegrityError, InvalidNameError, RequestError
 from registry.predictor import Prediction, Predictor, Request
 from registry.registry import Registry
 from registry.schema import AdapterConfig, HeadConfig
@@ -153,22 +153,82 @@ def test_set_that_was_replaced_is_loaded_anew(
     assert (before.reference, ("no", "yes")) == (after.reference, tuple(after.probabilities))
 
 
+def tight(predictor: Predictor, sets: int = 1) -> Predictor:
+    """Return another predictor on the same store whose pool keeps hardly more than so many sets of the largest kind."""
+    sizes = []
+    for number in range(len(KINDS)):
+        fresh = Predictor(predictor.backbone, predictor.registry)
+        fresh.mixed([row for row in requests() if row.reference == f"task{number}"][:1])
+        sizes.append(fresh.pool.bytes)
+    return Predictor(predictor.backbone, predictor.registry, capacity=sets * max(sizes))
+
+
 def test_threads_do_not_disturb_each_other(predictor: Predictor) -> None:
-    """Eight threads that ask different sets at once get what one thread gets."""
+    """Sixteen threads get exactly one thread's answers, though their questions push each other's sets out of memory."""
     rows = requests()
-    alone = [predictor.mixed([row])[0] for row in rows]
-    fresh = Predictor(predictor.backbone, predictor.registry)
-    together = threading.Barrier(8)
+    questions = [rows[first : first + count] for first in range(len(rows)) for count in (1, 3)]
+    alone = [predictor.mixed(question) for question in questions]
+    shared, together = tight(predictor), threading.Barrier(16)
 
-    def ask(worker: int) -> list[tuple[int, Prediction]]:
+    def ask(worker: int) -> list[tuple[int, list[Prediction]]]:
         together.wait(timeout=30)
-        mine = [(index, rows[index]) for index in range(len(rows)) if index % 8 == worker] * 5
-        return [(index, fresh.mixed([row])[0]) for index, row in mine]
+        mine = [*range(worker % len(questions), len(questions), 5), *range(worker % 3, len(questions), 7)]
+        return [(index, shared.mixed(questions[index])) for index in mine]
 
-    with ThreadPoolExecutor(8) as pool:
-        for answers in pool.map(ask, range(8)):
-            for index, answer in answers:
-                assert_close(alone[index], answer, 1e-6)
+    with ThreadPoolExecutor(16) as pool:
+        answered = [answer for answers in pool.map(ask, range(16)) for answer in answers]
+    assert set(range(len(questions))) == {index for index, _ in answered}
+    for index, answers in answered:
+        assert alone[index] == answers
+    assert shared.pool.bytes <= shared.pool.capacity
+
+
+def test_set_that_left_memory_answers_the_same_again(predictor: Predictor) -> None:
+    """What is pushed out is loaded when it is named, and nobody can tell from the answers."""
+    small = tight(predictor)
+    first = [small.mixed([row]) for row in requests()]
+    assert len(small.pool) < len(KINDS)
+    assert first == [small.mixed([row]) for row in requests()]
+    assert first == [predictor.mixed([row]) for row in requests()]
+    nothing = Predictor(predictor.backbone, predictor.registry, capacity=0)
+    assert first == [nothing.mixed([row]) for row in requests()]
+    assert (0, 0) == (len(nothing.pool), nothing.pool.bytes)
+
+
+def test_set_in_memory_is_not_read_again(registry: Registry, predictor: Predictor) -> None:
+    """While a set is resident its files are not opened: even damaged, they change no answer until it has left."""
+    small = tight(predictor)
+    before = small("task0", ["good"])
+    for path in registry.catalog.folder("task0", 1).glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert before == small("task0", ["good"])
+    small("task2", ["good"])
+    with pytest.raises(IntegrityError, match="task0"):
+        small("task0", ["good"])
+    assert "task2:1" == small("task2", ["good"])[0].reference
+
+
+@pytest.mark.parametrize("capacity", [0, 2**30])
+def test_more_sets_than_are_held_at_once(
+    registry: Registry, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    """A call that names more sets than are held together is answered in parts, each row in its place."""
+    names = [f"more{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        adapter = AdapterConfig(placement="houlsby", reduction_factor=2 ** (number % 3))
+        fresh = tiny_backbone.new_adapter_set(adapter, KINDS[0][1])
+        registry.save(name, randomise(fresh, seed=20 + number), pair=False, max_length=16)
+    rows = [Request(name, text) for text in TEXTS for name in (*names, names[0])]
+    expected = [Predictor(tiny_backbone, registry).mixed([row])[0] for row in rows[:9]]
+    monkeypatch.setattr("registry.predictor.SETS_AT_ONCE", 3)
+    predictor = Predictor(tiny_backbone, registry, capacity=capacity)
+    answers = predictor.mixed(rows)
+    assert [f"{row.reference}:1" for row in rows] == [answer.reference for answer in answers]
+    for one, answer in zip(expected, answers, strict=False):
+        assert_close(one, answer)
+    for row, answer in zip(rows[9:], answers[9:], strict=True):
+        assert_close(predictor.mixed([row])[0], answer)
+    assert (8 if capacity else 0) == len(predictor.pool)
 
 
 def test_answers_leave_the_backbone_as_it_was(predictor: Predictor) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.backbone import Backbone
 from registry.data import TaskData, load_task
-from registry.errors import RunError
+from registry.errors import ConfigError, RunError
 from registry.fitting import fit, make_plan
 from registry.metrics import score
 from registry.provenance import code_version, command_line, library_versions
 from registry.records import read_predictions, read_record, record_path
 from registry.registry import Registry
-from registry.runner import Cell, cells_of, run_cell, save_fitted
+from registry.runner import Cell, CellJob, cells_of, make_job, plan_passes, run_cell, run_pass, save_fitted
 from registry.schema import RunRecord
 from registry.tasks import find_task, task_from_file
+from registry.variants import Variant
 from tests.commands import own_rows, write_csv, write_data_folder
 from tests.stored import tree
 
@@ -36,6 +38,11 @@ def run(out: Path, data: TaskData, backbone: Backbone, method: str = "houlsby", 
     record, is_new = run_cell(out, Cell("mrpc", method, 0), data, backbone, overrides=overrides)
     assert is_new
     return record
+
+
+def jobs_of(data: TaskData, backbone: Backbone, *methods: str) -> list[CellJob]:
+    """Return a job with seed 0 for each of the methods."""
+    return [make_job(Cell("mrpc", method, 0), data, backbone, overrides=dict(QUICK)) for method in methods]
 
 
 def test_cells_come_task_by_task() -> None:
@@ -192,3 +199,81 @@ def test_backbone_is_unchanged_by_a_grid(tmp_path: Path, data: TaskData, tiny_ba
     backward = {m: run(tmp_path / "b", data, tiny_backbone, m).scores for m in ("houlsby", "full_fine_tuning")}
     assert before == tiny_backbone.memory_digest()
     assert forward == backward
+
+
+def test_unfinished_cells_that_train_sets_share_passes(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Baselines without a set and finished cells are alone, the others together, as many as may be in one pass."""
+    methods = ("majority", "head_only", "after_layer", "houlsby", "full_fine_tuning", "pfeiffer", "parallel")
+    jobs = jobs_of(data, tiny_backbone, *methods)
+    run(tmp_path, data, tiny_backbone, "after_layer")
+    passes = [[job.cell.method for job in sharing] for sharing in plan_passes(tmp_path, jobs, 3)]
+    joint = ["head_only", "houlsby", "pfeiffer"]
+    assert [["majority"], joint, ["after_layer"], ["full_fine_tuning"], ["parallel"]] == passes
+    assert [[method] for method in methods] == [
+        [job.cell.method for job in sharing] for sharing in plan_passes(tmp_path, jobs)
+    ]
+
+
+def test_cells_of_one_pass_are_what_they_are_alone(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Records come in the order of the jobs, with the settings and, up to rounding, the answers of cells run alone."""
+    methods = ("parallel", "head_only", "houlsby")
+    together = run_pass(tmp_path / "joint", jobs_of(data, tiny_backbone, *methods), tiny_backbone)
+    for method, (record, is_new) in zip(methods, together, strict=True):
+        alone = run(tmp_path / "alone", data, tiny_backbone, method)
+        assert (method, 3, 1, True) == (record.method, record.together, alone.together, is_new)
+        for field in ("settings", "parameters", "steps", "data", "training", "scores"):
+            assert getattr(alone, field) == getattr(record, field), field
+        assert alone.final_loss == pytest.approx(record.final_loss, abs=1e-4)
+        assert record.train_seconds > 0
+        assert record.rows_per_second > 0
+        found = read_predictions(tmp_path / "joint", record).probabilities
+        assert read_predictions(tmp_path / "alone", alone).probabilities == pytest.approx(found, abs=1e-4)
+
+
+def test_pass_runs_only_what_is_not_there(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """A finished cell in a pass is returned as it is, its observer never called, and does not count as trained."""
+    done = run(tmp_path, data, tiny_backbone, "houlsby")
+    steps: list[str] = []
+    observers = [lambda _: steps.append("houlsby"), lambda _: steps.append("pfeiffer")]
+    jobs = jobs_of(data, tiny_backbone, "houlsby", "pfeiffer")
+    (first, first_is_new), (second, second_is_new) = run_pass(tmp_path, jobs, tiny_backbone, observers=observers)
+    assert (done, False) == (first, first_is_new)
+    assert ("finished", 1, True) == (second.status, second.together, second_is_new)
+    assert ["pfeiffer"] * 3 == steps
+
+
+def test_diverged_cell_leaves_the_others_of_its_pass_alone(
+    tmp_path: Path, data: TaskData, tiny_backbone: Backbone
+) -> None:
+    """A variant that diverges is recorded as failed beside the finished ones, whose answers it does not change."""
+    diverging = Variant(name="pfeiffer-wd1e30", method="pfeiffer", training={"weight_decay": 1e30})
+    job = make_job(
+        Cell("mrpc", diverging.name, 0), data, tiny_backbone, overrides=dict(QUICK), variant=diverging, keeps=True
+    )
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    outcomes = run_pass(tmp_path, [*jobs_of(data, tiny_backbone, "pfeiffer"), job], tiny_backbone, keep_in=registry)
+    (finished, _), (failed, _) = outcomes
+    assert ("finished", "failed", "pfeiffer-wd1e30") == (finished.status, failed.status, failed.method)
+    assert (failed.error or "").startswith("training stopped at step ")
+    assert run(tmp_path / "alone", data, tiny_backbone, "pfeiffer").scores == finished.scores
+    assert 0 == len(registry)
+
+
+def test_variant_replaces_settings_of_its_method(data: TaskData, tiny_backbone: Backbone) -> None:
+    """Swept settings win over the recipe's and over the command's, and all others stay the method's."""
+    variant = Variant(name="houlsby-rf4-ep3", method="houlsby", adapter={"reduction_factor": 4}, training={"epochs": 3})
+    cell = Cell("mrpc", variant.name, 0)
+    job = make_job(cell, data, tiny_backbone, overrides=dict(QUICK), variant=variant)
+    plan = make_plan("houlsby", data, tiny_backbone, 0, **QUICK)
+    assert job.plan.adapter is not None
+    assert plan.adapter is not None
+    assert ("houlsby", 4, plan.adapter.activation) == (
+        job.plan.adapter.placement,
+        job.plan.adapter.reduction_factor,
+        job.plan.adapter.activation,
+    )
+    assert job.plan.training == msgspec.structs.replace(plan.training, epochs=3)
+    with pytest.raises(ConfigError, match="cannot use bottlenecks: expected a method that has them, found 'head_only'"):
+        make_plan("head_only", data, tiny_backbone, 0, bottlenecks={"reduction_factor": 4})
+    with pytest.raises(ConfigError, match="reduction_factor: expected a divisor of the hidden size 32, found 5"):
+        make_plan("houlsby", data, tiny_backbone, 0, bottlenecks={"reduction_factor": 5})
