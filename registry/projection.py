@@ -32,6 +32,8 @@ class Projection(nn.Linear):
     def forward(self, states: Tensor) -> Tensor:
         """Return ``states @ weight.T + bias``, (N, outputs)."""
         weight = self.weight
+        if weight.requires_grad:
+            self._laid_out = {}  # what trains will not be what was laid out
         frozen_on_cpu = not weight.requires_grad and weight.device.type == "cpu" and weight.dtype in _LAYOUT_DTYPES
         if not (frozen_on_cpu and _HAS_LAYOUT) or torch.is_autocast_enabled("cpu"):
             return F.linear(states, weight, self.bias)

@@ -42,7 +42,7 @@ PEER_SWITCHES = 20
 SLOW_ROUNDS = 3  # with the one that warms up, for what is slow and behind no narrow target
 OWN_ROUNDS = 3  # rounds of ours for each of the peers where a few percent of our own bare model count
 # Rows of each task, rows of the notebook's recipe, rounds beside the one that warms up.
-SIZES = {"quick": ({"mrpc": 64, "sst2": 96}, 8, 3), "full": ({"mrpc": 256, "sst2": 256}, 16, 7)}
+SIZES = {"quick": ({"mrpc": 64, "sst2": 96}, 8, 3), "full": ({"mrpc": 160, "sst2": 192}, 8, 7)}
 
 PEER_LABELS = {
     "adapters": "adapters: seq_bn, reduction factor 16, padded",

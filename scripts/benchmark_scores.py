@@ -32,7 +32,7 @@ METRICS = ("accuracy", "f1_binary")
 # Rows to train on and to score (None: all), and epochs by task.
 SIZES: dict[str, tuple[dict[str, int | None], int | None, dict[str, int]]] = {
     "quick": ({"mrpc": 320, "sst2": 320}, 160, {"mrpc": 1, "sst2": 1}),
-    "full": ({"mrpc": None, "sst2": 6_000}, None, {"mrpc": 2, "sst2": 2}),
+    "full": ({"mrpc": None, "sst2": 2_000}, None, {"mrpc": 2, "sst2": 2}),
 }
 PEERS = {"mrpc": ("adapters", "peft", "full", "notebook"), "sst2": ("adapters", "peft", "full")}
 SEED = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from registry.bottlenecks import ACTIVATIONS, BottleneckWeights, Dropout, Kind, Seam, apply_bottleneck
-from registry.grouping import AllAtOnce, Indices, Plan, Tiers, bottlenecks_of, make_plan
+from registry.grouping import AllAtOnce, Indices, Plan, SetBySet, Tiers, bottlenecks_of, make_plan
 from tests.stock import difference
 
 CPU = torch.device("cpu")
@@ -51,12 +51,13 @@ def random_hidden(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @given(COUNTS, st.data())
 @settings(max_examples=80, deadline=None)
-def test_tiers_equal_set_by_set(counts: list[int], data: st.DataObject) -> None:
-    """Any counts, sizes and places give each state what its own set adds, in one tier or in many."""
+def test_plans_equal_set_by_set(counts: list[int], data: st.DataObject) -> None:
+    """Any counts, sizes and places give each state what its own set adds, in one product, in tiers or one by one."""
     activation = data.draw(st.sampled_from(sorted(ACTIVATIONS)))
     seams = [new_seam(data.draw(SIZES), seed, activation) for seed in range(len(counts))]
     hidden, states = random_hidden(sum(counts)), scattered(counts, data.draw(st.integers(0, 9)))
     expected = set_by_set(hidden, states, seams)
+    assert difference([expected], [SetBySet(states, CPU).squeeze(hidden, seams)]) <= 1e-5
     for most_padding in (0, 5, 400):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("registry.grouping.MOST_PADDING", most_padding)
@@ -79,8 +80,8 @@ def test_all_at_once_equals_set_by_set(
     assert difference([set_by_set(hidden, states, seams)], [added]) <= tolerance
 
 
-@pytest.mark.parametrize("plan", [Tiers, AllAtOnce])
-def test_states_in_the_order_of_their_sets_stay_where_they_are(plan: type[Tiers] | type[AllAtOnce]) -> None:
+@pytest.mark.parametrize("plan", [SetBySet, Tiers, AllAtOnce])
+def test_states_in_the_order_of_their_sets_stay_where_they_are(plan: type[SetBySet | Tiers | AllAtOnce]) -> None:
     """Sets that own one run each, as in a batch on CUDA, are computed without going wrong at the seams between runs."""
     counts = [1, 5, 1, 12]
     states = numpy.split(numpy.arange(sum(counts)), numpy.cumsum(counts)[:-1])
@@ -88,12 +89,12 @@ def test_states_in_the_order_of_their_sets_stay_where_they_are(plan: type[Tiers]
     assert difference([set_by_set(hidden, states, seams)], [plan(states, CPU).squeeze(hidden, seams)]) <= 1e-5
 
 
-def test_plan_on_a_cpu_is_tiers() -> None:
-    """Only a GPU has the kernel that makes one grouped product worth while."""
+def test_plan_on_a_cpu_is_set_by_set() -> None:
+    """Only on a GPU a product costs so much to begin that batched and grouped ones are worth while."""
     for dtype in (torch.float32, torch.bfloat16):
         (weights,) = bottlenecks_of([new_seam(4, 0, dtype=dtype)])
         plan: Plan = make_plan(scattered([3, 4], 0), CPU, weights)
-        assert isinstance(plan, Tiers)
+        assert isinstance(plan, SetBySet)
 
 
 def test_small_sets_are_not_padded_to_the_largest() -> None:
@@ -105,16 +106,18 @@ def test_small_sets_are_not_padded_to_the_largest() -> None:
     assert 2 * 2 * 1003 * WIDTH * size == counter.get_total_flops()
 
 
-def test_states_keep_their_dtype_under_float32_bottlenecks() -> None:
+@pytest.mark.parametrize("kind", [SetBySet, Tiers])
+def test_states_keep_their_dtype_under_float32_bottlenecks(kind: type[SetBySet | Tiers]) -> None:
     """In training on a bfloat16 backbone bottlenecks compute in float32 and add in bfloat16."""
     seams, states = [new_seam(size, size) for size in (4, 8, 8)], scattered([3, 2, 9], 0)
     hidden = random_hidden(14, torch.bfloat16)
-    added = Tiers(states, CPU).squeeze(hidden, seams)
+    added = kind(states, CPU).squeeze(hidden, seams)
     assert torch.bfloat16 == added.dtype
     assert difference([set_by_set(hidden, states, seams)], [added]) <= 2e-2
 
 
-def test_dropout_is_drawn_as_each_set_alone_would() -> None:
+@pytest.mark.parametrize("kind", [SetBySet, Tiers])
+def test_dropout_is_drawn_as_each_set_alone_would(kind: type[SetBySet | Tiers]) -> None:
     """Masks of sets of different sizes and shares come from their own generators, whatever stands beside them."""
     shares, counts = (0.5, 0.0, 0.2, 0.7), [3, 9, 5, 5]
     states, hidden = scattered(counts, 3), random_hidden(sum(counts))
@@ -127,15 +130,17 @@ def test_dropout_is_drawn_as_each_set_alone_would() -> None:
             seams.append(new_seam(size, seed)._replace(dropout=dropout))
         return seams
 
-    plan = Tiers(states, CPU)
-    dropped = plan.squeeze(hidden, dropping(True))
-    assert difference([set_by_set(hidden, states, dropping(True))], [dropped]) <= 1e-5
+    plan, together, alone = kind(states, CPU), dropping(True), dropping(True)
+    for _ in range(3):  # the next masks are the next ones of each generator, too
+        dropped = plan.squeeze(hidden, together)
+        assert difference([set_by_set(hidden, states, alone)], [dropped]) <= 1e-5
     whole = plan.squeeze(hidden, dropping(False))
     assert difference([set_by_set(hidden, states, dropping(False))], [whole]) <= 1e-5
     assert [True, False, True, True] == [difference([whole[own]], [dropped[own]]) > 1e-2 for own in states]
 
 
-def test_a_set_that_overflows_keeps_it_to_itself() -> None:
+@pytest.mark.parametrize("kind", [SetBySet, Tiers])
+def test_a_set_that_overflows_keeps_it_to_itself(kind: type[SetBySet | Tiers]) -> None:
     """Infinite states of one set reach neither another's answer nor its gradients, padded together or not."""
     counts = [6, 4, 1]
     states, seams = scattered(counts, 0), [new_seam(4, seed) for seed in range(3)]
@@ -144,7 +149,7 @@ def test_a_set_that_overflows_keeps_it_to_itself() -> None:
             tensor.requires_grad_(True)
     hidden = random_hidden(sum(counts))
     hidden[torch.from_numpy(states[0])] = torch.inf
-    added = Tiers(states, CPU).squeeze(hidden, seams)
+    added = kind(states, CPU).squeeze(hidden, seams)
     own = torch.from_numpy(numpy.concatenate(states[1:]))
     added[own].sum().backward()
     assert bool(added[own].isfinite().all())
@@ -152,13 +157,14 @@ def test_a_set_that_overflows_keeps_it_to_itself() -> None:
         assert all(bool(tensor.grad is not None and tensor.grad.isfinite().all()) for tensor in weights)
 
 
-@given(COUNTS, st.integers(0, 9))
+@pytest.mark.parametrize("kind", [SetBySet, Tiers])
+@given(counts=COUNTS, seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_gradients_of_tiers_equal_set_by_set(counts: list[int], seed: int) -> None:
+def test_gradients_equal_set_by_set(kind: type[SetBySet | Tiers], counts: list[int], seed: int) -> None:
     """Each bottleneck, and each state, has the gradient it would have alone."""
     gradients = []
     states = scattered(counts, seed)
-    for squeeze in (lambda hidden, seams: set_by_set(hidden, states, seams), Tiers(states, CPU).squeeze):
+    for squeeze in (lambda hidden, seams: set_by_set(hidden, states, seams), kind(states, CPU).squeeze):
         seams = [new_seam((4, 16, 1)[number % 3], number) for number in range(len(counts))]
         tensors = [tensor.requires_grad_(True) for weights in bottlenecks_of(seams) for tensor in weights]
         hidden = random_hidden(sum(counts)).requires_grad_(True)

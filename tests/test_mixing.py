@@ -15,6 +15,7 @@ from registry.backbone import Backbone
 from registry.batching import Batch, TokenRows
 from registry.bottlenecks import Place, Seam
 from registry.evaluation import AnsweringSet, logits_of, loss_of, mixed_logits
+from registry.grouping import AllAtOnce, SetBySet, Tiers
 from registry.mixing import MixedAdapters
 from registry.pool import ResidentAdapter, ResidentSet
 from registry.schema import AdapterConfig, HeadConfig
@@ -137,10 +138,20 @@ def test_order_of_the_rows_does_not_matter(tiny_backbone: Backbone) -> None:
     assert difference([expected[i] for i in shuffled], states(shuffled)) <= TOLERANCE
 
 
-@given(mixes(), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+PLANS = {plan.__name__: plan for plan in (SetBySet, Tiers, AllAtOnce)}
+
+
+def plan_with(patch: pytest.MonkeyPatch, plan: str) -> None:
+    """Let mixed batches be computed by a plan that another device would take."""
+    patch.setattr("registry.mixing.make_plan", lambda states, device, weights: PLANS[plan](states, device))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@given(mix=mixes(), seed=st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
 def test_any_mix_equals_each_row_alone(
     tiny_backbone: Backbone,
+    plan: str,
     mix: tuple[list[tuple[AdapterConfig | None, HeadConfig]], list[int], list[int]],
     seed: int,
 ) -> None:
@@ -151,7 +162,8 @@ def test_any_mix_equals_each_row_alone(
         for number, (adapter, head) in enumerate(shapes)
     ]
     rows = random_rows(lengths, seed=seed, words=100)
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        plan_with(patch, plan)
         expected = answers_alone(tiny_backbone, sets, rows, owners)
         mixed = answers_mixed(tiny_backbone, list(sets), rows, owners)
         from_pool = answers_mixed(tiny_backbone, [resident(one) for one in sets], rows, owners)
@@ -185,12 +197,16 @@ GRADIENT_SETS = (
 )
 
 
+@pytest.mark.parametrize("plan", ["SetBySet", "Tiers"])
 @pytest.mark.parametrize(
     "chosen",
     [[0, 1, 0, 2, 1, 2, 0, 1], [6, 5, 4, 3, 2, 1, 0, 0], [4, 5, 5, 5, 4, 5, 5, 5], [1, 1, 1, 1, 1, 1, 1, 1]],
 )
-def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(tiny_backbone: Backbone, chosen: list[int]) -> None:
+def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, chosen: list[int], plan: str
+) -> None:
     """Each set's mean loss in a joint batch has the gradients that it has in a batch of its own."""
+    plan_with(monkeypatch, plan)
     rows, labels = random_rows(words=100), torch.tensor([0, 1, 1, 0, 0, 1, 0, 1])
     joint, separate = (
         [randomise(tiny_backbone.new_adapter_set(*shape), seed) for seed, shape in enumerate(GRADIENT_SETS)]

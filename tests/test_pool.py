@@ -54,13 +54,21 @@ def here(pool: AdapterPool[str], keys: str = "abcdefgh") -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_of_all_tensors(dtype: torch.dtype) -> None:
-    """A resident set counts its bottlenecks in the backbone's dtype, and its norms and head in float32."""
+    """On a CPU a resident set counts every number that is stored as float32, whatever the backbone is in."""
     config = AdapterConfig(placement="houlsby", reduction_factor=2, layer_norms=True)
     one = AdapterSet(8, 2, config, HeadConfig(label_names=("no", "yes"), form="dense_tanh"))
+    assert 4 * one.trainable_count == ResidentSet("one:1", MANIFEST, one, dtype).bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_bytes_on_cuda_are_those_of_the_backbones_dtype() -> None:
+    """On a GPU bottlenecks take the backbone's dtype; norms and head stay float32."""
+    config = AdapterConfig(placement="houlsby", reduction_factor=2, layer_norms=True)
+    one = AdapterSet(8, 2, config, HEAD).cuda()
     bottlenecks = sum(tensor.numel() for tensor in one.adapter.bottlenecks.parameters())
-    others = one.trainable_count - bottlenecks
-    resident = ResidentSet("one:1", MANIFEST, one, dtype)
-    assert bottlenecks * dtype.itemsize + others * 4 == resident.bytes
+    expected = 2 * bottlenecks + 4 * (one.trainable_count - bottlenecks)
+    assert expected == ResidentSet("one:1", MANIFEST, one, torch.bfloat16).bytes
 
 
 def test_frozen_head_counts_as_well() -> None:

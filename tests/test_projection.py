@@ -108,6 +108,7 @@ def test_layout_made_in_inference_mode_serves_training() -> None:
     layer, plain = pair()
     with torch.inference_mode():
         first = layer(random_states()).clone()
+    assert not any(laid_out.is_inference() for laid_out in layer._laid_out.values())
     states = random_states().requires_grad_(True)
     layer(states).sum().backward()
     assert states.grad is not None
@@ -150,6 +151,7 @@ def test_without_the_layout_it_is_the_plain_layer(monkeypatch: pytest.MonkeyPatc
         gradients.append(states.grad)
     assert torch.equal(plain(random_states(dtype=dtype)), layer(random_states(dtype=dtype)))
     assert torch.equal(*gradients)
+    assert not layer._laid_out
 
 
 def test_autocast_decides_the_precision() -> None:

@@ -16,6 +16,7 @@ from registry.bottlenecks import Dropout
 from registry.checkpoints import Checkpoint
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.evaluation import LabelledRows, mixed_logits
+from registry.grouping import Tiers
 from registry.runs import StepReport, TrainingJob, TrainingResult
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.training import train, train_together
@@ -123,6 +124,19 @@ def test_each_set_learns_what_it_learns_alone(
     assert [20, 20, 16, 21, 20, 4, 14, 1, 18] == [result.steps for result in uninterrupted[1]]
     assert uninterrupted[1][4].best_step < 20
     assert digest == tiny_backbone.memory_digest()
+
+
+def test_tiers_as_on_a_gpu_teach_the_same(
+    tiny_backbone: Backbone,
+    uninterrupted: tuple[list[TrainingJob], list[TrainingResult]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where sets of one kind are computed in one batched product, they still learn what they learn alone."""
+    monkeypatch.setattr("registry.mixing.make_plan", lambda states, device, weights: Tiers(states, device))
+    jobs = new_jobs(tiny_backbone)
+    together(tiny_backbone, jobs)
+    for first, second in zip(uninterrupted[0], jobs, strict=True):
+        assert moved(first.adapter_set, second.adapter_set) <= 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("pooling", ["cls", "pooler"])
@@ -267,11 +281,14 @@ def test_reports_and_seconds_are_each_sets_own(tiny_backbone: Backbone) -> None:
     assert all(isinstance(result, TrainingResult) and result.seconds > 0 for result in results)
 
 
-def test_modes_are_given_back(tiny_backbone: Backbone) -> None:
-    """Sets go on in the mode they were in, and draw from nobody's generator."""
+def test_modes_are_given_back(
+    tiny_backbone: Backbone, uninterrupted: tuple[list[TrainingJob], list[TrainingResult]]
+) -> None:
+    """Sets train with dropout and go on in the mode they were in, drawing from nobody's generator."""
     jobs = new_jobs(tiny_backbone)[:3]
     jobs[1].adapter_set.eval()
     together(tiny_backbone, jobs)
+    assert moved(uninterrupted[0][1].adapter_set, jobs[1].adapter_set) <= TOLERANCE
     assert [True, False, True] == [job.adapter_set.training for job in jobs]
     assert not tiny_backbone.encoder.training
     dropouts = [module for job in jobs for module in job.adapter_set.modules() if isinstance(module, Dropout)]
