@@ -15,6 +15,7 @@ import torch
 from benchmark_client import PeerWorker
 from benchmark_gpu import measure_gpu
 from benchmark_ours import (
+    AFTER_LAYER,
     RESIDENT_SETS,
     fill_pool,
     inference_contenders,
@@ -42,7 +43,7 @@ PEER_SWITCHES = 20
 SLOW_ROUNDS = 3  # with the one that warms up, for what is slow and behind no narrow target
 OWN_ROUNDS = 3  # rounds of ours for each of the peers where a few percent of our own bare model count
 # Rows of each task, rows of the notebook's recipe, rounds beside the one that warms up.
-SIZES = {"quick": ({"mrpc": 64, "sst2": 96}, 8, 3), "full": ({"mrpc": 160, "sst2": 192}, 8, 7)}
+SIZES = {"quick": ({"mrpc": 64, "sst2": 96}, 8, 3), "full": ({"mrpc": 160, "sst2": 192}, 8, 5)}
 
 PEER_LABELS = {
     "adapters": "adapters: seq_bn, reduction factor 16, padded",
@@ -182,10 +183,12 @@ class Bench:
         tokens = self.rows["sst2"].tokens
         if kind == "mixed":
             label = f"ours: {MIXED_SETS} sets in a batch of {MIXED_ROWS}"
-            return mixed_contenders(self.backbones, self.pools, tokens, self.batches, self.owners, label)
+            after_layer = {name: fill_pool(each, MIXED_SETS, AFTER_LAYER) for name, each in self.backbones.items()}
+            pools = {"ours": self.pools, "ours_after_layer": after_layer}
+            return mixed_contenders(self.backbones, pools, tokens, self.batches, self.owners, label)
         owners = zipf_owners(self.batches, RESIDENT_SETS)
         label = f"ours: {RESIDENT_SETS:,} resident sets, Zipf(1.0)"
-        return mixed_contenders(self.backbones, self.pools, tokens, self.batches, owners, label)
+        return mixed_contenders(self.backbones, {"ours": self.pools}, tokens, self.batches, owners, label)
 
     def peers(self, group: str, rounds: int) -> list[Contender]:
         """Return the peers' contenders of a group."""

@@ -25,6 +25,7 @@ DTYPES = ("float32", "bfloat16")
 BATCH, BATCH_TOKENS = 16, 4_096
 RESIDENT_SETS = 1_000
 ADAPTER = AdapterConfig(placement="pfeiffer", reduction_factor=16, activation="relu")
+AFTER_LAYER = AdapterConfig(placement="after_layer", reduction_factor=16, activation="relu")
 HEAD = HeadConfig(label_names=("no", "yes"), pooling="mean")
 
 Backbones = Mapping[str, Backbone]
@@ -106,33 +107,37 @@ def ask_mixed(
 
 
 def mixed_contenders(
-    backbones: Backbones, pools: Mapping[str, AdapterPool[int]], rows: TokenRows,
+    backbones: Backbones, pools: Mapping[str, Mapping[str, AdapterPool[int]]], rows: TokenRows,
     batches: Sequence[Sequence[int]], owners: Sequence[Sequence[int]], label: str,
 ) -> list[Contender]:  # fmt: skip
-    """Return answering the same batches by the bare backbone and by the sets that own the rows."""
+    """Return answering the same batches by the bare backbone and by the sets that own the rows.
+
+    Args:
+        pools: by dtype, of each kind of sets: ``ours`` has the peers' architecture.
+    """
     count = sum(len(batch) for batch in batches)
 
     def bare(name: str, backbone: Backbone) -> Callable[[], object]:
         return lambda: ask_bare(backbone, rows, batches)
 
-    def mixed(name: str, backbone: Backbone) -> Callable[[], object]:
-        return lambda: ask_mixed(backbone, pools[name], rows, batches, owners)
+    def mixed(kind: str) -> Callable[[str, Backbone], Callable[[], object]]:
+        return lambda name, backbone: lambda: ask_mixed(backbone, pools[kind][name], rows, batches, owners)
 
-    return [
-        *contenders(backbones, bare, "ours_bare", "ours: bare backbone, same batches", count),
-        *contenders(backbones, mixed, "ours", label, count),
-    ]
+    found = contenders(backbones, bare, "ours_bare", "ours: bare backbone, same batches", count)
+    for kind in pools:
+        found += contenders(backbones, mixed(kind), kind, f"{label}{kind.removeprefix('ours')}", count)
+    return found
 
 
-def fill_pool(backbone: Backbone, count: int) -> AdapterPool[int]:
+def fill_pool(backbone: Backbone, count: int, adapter: AdapterConfig = ADAPTER) -> AdapterPool[int]:
     """Return a pool in which the sets 0 to ``count`` - 1 are resident, as a predictor has them."""
 
     def load(seed: int) -> ResidentSet:
-        adapter_set = backbone.new_adapter_set(ADAPTER, HEAD, seed=seed).eval()
+        adapter_set = backbone.new_adapter_set(adapter, HEAD, seed=seed).eval()
         manifest = Manifest(
             name=f"set{seed}",
             created="2026-01-01T00:00:00+00:00",
-            adapter=ADAPTER,
+            adapter=adapter,
             head=HEAD,
             parameters=adapter_set.stored_count,
             backbone=backbone.info,

@@ -92,6 +92,7 @@ def table(measured: Measured) -> list[Row]:
             ("Inference one set, MRPC batch 16, float32, vs peft", "infer-mrpc", "peft", FLOAT32, 1.4),
         )),
         of_bare(results, "Mixed batch, 32 SST-2 rows over 16 sets, share of own bare model", "mixed-sst2", 0.95),
+        of_bare(results, "The same with after_layer sets", "mixed-sst2", 0.95, "ours_after_layer"),
         of_bare(results, "1,000 resident sets, Zipf traffic, share of own bare model", "resident", 0.93),
         against(results, "Mixed batch, rows/s, best dtype, vs peft adapter_names", "mixed-sst2", "peft", BOTH, 3.0),
         against(results, "Mixed batch, rows/s, best dtype, vs BatchSplit", "mixed-sst2", "adapters", BOTH, 3.0),
@@ -114,16 +115,17 @@ def against(results: Results, title: str, group: str, base: str, ours: tuple[str
     return Row(title, base_figure, named, known.get(best), f">= {limit:g}", limit, group=group, ours=(best,))
 
 
-def of_bare(results: Results, title: str, group: str, limit: float) -> Row:
+def of_bare(results: Results, title: str, group: str, limit: float, kind: str = "ours") -> Row:
     """Return a row of shares of the bare backbone: the lower dtype's counts, the peers' own shares stand beside."""
-    shares = {key: results.ratio(group, key, key.replace("ours", "ours_bare")) for key in BOTH}
+    dtypes = [key.removeprefix("ours-") for key in BOTH]
+    shares = {f"{kind}-{dtype}": results.ratio(group, f"{kind}-{dtype}", f"ours_bare-{dtype}") for dtype in dtypes}
     known = {key: share for key, share in shares.items() if share is not None}
-    figure = ", ".join(f"{share:.3f} {key.removeprefix('ours-')}" for key, share in known.items())
+    figure = ", ".join(f"{share:.3f} {key.rpartition('-')[2]}" for key, share in known.items())
     peers = {key: results.ratio(group, key, f"{key}_bare") for key in ("adapters", "peft")}
     base = ", ".join(f"{key} {share:.3f}" for key, share in peers.items() if share is not None)
     base = base or ("own bare 1.0" if group == "resident" else NOT_MEASURED)
     worst = min(known.values(), default=None)
-    return Row(title, base, figure or NOT_MEASURED, worst, f">= {limit:g}", limit, group=group, ours=BOTH)
+    return Row(title, base, figure or NOT_MEASURED, worst, f">= {limit:g}", limit, group=group, ours=tuple(shares))
 
 
 def switching(results: Results, count: int) -> Row:
@@ -226,7 +228,7 @@ def contender_lines(measured: Measured) -> list[str]:
     scores = {(f"train-{each['task']}", each["contender"]): each for each in measured.scores}
     for (group, key), result in measured.results.items():
         spread = f"{result.spread[0]:,.1f} to {result.spread[1]:,.1f}" if result.spread else ""
-        bare = key.replace("ours", "ours_bare") if key.startswith("ours-") else f"{key}_bare"
+        bare = f"ours_bare-{key.rpartition('-')[2]}" if key.startswith("ours") else f"{key}_bare"
         share = measured.results.ratio(group, key, bare)
         score = score_cells(scores.get((group, key)))
         lines.append(f"| {GROUP_TITLES[group]} | {result.label} | {figure_of(result).removesuffix('/s')} | {spread} | "
