@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from registry.batching import Batch
     from registry.data import load_task
     from registry.errors import RegistryError
-    from registry.fitting import fit, make_plan
+    from registry.fitting import FitJob, fit, fit_together, make_plan
     from registry.huggingface import TrainerModel
     from registry.mixing import MixedAdapters
     from registry.predictor import Prediction, Predictor, Request
     from registry.recipes import Recipe, read_recipe
     from registry.references import Reference
     from registry.registry import Registry
+    from registry.runs import TrainingJob
     from registry.schema import (
         AdapterConfig,
         HeadConfig,
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from registry.tasks import TaskSpec, find_task
-    from registry.training import train
+    from registry.training import train, train_together
 
 _HOMES = {
     "AdapterConfig": "schema",
     "AdapterSet": "adapters",
     "Backbone": "backbone",
     "Batch": "batching",
+    "FitJob": "fitting",
     "HeadConfig": "schema",
     "Manifest": "schema",
     "MixedAdapters": "mixing",
@@ -53,12 +55,15 @@ _HOMES = {
     "TaskSpec": "tasks",
     "TrainerModel": "huggingface",
     "TrainingConfig": "schema",
+    "TrainingJob": "runs",
     "find_task": "tasks",
     "fit": "fitting",
+    "fit_together": "fitting",
     "load_task": "data",
     "make_plan": "fitting",
     "read_recipe": "recipes",
     "train": "training",
+    "train_together": "training",
 }
 
 __all__ = [
@@ -66,6 +71,7 @@ __all__ = [
     "AdapterSet",
     "Backbone",
     "Batch",
+    "FitJob",
     "HeadConfig",
     "Manifest",
     "MixedAdapters",
@@ -80,13 +86,16 @@ __all__ = [
     "TaskSpec",
     "TrainerModel",
     "TrainingConfig",
+    "TrainingJob",
     "__version__",
     "find_task",
     "fit",
+    "fit_together",
     "load_task",
     "make_plan",
     "read_recipe",
     "train",
+    "train_together",
 ]
 
 
