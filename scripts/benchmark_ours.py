@@ -125,7 +125,8 @@ def mixed_contenders(
 
     found = contenders(backbones, bare, "ours_bare", "ours: bare backbone, same batches", count)
     for kind in pools:
-        found += contenders(backbones, mixed(kind), kind, f"{label}{kind.removeprefix('ours')}", count)
+        special = kind.removeprefix("ours").lstrip("_")
+        found += contenders(backbones, mixed(kind), kind, f"{label}, {special}" if special else label, count)
     return found
 
 
