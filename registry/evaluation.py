@@ -92,9 +92,10 @@ def mixed_logits(
         entering: (N, H) states that enter the ``layer``-th layer; None starts with the embeddings.
     """
     rows_of_sets = batch.rows_of_sets
-    adapters: Adapters = MixedAdapters([one.adapter for one in sets], batch)
-    if len(rows_of_sets) == 1:
-        adapters = sets[batch.owners[0]].adapter
+    is_mixed = len(rows_of_sets) > 1
+    adapters: Adapters = (
+        MixedAdapters([one.adapter for one in sets], batch) if is_mixed else sets[batch.owners[0]].adapter
+    )
     poolings = {sets[owner].head.config.pooling for owner in rows_of_sets}
     pooled = encoder.pooled(batch, adapters, poolings, entering, layer)
     # Every set's rows side by side: splitting what was gathered once is cheaper than gathering for each set.

@@ -1,7 +1,7 @@
 """Keep the C library from giving memory back to the system between two layers.
 
 The states of a batch are a few megabytes each and live for one layer. glibc returns blocks of that size to the system
-when they are freed, so every layer pays for fresh pages again: 6 to 8 % of a forward over MRPC rows on a CPU.
+when they are freed, so every layer would pay for fresh pages again.
 """
 
 from __future__ import annotations

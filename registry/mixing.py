@@ -86,6 +86,11 @@ class _Part:
         self._taken = None if taken is None else torch.from_numpy(taken).to(device)
         self._places = [own if taken is None else numpy.searchsorted(taken, own) for own in states.values()]
         self._plan: Plan | None = None
+        self._set_of_state: Tensor | None = None  # (n,) wanted by own norms alone
+        if kind.has_norm:
+            sets = numpy.repeat(numpy.arange(len(self._places)), [len(places) for places in self._places])
+            order = numpy.argsort(numpy.concatenate(self._places))
+            self._set_of_state = torch.from_numpy(sets[order]).to(device)
 
     def join(self, seams: Mapping[int, Seam], sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return the (n, H) states of this part after one add-and-norm step."""
@@ -105,12 +110,7 @@ class _Part:
 
     def _norm_each(self, hidden: Tensor, seams: Sequence[Seam], eps: float) -> Tensor:
         """Return the states normalised in float32, each with the weights of its own set."""
-        order = torch.from_numpy(numpy.argsort(numpy.concatenate(self._places))).to(self._device)
-        counts = torch.tensor([len(places) for places in self._places], device=self._device)
         own_norms = [seam.norm for seam in seams if seam.norm is not None]
-        weight, bias = (
-            torch.repeat_interleave(torch.stack(tensors), counts, dim=0, output_size=len(hidden)).index_select(0, order)
-            for tensors in zip(*own_norms, strict=True)
-        )  # (n, H) each
+        weight, bias = (torch.stack(tensors)[self._set_of_state] for tensors in zip(*own_norms, strict=True))  # (n, H)
         normed = F.layer_norm(hidden.float(), hidden.shape[-1:], eps=eps)
         return (normed * weight + bias).to(hidden.dtype)

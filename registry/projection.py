@@ -1,7 +1,7 @@
 """A linear layer that costs less once it is frozen: its weight is laid out for the product once, not at every call.
 
-On an x86 CPU oneDNN multiplies a weight in its own layout 4 % (bfloat16) to 14 % (float32) faster, forwards and
-backwards. Everywhere else, and while the weight trains, this is ``nn.Linear``.
+On an x86 CPU oneDNN multiplies faster by a weight in its own layout, forwards and backwards, in float32 most of all.
+Everywhere else, and while the weight trains, this is ``nn.Linear``.
 """
 
 from __future__ import annotations
