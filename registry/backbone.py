@@ -20,17 +20,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from registry.adapters import Adapters, AdapterSet
 from registry.batching import Batch, TokenRows
 from registry.encoder import ACTIVATIONS, Encoder
-from registry.errors import (
-    BackboneNotFoundError,
-    ConfigError,
-    DeviceError,
-    IntegrityError,
-    UnsupportedBackboneError,
-)
+from registry.errors import BackboneNotFoundError, ConfigError, DeviceError, UnsupportedBackboneError
 from registry.families import FAMILIES
 from registry.memory import keep_freed_memory
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
 from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
+from registry.store_errors import IntegrityError
 from registry.validation import choose, require
 from registry.weights import Weights
 

@@ -13,15 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from registry import files
-from registry.errors import (
-    AdapterNotFoundError,
-    ConfigError,
-    IntegrityError,
-    InvalidNameError,
-    ManifestError,
-    NotAStoreError,
-    VersionInUseError,
-)
+from registry.errors import ConfigError, InvalidNameError
 from registry.manifests import (
     TENSOR_FILES,
     check_backbone,
@@ -33,6 +25,7 @@ from registry.manifests import (
 )
 from registry.references import Reference, check_name
 from registry.schema import BackboneInfo, FileEntry, Manifest, StoreInfo
+from registry.store_errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError, VersionInUseError
 from registry.validation import require, to_json
 
 STORE_FILE = "store.json"

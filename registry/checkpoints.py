@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from registry.errors import CheckpointError, ConfigError, StoreWriteError
+from registry.errors import CheckpointError, ConfigError
+from registry.store_errors import StoreWriteError
 from registry.validation import Record, from_json, to_json
 
 

@@ -6,8 +6,9 @@ import click
 import msgspec
 
 from registry.cli_settings import Settings, json_option, make_console, note, print_json
-from registry.errors import IntegrityError, RegistryError
+from registry.errors import RegistryError
 from registry.schema import Manifest
+from registry.store_errors import IntegrityError
 
 
 @click.command()

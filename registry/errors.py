@@ -13,15 +13,7 @@
     │   ├── BackboneUnavailableError           6  the Hub cannot be reached and nothing is cached
     │   ├── UnsupportedBackboneError           5  a model family we have no map of
     │   └── DeviceError                        1  a device that this machine does not have
-    ├── StoreError
-    │   ├── NotAStoreError                     3
-    │   ├── StoreWriteError                    1  read-only, full disk, any failed write
-    │   ├── StoreReadError                     1  a file of the store that the system does not let us read
-    │   ├── CommitUncertainError               1  done and visible, but perhaps not safe from a power loss
-    │   ├── VersionInUseError                  1  a version that an alias points to
-    │   ├── AdapterNotFoundError (LookupError) 3
-    │   ├── ManifestError      (ValueError)    4
-    │   └── IntegrityError                     4  bytes, digest, tensor names or values are wrong
+    ├── StoreError                             1  see store_errors.py
     ├── CompatibilityError
     │   ├── BackboneMismatchError              5
     │   └── ShapeMismatchError                 5
@@ -177,98 +169,6 @@ class DeviceError(BackboneError):
     def __init__(self, device: str, reason: str) -> None:
         self.device = device
         super().__init__(f"cannot use device '{device}': {reason}; use --device cpu or --device auto")
-
-
-class StoreError(RegistryError):
-    """Something about a store of adapter sets."""
-
-
-class NotAStoreError(StoreError, LookupError):
-    """A path that holds no store."""
-
-    exit_code = 3
-
-    def __init__(self, path: object, found: str) -> None:
-        self.path = str(path)
-        super().__init__(
-            f"cannot open store {path}: expected a folder with store.json, found {found}; "
-            "make one with 'adapter-registry init --backbone embedded' or name another with --store"
-        )
-
-
-class StoreWriteError(StoreError):
-    """A write that failed; what was there before is unchanged."""
-
-    def __init__(self, path: object, attempted: str, reason: str) -> None:
-        self.path = str(path)
-        super().__init__(f"cannot {attempted} in {path}: {reason}; nothing was changed")
-
-
-class StoreReadError(StoreError):
-    """A file or folder of the store that the system does not let us read."""
-
-    def __init__(self, path: object, reason: str) -> None:
-        self.path, self.reason = str(path), reason
-        super().__init__(f"cannot read {path}: {reason}; check its permissions and the disk")
-
-
-class CommitUncertainError(StoreError):
-    """A change that is done and visible, but that the disk did not confirm."""
-
-    def __init__(self, reference: str, path: object, reason: str) -> None:
-        self.reference, self.path = reference, str(path)
-        super().__init__(
-            f"the change of '{reference}' in {path} is done, but it may not outlive a power loss: {reason}; "
-            "check the disk, then run 'adapter-registry verify'"
-        )
-
-
-class VersionInUseError(StoreError):
-    """A version that cannot be removed, as an alias points to it."""
-
-    def __init__(self, reference: str, aliases: Iterable[str], where: object) -> None:
-        self.reference, self.aliases = reference, sorted(aliases)
-        super().__init__(
-            f"cannot remove '{reference}' from {where}: expected no alias on it, found {shorten(self.aliases)}; "
-            "move or remove the alias first"
-        )
-
-
-class AdapterNotFoundError(StoreError, LookupError):
-    """No adapter set, version or alias of this name."""
-
-    exit_code = 3
-
-    def __init__(self, reference: str, available: Iterable[str], where: object) -> None:
-        self.reference, self.available = reference, sorted(available)
-        hint = closest(reference, self.available)
-        super().__init__(f"cannot find adapter set '{reference}' in {where}: it has {shorten(self.available)}{hint}")
-
-
-class ManifestError(StoreError, ValueError):
-    """A manifest, store file or alias that does not follow the format."""
-
-    exit_code = 4
-
-    def __init__(self, path: object, field: str, expected: str, found: object) -> None:
-        self.path, self.field, self.expected, self.found = str(path), field, expected, found
-        super().__init__(
-            f"cannot read {path}: {field}: expected {expected}, found {found}; "
-            "restore the file from a backup or remove this version"
-        )
-
-
-class IntegrityError(StoreError):
-    """A stored file whose bytes, tensors or values are not what the manifest says."""
-
-    exit_code = 4
-
-    def __init__(self, path: object, what: str, expected: object, found: object) -> None:
-        self.path, self.what, self.expected, self.found = str(path), what, expected, found
-        super().__init__(
-            f"cannot load {path}: {what}: expected {expected}, found {found}; "
-            "restore the file from a backup or remove this version"
-        )
 
 
 class CompatibilityError(RegistryError):

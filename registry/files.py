@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from registry.errors import CommitUncertainError, IntegrityError, StoreReadError, StoreWriteError
+from registry.store_errors import CommitUncertainError, IntegrityError, StoreReadError, StoreWriteError
 
 Kind = Literal["folder", "file", "symbolic link", "special file"]
 

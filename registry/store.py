@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
-from registry.errors import ConfigError, IntegrityError, ManifestError, shorten
+from registry.errors import ConfigError, shorten
 from registry.manifests import ADAPTER_FILE, HEAD_FILE, check_backbone
 from registry.schema import BackboneInfo, Manifest
+from registry.store_errors import IntegrityError, ManifestError
 from registry.validation import require
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header

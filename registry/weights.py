@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from registry.errors import IntegrityError, shorten
+from registry.errors import shorten
 from registry.projection import Projection
+from registry.store_errors import IntegrityError
 
 
 class Weights:

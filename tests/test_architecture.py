@@ -15,6 +15,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 # Imports point to the left only. Files of one group do not import each other unless their order here allows it.
 LAYERS = (
     ("errors",),
+    ("store_errors",),
     ("version",),
     ("validation",),
     ("references",),
@@ -40,8 +41,8 @@ LAYERS = (
 TORCH_FREE = {
     "catalog", "cli", "cli_bench", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "data",
     "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics",
-    "plots", "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "tables", "tasks",
-    "validation", "variants", "version",
+    "plots", "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "store_errors", "tables",
+    "tasks", "validation", "variants", "version",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 

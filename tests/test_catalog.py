@@ -12,17 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.catalog import Catalog
-from registry.errors import (
-    AdapterNotFoundError,
-    BackboneMismatchError,
-    ConfigError,
-    InvalidNameError,
-    ManifestError,
-    NotAStoreError,
-    VersionInUseError,
-)
+from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
 from registry.references import Reference
 from registry.schema import Manifest
+from registry.store_errors import AdapterNotFoundError, ManifestError, NotAStoreError, VersionInUseError
 from registry.validation import from_json, to_json
 from tests.stored import CONTENTS, INFO, commit, new_manifest, run_python, tree
 

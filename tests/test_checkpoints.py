@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
 from registry.checkpoints import Checkpoint
-from registry.errors import CheckpointError, StoreWriteError, TrainingInterrupted
+from registry.errors import CheckpointError, TrainingInterrupted
 from registry.runs import StepReport, TrainingResult
 from registry.schema import TrainingConfig
+from registry.store_errors import StoreWriteError
 from registry.training import train
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, stop_at, toy_rows, train_fresh
 

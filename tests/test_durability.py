@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from registry.catalog import Catalog
-from registry.errors import AdapterNotFoundError, CommitUncertainError, StoreReadError, StoreWriteError
+from registry.store_errors import AdapterNotFoundError, CommitUncertainError, StoreReadError, StoreWriteError
 from tests.stored import INFO, ROOT, commit, new_manifest, run_python, tree
 
 
@@ -59,7 +59,7 @@ def test_full_disk_leaves_the_old_state(catalog: Catalog) -> None:
     before = tree(catalog.root)
     done = run_python(
         "import resource, sys; from pathlib import Path; from registry.catalog import Catalog\n"
-        "from registry.errors import StoreWriteError; from tests.stored import new_manifest\n"
+        "from registry.store_errors import StoreWriteError; from tests.stored import new_manifest\n"
         "catalog = Catalog.open(Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: catalog.commit(new_manifest(), {'adapter.safetensors': b'', 'head.safetensors': bytes(5000)})\n"
         "except StoreWriteError as err: print(err)",

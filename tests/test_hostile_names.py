@@ -10,10 +10,11 @@ import pytest
 
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
-from registry.errors import ConfigError, IntegrityError, ManifestError, StoreError
+from registry.errors import ConfigError
 from registry.references import Reference
 from registry.schema import FileEntry
 from registry.store import load_set, save_set
+from registry.store_errors import IntegrityError, ManifestError, StoreError
 from tests.stored import ADAPTER, HEAD, INFO, commit, new_manifest, tree
 
 FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")

@@ -14,12 +14,8 @@ from safetensors.torch import load, save
 
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
-from registry.errors import (
-    IntegrityError,
-    ManifestError,
-    StoreError,
-)
 from registry.store import load_set, save_set
+from registry.store_errors import IntegrityError, ManifestError, StoreError
 from tests.stored import ADAPTER, CONTENTS, HEAD, INFO, new_manifest, relist, reseal, tree, write_sealed
 
 FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from registry.backbone import Backbone
-from registry.errors import AdapterNotFoundError, IntegrityError, InvalidNameError, RequestError
+from registry.errors import InvalidNameError, RequestError
 from registry.predictor import Prediction, Predictor, Request
 from registry.registry import Registry
 from registry.schema import AdapterConfig, HeadConfig
+from registry.store_errors import AdapterNotFoundError, IntegrityError
 from tests.toy import randomise
 
 TEXTS = ("a good film", "bad", "the cat was not very big and she left the city", "sun rain city road", "one two")

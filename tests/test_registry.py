@@ -11,20 +11,12 @@ import torch
 
 from registry.adapters import AdapterSet
 from registry.backbone import Backbone
-from registry.errors import (
-    AdapterNotFoundError,
-    BackboneMismatchError,
-    ConfigError,
-    IntegrityError,
-    InvalidNameError,
-    ManifestError,
-    NotAStoreError,
-    ShapeMismatchError,
-)
+from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError, ShapeMismatchError
 from registry.provenance import library_versions
 from registry.references import Reference
 from registry.registry import Problem, Registry
 from registry.schema import TrainingConfig
+from registry.store_errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
 from tests.stored import ADAPTER, HEAD
 from tests.tiny import save_tiny_checkpoint
 

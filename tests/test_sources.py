@@ -18,14 +18,9 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import registry.sources
 from registry.backbone import Backbone
-from registry.errors import (
-    BackboneError,
-    BackboneNotFoundError,
-    BackboneUnavailableError,
-    IntegrityError,
-    UnsupportedBackboneError,
-)
+from registry.errors import BackboneError, BackboneNotFoundError, BackboneUnavailableError, UnsupportedBackboneError
 from registry.sources import EMBEDDED_SHA256, locate
+from registry.store_errors import IntegrityError
 from tests.stock import difference, our_states, random_rows, stock_states
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 

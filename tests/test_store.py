@@ -11,14 +11,10 @@ import torch
 
 from registry.adapters import AdapterSet
 from registry.catalog import Catalog
-from registry.errors import (
-    AdapterNotFoundError,
-    BackboneMismatchError,
-    ConfigError,
-    ShapeMismatchError,
-)
+from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
 from registry.store import load_set, save_set
+from registry.store_errors import AdapterNotFoundError
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
 

@@ -1,0 +1,124 @@
+"""What can go wrong with a store of adapter sets; each leaf takes fields and builds its own sentence.
+
+StoreError                                exit code
+├── NotAStoreError     (LookupError)       3
+├── StoreWriteError                        1  read-only, full disk, any failed write
+├── StoreReadError                         1  a file of the store that the system does not let us read
+├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
+├── VersionInUseError                      1  a version that an alias points to
+├── AdapterNotFoundError (LookupError)     3
+├── ManifestError      (ValueError)        4
+├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
+└── ArchiveError                           4  an exported set that is damaged or is no such file
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from registry.errors import RegistryError, closest, shorten
+
+
+class StoreError(RegistryError):
+    """Something about a store of adapter sets."""
+
+
+class NotAStoreError(StoreError, LookupError):
+    """A path that holds no store."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, found: str) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"cannot open store {path}: expected a folder with store.json, found {found}; "
+            "make one with 'adapter-registry init --backbone embedded' or name another with --store"
+        )
+
+
+class StoreWriteError(StoreError):
+    """A write that failed; what was there before is unchanged."""
+
+    def __init__(self, path: object, attempted: str, reason: str) -> None:
+        self.path = str(path)
+        super().__init__(f"cannot {attempted} in {path}: {reason}; nothing was changed")
+
+
+class StoreReadError(StoreError):
+    """A file or folder of the store that the system does not let us read."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path, self.reason = str(path), reason
+        super().__init__(f"cannot read {path}: {reason}; check its permissions and the disk")
+
+
+class CommitUncertainError(StoreError):
+    """A change that is done and visible, but that the disk did not confirm."""
+
+    def __init__(self, reference: str, path: object, reason: str) -> None:
+        self.reference, self.path = reference, str(path)
+        super().__init__(
+            f"the change of '{reference}' in {path} is done, but it may not outlive a power loss: {reason}; "
+            "check the disk, then run 'adapter-registry verify'"
+        )
+
+
+class VersionInUseError(StoreError):
+    """A version that cannot be removed, as an alias points to it."""
+
+    def __init__(self, reference: str, aliases: Iterable[str], where: object) -> None:
+        self.reference, self.aliases = reference, sorted(aliases)
+        super().__init__(
+            f"cannot remove '{reference}' from {where}: expected no alias on it, found {shorten(self.aliases)}; "
+            "move or remove the alias first"
+        )
+
+
+class AdapterNotFoundError(StoreError, LookupError):
+    """No adapter set, version or alias of this name."""
+
+    exit_code = 3
+
+    def __init__(self, reference: str, available: Iterable[str], where: object) -> None:
+        self.reference, self.available = reference, sorted(available)
+        hint = closest(reference, self.available)
+        super().__init__(f"cannot find adapter set '{reference}' in {where}: it has {shorten(self.available)}{hint}")
+
+
+class ManifestError(StoreError, ValueError):
+    """A manifest, store file or alias that does not follow the format."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, field: str, expected: str, found: object) -> None:
+        self.path, self.field, self.expected, self.found = str(path), field, expected, found
+        super().__init__(
+            f"cannot read {path}: {field}: expected {expected}, found {found}; "
+            "restore the file from a backup or remove this version"
+        )
+
+
+class IntegrityError(StoreError):
+    """A stored file whose bytes, tensors or values are not what the manifest says."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, what: str, expected: object, found: object) -> None:
+        self.path, self.what, self.expected, self.found = str(path), what, expected, found
+        super().__init__(
+            f"cannot load {path}: {what}: expected {expected}, found {found}; "
+            "restore the file from a backup or remove this version"
+        )
+
+
+class ArchiveError(StoreError):
+    """An exported adapter set that is damaged, too large, or no such file."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, what: str, expected: object, found: object) -> None:
+        self.path, self.what, self.expected, self.found = str(path), what, expected, found
+        super().__init__(
+            f"cannot import {path}: {what}: expected {expected}, found {found}; "
+            "export the set again where it comes from; nothing was changed"
+        )
