@@ -14,9 +14,10 @@ from typing import Any
 import click
 
 from registry.cli_bench import bench, demo, report
+from registry.cli_list import list_command
 from registry.cli_predict import evaluate, predict
 from registry.cli_settings import Settings
-from registry.cli_store import alias, init, list_sets, remove, show, verify
+from registry.cli_store import alias, export_command, gc, import_command, init, remove, show, verify
 from registry.cli_train import train
 from registry.errors import RegistryError, closest
 from registry.version import __version__
@@ -67,7 +68,11 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
     ctx.obj = Settings(store=store, device=device, dtype=dtype, offline=offline)
 
 
-for _command in (demo, init, train, bench, report, list_sets, show, predict, evaluate, verify, alias, remove):
+_COMMANDS = (
+    *(demo, init, train, bench, report),
+    *(list_command, show, predict, evaluate, verify, alias, remove, export_command, import_command, gc),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -1,13 +1,18 @@
-"""Commands on what is stored: init, list, show, verify, alias, remove. Only init and verify need torch."""
+"""Commands on what is stored: init, show, verify, alias, remove, export, import, gc.
+
+Only init, verify and import need torch.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 import msgspec
 
-from registry.cli_settings import Settings, json_option, make_console, note, print_json
+from registry.cli_settings import Settings, json_option, note, print_json
 from registry.errors import RegistryError
-from registry.schema import Manifest
+from registry.references import Reference
 from registry.store_errors import IntegrityError
 
 
@@ -21,43 +26,6 @@ def init(settings: Settings, backbone: str, revision: str | None) -> None:
 
     registry = Registry.create(settings.store, settings.load_backbone(backbone, revision))
     click.echo(f"store {settings.store} is ready for '{registry.catalog.info.backbone.source}'")
-
-
-@click.command("list")
-@json_option
-@click.pass_obj
-def list_sets(settings: Settings, as_json: bool) -> None:
-    """List the adapter sets in the store."""
-    catalog = settings.open_catalog()
-    rows = []
-    for name in catalog.names():
-        versions = catalog.versions(name)
-        manifest = catalog.manifest(name, versions[-1])
-        rows.append((manifest, versions, catalog.aliases(name)))
-    if as_json:
-        print_json([_summary(manifest, versions, aliases) for manifest, versions, aliases in rows])
-        return
-    if not rows:
-        note(f"store {settings.store} for '{catalog.info.backbone.source}' is empty")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "newest", "aliases", "placement", "labels", "parameters", "bytes", "score", "data"):
-        table.add_column(title, justify="right" if title in ("newest", "parameters", "bytes") else "left")
-    for manifest, versions, aliases in rows:
-        table.add_row(
-            manifest.name,
-            str(versions[-1]),
-            ", ".join(f"{alias} -> {version}" for alias, version in aliases.items()) or "-",
-            _placement(manifest),
-            str(len(manifest.head.label_names)),
-            f"{manifest.parameters:,}",
-            f"{sum(entry.bytes for entry in manifest.files):,}",
-            _score(manifest),
-            _data(manifest),
-        )
-    make_console(120).print(table)
 
 
 @click.command()
@@ -118,12 +86,54 @@ def alias(settings: Settings, name: str, alias_name: str, version: int) -> None:
 def remove(settings: Settings, reference: str, yes: bool) -> None:
     """Remove a version (mrpc:3), an alias (mrpc@best) or all of a name (mrpc)."""
     catalog = settings.open_catalog()
-    name, _ = catalog.resolve(reference)
-    what = reference if reference != name else f"all {len(catalog.versions(name))} versions of '{name}'"
+    parsed = Reference.parse(reference)
+    if parsed.alias is None:  # an alias can be removed even if it cannot be read
+        catalog.resolve(parsed)
+    whole = parsed.alias is None and parsed.version is None
+    what = f"all {len(catalog.versions(parsed.name))} versions of '{parsed.name}'" if whole else reference
     if not yes:
         click.confirm(f"remove {what} from {settings.store}?", abort=True, err=True)
     catalog.remove(reference)
     click.echo(f"removed {what}")
+
+
+@click.command("export")
+@click.argument("reference")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+@click.pass_obj
+def export_command(settings: Settings, reference: str, file: Path, force: bool) -> None:
+    """Write a stored set into one FILE, for another store of the same backbone."""
+    from registry.archive import export_version
+
+    catalog = settings.open_catalog()
+    name, version = catalog.resolve(reference)
+    path = export_version(catalog, f"{name}:{version}", file, overwrite=force)
+    click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--name", help="Store it under this name instead of its own.")
+@click.pass_obj
+def import_command(settings: Settings, file: Path, name: str | None) -> None:
+    """Check an exported FILE and store it as the next version of its name."""
+    from registry.store import import_set
+
+    reference = import_set(settings.open_catalog(), file, name)
+    click.echo(f"{file} -> {reference}")
+
+
+@click.command()
+@click.option("--older-than", default=3600.0, show_default=True, help="Seconds without a change that make it garbage.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_obj
+def gc(settings: Settings, older_than: float, dry_run: bool) -> None:
+    """Remove what killed writers left in the store's tmp folder; nothing visible is touched."""
+    found = settings.open_catalog().collect_garbage(older_than=older_than, dry_run=dry_run)
+    for entry in found:
+        note(f"tmp/{entry}")
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} leftovers of dead writers")
 
 
 def _worst(errors: list[RegistryError], settings: Settings) -> RegistryError:
@@ -131,37 +141,3 @@ def _worst(errors: list[RegistryError], settings: Settings) -> RegistryError:
     if len(errors) == 1:
         return errors[0]
     return IntegrityError(settings.store, "check", "no problem", f"{len(errors)} problems ({found})")
-
-
-def _summary(manifest: Manifest, versions: list[int], aliases: dict[str, int]) -> dict[str, object]:
-    return {
-        "name": manifest.name,
-        "versions": versions,
-        "aliases": aliases,
-        "task": manifest.task,
-        "placement": _placement(manifest),
-        "label_names": list(manifest.head.label_names),
-        "parameters": manifest.parameters,
-        "bytes": sum(entry.bytes for entry in manifest.files),
-        "main_metric": manifest.main_metric,
-        "scores": manifest.scores,
-        "data": manifest.data.source if manifest.data else None,
-        "sample": manifest.data.sample if manifest.data else None,
-        "created": manifest.created,
-    }
-
-
-def _placement(manifest: Manifest) -> str:
-    return manifest.adapter.placement if manifest.adapter else "head only"
-
-
-def _score(manifest: Manifest) -> str:
-    if manifest.main_metric is None or manifest.main_metric not in manifest.scores:
-        return "-"
-    return f"{manifest.main_metric} {manifest.scores[manifest.main_metric]:.3f} ({manifest.split})"
-
-
-def _data(manifest: Manifest) -> str:
-    if manifest.data is None:
-        return "-"
-    return "sample" if manifest.data.sample else f"{manifest.data.train_rows:,} rows"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import stat
@@ -20,12 +21,14 @@ from typing import Literal
 from registry.store_errors import CommitUncertainError, IntegrityError, StoreReadError, StoreWriteError
 
 Kind = Literal["folder", "file", "symbolic link", "special file"]
+Location = str | Path  # text where thousands are looked at
 
 # Windows lacks some of these: there a link is still refused by `kind`, and folders need no fsync.
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _SAFE  # opening a FIFO must not wait for a writer
 _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # exFAT, some network disks
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -39,7 +42,7 @@ def writing(path: Path, attempted: str) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Location) -> Iterator[None]:
     """Turn any OSError of the block but a missing file into StoreReadError."""
     try:
         yield
@@ -83,6 +86,23 @@ def replace(target: Path, data: bytes, *, by: Path) -> None:
     try:
         write_new(by, data)
         os.replace(by, target)
+    finally:
+        with suppress(OSError):
+            os.unlink(by)
+
+
+def publish(target: Path, data: bytes, *, by: Path) -> None:
+    """Like ``replace``, but a ``target`` that is there already is FileExistsError."""
+    try:
+        write_new(by, data)
+        try:
+            os.link(by, target)
+        except OSError as err:
+            if err.errno not in _NO_LINKS:
+                raise
+            if kind(target) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from err
+            os.replace(by, target)
     finally:
         with suppress(OSError):
             os.unlink(by)
@@ -139,18 +159,30 @@ def remove_file(path: Path) -> None:
     os.unlink(path)
 
 
-def remove_empty_folder(folder: Path) -> None:
-    """Remove a folder if it is empty; nobody misses it, so one that stays is no error."""
-    with suppress(OSError):
-        os.rmdir(folder)
+def rename(source: Path, target: Path) -> None:
+    """Move a file, a link itself or a folder onto a path that nobody else knows."""
+    os.rename(source, target)
 
 
-def remove_tree(folder: Path) -> None:
+def discard(path: Path) -> None:
     """Remove what nobody can see any more, as far as possible: what is left of it does no harm."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if kind(path) == "folder":
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(path)
 
 
-def kind(path: Path, *, follow: bool = False) -> Kind | None:
+def last_change(path: Path) -> float:
+    """Return when ``path`` itself was changed last, in seconds since 1970; one that is gone is changing right now."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return math.inf
+    return max(status.st_mtime, status.st_ctime)
+
+
+def kind(path: Location, *, follow: bool = False) -> Kind | None:
     """Return what is at ``path``, None for nothing; links are seen, not followed, unless asked for."""
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
@@ -163,7 +195,7 @@ def kind(path: Path, *, follow: bool = False) -> Kind | None:
     return "file" if stat.S_ISREG(mode) else "special file"
 
 
-def entries(folder: Path, wanted: Kind | None = None) -> list[str]:
+def entries(folder: Location, wanted: Kind | None = None) -> list[str]:
     """Return the sorted names in ``folder``, or only those of folders or of regular files.
 
     A missing folder has none; links are neither folders nor files.
@@ -171,15 +203,15 @@ def entries(folder: Path, wanted: Kind | None = None) -> list[str]:
     try:
         with os.scandir(folder) as found:
             if wanted == "folder":
-                return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+                return sorted([entry.name for entry in found if entry.is_dir(follow_symlinks=False)])
             if wanted == "file":
-                return sorted(entry.name for entry in found if entry.is_file(follow_symlinks=False))
-            return sorted(entry.name for entry in found)
+                return sorted([entry.name for entry in found if entry.is_file(follow_symlinks=False)])
+            return sorted([entry.name for entry in found])
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def read(path: Path, limit: int) -> bytes:
+def read(path: Location, limit: int) -> bytes:
     """Return the whole content of a regular file of at most ``limit`` bytes.
 
     Raises:
@@ -189,13 +221,23 @@ def read(path: Path, limit: int) -> bytes:
     if found not in (None, "file"):
         raise IntegrityError(path, "kind of file", "a regular file", f"a {found}")
     descriptor = os.open(path, _READ)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise IntegrityError(path, "kind of file", "a regular file", "a special file")
-        data = file.read(min(status.st_size, limit) + 1)  # one more than there should be shows growth
+        data = _read_bytes(descriptor, min(status.st_size, limit))
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise IntegrityError(path, "size", f"at most {limit} bytes", f"{max(status.st_size, len(data))} bytes")
+    return data
+
+
+def _read_bytes(descriptor: int, expected: int) -> bytes:
+    """Return what a file holds, asking for one byte more than expected, which shows that it has grown."""
+    data = os.read(descriptor, expected + 1)
+    while len(data) < expected and (more := os.read(descriptor, expected + 1 - len(data))):  # reads may come in parts
+        data += more
     return data
 
 

@@ -25,8 +25,8 @@ TENSOR_FILES = (ADAPTER_FILE, HEAD_FILE)
 MANIFEST_LIMIT = 2**20  # bytes
 FILE_LIMIT = 2**28  # bytes
 
-_ALIAS_LIMIT = 16  # bytes
-_ALIAS_CONTENT = re.compile(rb"([1-9][0-9]{0,5})\n")
+_ALIAS_LIMIT = 32  # bytes
+_ALIAS_CONTENT = re.compile(rb"([1-9][0-9]{0,5})(?: ([0-9a-f]{16}))?\n")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_DIGEST = b"0" * 64
 
@@ -62,19 +62,24 @@ def read_manifest(path: Path, name: str) -> Manifest:
     Raises:
         ManifestError: too large, changed, not of this format, or of another name.
     """
-    data = _read(path, MANIFEST_LIMIT)
-    manifest = _parse(Manifest, path, data)
+    data = read_limited(path, MANIFEST_LIMIT)
+    manifest = check_manifest(path, data)
     if manifest.name != name:
         raise ManifestError(path, "name", name, manifest.name)
+    return manifest
+
+
+def check_manifest(path: Path, data: bytes) -> Manifest:
+    """Return the manifest that ``data`` spells, read from ``path``.
+
+    Raises:
+        ManifestError: changed, or not of this format.
+    """
+    manifest = _parse(Manifest, path, data)
     listed = tuple(entry.path for entry in manifest.files)
     if listed != TENSOR_FILES:
         raise ManifestError(path, "files", " and ".join(TENSOR_FILES), repr(listed)[:200])
-    if not _DIGEST.fullmatch(manifest.digest):
-        raise ManifestError(path, "digest", "64 hex digits", repr(manifest.digest[:64]))
-    written = manifest.digest.encode()
-    found = files.sha256(data.replace(written, _NO_DIGEST))
-    if data.count(written) != 1 or found != manifest.digest:
-        raise ManifestError(path, "digest", manifest.digest, found)
+    check_digest(path, data, manifest.digest)
     return manifest
 
 
@@ -86,34 +91,58 @@ def read_tensor_file(path: Path, entry: FileEntry) -> bytes:
     """
     with files.reading(path):
         data = files.read(path, FILE_LIMIT)
+    check_tensor_file(path, entry, data)
+    return data
+
+
+def check_tensor_file(path: Path, entry: FileEntry, data: bytes) -> None:
+    """Raise IntegrityError unless ``data``, read from ``path``, has the size and the digest of its entry."""
     if len(data) != entry.bytes:
         raise IntegrityError(path, "size", f"{entry.bytes} bytes", f"{len(data)} bytes")
     found = files.sha256(data)
     if found != entry.sha256:
         raise IntegrityError(path, "SHA-256", repr(entry.sha256[:64]), found)
-    return data
+
+
+def seal_store_info(info: StoreInfo) -> bytes:
+    """Return the bytes of ``store.json`` with its own digest filled in."""
+    blank = msgspec.structs.replace(info, digest=_NO_DIGEST.decode())
+    return to_json(msgspec.structs.replace(blank, digest=files.sha256(to_json(blank))))
 
 
 def read_store_info(path: Path) -> StoreInfo:
     """Return the content of a ``store.json``; a missing file is FileNotFoundError.
 
     Raises:
-        ManifestError: too large or not of this format.
+        ManifestError: too large, changed, or not of this format.
     """
-    return _parse(StoreInfo, path, _read(path, MANIFEST_LIMIT))
+    data = read_limited(path, MANIFEST_LIMIT)
+    info = _parse(StoreInfo, path, data)
+    if info.digest:
+        check_digest(path, data, info.digest)
+    return info
 
 
-def read_alias(path: Path) -> int:
+def format_alias(name: str, alias: str, version: int) -> bytes:
+    """Return the content of an alias file: the version, and a check of it that fits no other alias."""
+    check = files.sha256(f"{name}@{alias}:{version}".encode())[:16]
+    return f"{version} {check}\n".encode()
+
+
+def read_alias(path: files.Location, name: str, alias: str) -> int:
     """Return the version that an alias file points to; a missing file is FileNotFoundError.
 
     Raises:
-        ManifestError: anything but a version number and a line end.
+        ManifestError: anything but a version number with its check (or without one, as a person would write it).
     """
-    data = _read(path, _ALIAS_LIMIT)
+    data = read_limited(path, _ALIAS_LIMIT)
     match = _ALIAS_CONTENT.fullmatch(data)
     if match is None:
-        raise ManifestError(path, "alias", "a version number and a line end", repr(data))
-    return int(match[1])
+        raise ManifestError(path, "alias", "a version number, its check and a line end", repr(data))
+    version = int(match[1])
+    if match[2] is not None and data != format_alias(name, alias, version):
+        raise ManifestError(path, "check", f"that of '{name}@{alias}' at {version}", match[2].decode())
+    return version
 
 
 def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) -> None:
@@ -125,7 +154,21 @@ def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) ->
         raise BackboneMismatchError(what, "tokenizer", made_for.tokenizer_digest, backbone.tokenizer_digest, hint)
 
 
-def _read(path: Path, limit: int) -> bytes:
+def check_digest(path: files.Location, data: bytes, digest: str) -> None:
+    """Raise ManifestError unless ``digest`` is that of the very bytes it is in, where 64 zeros stand for itself."""
+    if not _DIGEST.fullmatch(digest):
+        raise ManifestError(path, "digest", "64 hex digits", repr(digest[:64]))
+    found = files.sha256(data.replace(digest.encode(), _NO_DIGEST))
+    if data.count(digest.encode()) != 1 or found != digest:
+        raise ManifestError(path, "digest", digest, found)
+
+
+def read_limited(path: files.Location, limit: int) -> bytes:
+    """Return the content of a small file of the store; a missing one is FileNotFoundError.
+
+    Raises:
+        ManifestError: a link, a special file, or more than ``limit`` bytes.
+    """
     try:
         with files.reading(path):
             return files.read(path, limit)

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from registry.adapters import AdapterSet
+from registry.archive import export_version
 from registry.catalog import Catalog
 from registry.errors import ConfigError, RegistryError
+from registry.inspection import find_strangers
 from registry.manifests import check_backbone
 from registry.provenance import library_versions
 from registry.references import Reference
 from registry.schema import DataInfo, Manifest, TrainingConfig
-from registry.store import load_set, save_set
+from registry.store import import_set, load_set, save_set
 from registry.store_errors import AdapterNotFoundError
 
 if TYPE_CHECKING:
@@ -152,14 +154,41 @@ class Registry:
         """
         self.catalog.remove(reference)
 
+    def export_set(self, reference: str | Reference, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a stored set into one file that another store can import, and return its path.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError, IntegrityError: the stored version is damaged.
+            StoreWriteError: the file is there already, or cannot be written; nothing was changed.
+        """
+        return export_version(self.catalog, reference, Path(path), overwrite=overwrite)
+
+    def import_set(self, path: str | Path, name: str | None = None) -> Reference:
+        """Store the set in an exported file under its own name, or ``name``, and return the reference to the version.
+
+        Raises:
+            ArchiveError: missing, damaged, too large, or no exported set.
+            BackboneMismatchError: made for another backbone or tokenizer.
+            InvalidNameError: no set may have this name.
+            StoreWriteError: nothing was changed.
+        """
+        return import_set(self.catalog, Path(path), name)
+
+    def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
+        """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""
+        return self.catalog.collect_garbage(older_than=older_than, dry_run=dry_run)
+
     def verify(self, references: Iterable[str | Reference] | None = None) -> list[Problem]:
         """Re-read, re-hash and load what is stored, and return everything that is wrong with it.
 
         Args:
             references: a bare name means all its versions and aliases; None is the whole store.
         """
-        wanted = self.catalog.names() if references is None else map(str, references)
-        return [problem for reference in wanted for problem in self._problems(reference)]
+        if references is not None:
+            return [problem for reference in references for problem in self._problems(str(reference))]
+        strangers = [Problem(where, error) for where, error in find_strangers(self.catalog)]
+        return strangers + [problem for name in self.catalog.names() for problem in self._problems(name)]
 
     def __contains__(self, reference: object) -> bool:
         if not isinstance(reference, str | Reference):

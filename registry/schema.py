@@ -218,10 +218,15 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 
 class StoreInfo(Record, frozen=True, kw_only=True):
-    """The content of ``store.json``: the format, and the backbone that every set in the store fits."""
+    """The content of ``store.json``: the format, and the backbone that every set in the store fits.
+
+    Attributes:
+        digest: SHA-256 of the file's own bytes with 64 zeros in this place; empty in stores made before it was kept.
+    """
 
     format: int = STORE_FORMAT
     backbone: BackboneInfo
+    digest: str = ""
 
     def __post_init__(self) -> None:
         require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)

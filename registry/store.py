@@ -17,17 +17,20 @@ from safetensors.torch import save as format_tensors
 from torch import Tensor, nn
 
 from registry.adapters import AdapterSet
+from registry.archive import archive_errors, read_archive
 from registry.catalog import Catalog
 from registry.errors import ConfigError, shorten
 from registry.manifests import ADAPTER_FILE, HEAD_FILE, check_backbone
+from registry.references import Reference, check_name
 from registry.schema import BackboneInfo, Manifest
 from registry.store_errors import IntegrityError, ManifestError
-from registry.validation import require
+from registry.validation import NOT_JSON, require
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header
 TENSOR_LIMIT = 4096  # tensors of one file
 
 _LENGTH_BYTES = 8
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class _Stored(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,7 +47,7 @@ def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> i
     Equal tensors give equal bytes, so a set that is saved twice has the same digests.
 
     Raises:
-        ConfigError: the manifest tells of another set, or a tensor is not float32 or not finite.
+        ConfigError: the manifest tells of another set, or a tensor is no float of 16 or 32 bits, or not finite.
         BackboneMismatchError: the store belongs to another backbone.
         ShapeMismatchError: the set is not of that backbone's H and L.
         StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
@@ -61,7 +64,7 @@ def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> i
 def load_set(
     catalog: Catalog, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
 ) -> tuple[Manifest, AdapterSet]:
-    """Return one stored version, checked to the last bit, in evaluation mode on ``device``.
+    """Return one stored version, checked to the last bit, in evaluation mode and float32 on ``device``.
 
     Raises:
         AdapterNotFoundError: no such version.
@@ -69,21 +72,47 @@ def load_set(
         BackboneMismatchError: made for another backbone or tokenizer, whatever the shapes.
         IntegrityError: a file's size, digest, tensor names, shapes, dtypes or values are wrong.
     """
-    manifest = catalog.manifest(name, version)
-    check_backbone(f"'{name}:{version}' of {catalog.root}", manifest.backbone, backbone)
-    folder = catalog.folder(name, version)
-    adapter_set = _empty_set(manifest, backbone, folder)
-    for entry, part in zip(manifest.files, (adapter_set.adapter, adapter_set.head), strict=True):
-        path = folder / entry.path
-        tensors = _from_bytes(path, catalog.read_file(name, version, entry))
-        _check_tensors(path, part.state_dict(), tensors)
-        part.load_state_dict(tensors, assign=True)
+    manifest, contents = catalog.read_version(name, version)
+    what = f"'{name}:{version}' of {catalog.root}"
+    adapter_set = _build_set(what, catalog.folder(name, version), manifest, contents, backbone)
     return manifest, adapter_set.to(device).eval()
+
+
+def import_set(catalog: Catalog, path: Path, name: str | None = None) -> Reference:
+    """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
+
+    Raises:
+        ArchiveError: the file is missing, damaged, too large, or its tensors are not those of its configuration.
+        BackboneMismatchError: made for another backbone or tokenizer than the store.
+        InvalidNameError: no set may have this name.
+        StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
+    """
+    if name is not None:
+        check_name(name)
+    manifest, contents = read_archive(path)
+    with archive_errors():
+        _build_set(str(path), path, manifest, contents, catalog.info.backbone)
+    renamed = msgspec.structs.replace(manifest, name=name or manifest.name)
+    return Reference(name=renamed.name, version=catalog.commit(renamed, contents))
 
 
 def stored_bytes(adapter_set: AdapterSet) -> int:
     """Return the bytes of the two tensor files that a set would be stored in."""
     return len(_to_bytes(adapter_set.adapter)) + len(_to_bytes(adapter_set.head))
+
+
+def _build_set(
+    what: str, folder: Path, manifest: Manifest, contents: Mapping[str, bytes], backbone: BackboneInfo
+) -> AdapterSet:
+    """Return the set that a manifest and its files describe, after every check there is."""
+    check_backbone(what, manifest.backbone, backbone)
+    adapter_set = _empty_set(manifest, backbone, folder)
+    for file, part in ((ADAPTER_FILE, adapter_set.adapter), (HEAD_FILE, adapter_set.head)):
+        path = folder / file
+        tensors = _from_bytes(path, contents[file])
+        _check_tensors(path, part.state_dict(), tensors)
+        part.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+    return adapter_set
 
 
 def _empty_set(manifest: Manifest, backbone: BackboneInfo, folder: Path) -> AdapterSet:
@@ -101,7 +130,7 @@ def _empty_set(manifest: Manifest, backbone: BackboneInfo, folder: Path) -> Adap
 def _to_bytes(module: nn.Module) -> bytes:
     tensors: dict[str, Tensor] = {}
     for key, tensor in sorted(module.state_dict().items()):
-        require(tensor.dtype == torch.float32, f"tensor '{key}'", "float32 values", tensor.dtype)
+        require(tensor.dtype in _DTYPES, f"tensor '{key}'", "float32, float16 or bfloat16 values", tensor.dtype)
         require(bool(torch.isfinite(tensor).all()), f"tensor '{key}'", "finite values", "NaN or infinity")
         tensors[key] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
     require(len(tensors) <= TENSOR_LIMIT, "adapter set", f"at most {TENSOR_LIMIT} tensors", len(tensors))
@@ -115,13 +144,13 @@ def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
         raise IntegrityError(path, "header", f"at most {HEADER_LIMIT} bytes", f"{length} bytes")
     try:
         header = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, _Stored])
-    except msgspec.DecodeError as err:
+    except NOT_JSON as err:
         raise IntegrityError(path, "header", "a safetensors header", err) from err
     if len(header) > TENSOR_LIMIT:
         raise IntegrityError(path, "header", f"at most {TENSOR_LIMIT} tensors", f"{len(header)} tensors")
     dtypes = {stored.dtype for stored in header.values()}
-    if not dtypes <= {"F32"}:
-        raise IntegrityError(path, "dtypes", "F32", shorten(map(ascii, dtypes)))
+    if not dtypes <= set(_DTYPES.values()):
+        raise IntegrityError(path, "dtypes", "F32, F16 or BF16", shorten(ascii(dtype)[:80] for dtype in dtypes))
     try:
         return parse_tensors(data)
     except SafetensorError as err:

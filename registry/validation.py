@@ -16,6 +16,9 @@ from registry.errors import ConfigError, closest
 
 T = TypeVar("T")
 
+# What msgspec raises on hostile bytes; a key that is no UTF-8 is told in an error message of its own and fails there.
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen noun; subclasses only add fields and checks."""
@@ -45,6 +48,9 @@ def from_json(kind: type[T], data: bytes) -> T:
     Raises:
         ConfigError: not UTF-8, not JSON, a key twice, NaN, nested too deep, an unknown or missing key, a wrong type.
     """
+    written_by_us = _decode_exact(kind, data)
+    if written_by_us is not None:
+        return written_by_us
     try:
         plain = json.loads(
             data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
@@ -72,6 +78,18 @@ def from_plain(kind: type[T], plain: Any) -> T:
         if isinstance(err.__cause__, ConfigError):
             raise err.__cause__ from None
         raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
+
+
+def _decode_exact(kind: type[T], data: bytes) -> T | None:
+    """Return the record if ``data`` is to the last byte what ``to_json`` writes for it, which leaves nothing to check.
+
+    Several times faster than the checks one by one, which also tell what is wrong.
+    """
+    try:
+        record = msgspec.json.decode(data, type=kind)
+    except NOT_JSON:
+        return None
+    return record if isinstance(record, Record) and to_json(record) == data else None
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ LAYERS = (
     ("weights", "adapters", "grouping"),
     ("files", "provenance", "reach", "stopwatch", "interruption", "memory"),
     ("tables", "hub", "metrics", "manifests"),
-    ("rows", "batching", "catalog"),
-    ("data", "attention", "mixing"),
+    ("rows", "batching", "view", "catalog"),
+    ("data", "attention", "mixing", "archive", "inspection", "listing"),
     ("encoder", "sources"),
     ("backbone", "evaluation", "checkpoints"),
     ("store", "records", "huggingface", "pool"),
@@ -35,14 +35,15 @@ LAYERS = (
     ("reports", "runner"),
     ("cli_settings", "cli_options"),
     ("demo",),
-    ("cli_bench", "cli_predict", "cli_store", "cli_train"),
+    ("cli_bench", "cli_list", "cli_predict", "cli_store", "cli_train"),
     ("cli",),
 )  # fmt: skip
 TORCH_FREE = {
-    "catalog", "cli", "cli_bench", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "data",
-    "documents", "errors", "families", "files", "frames", "hub", "interruption", "manifests", "memory", "metrics",
-    "plots", "provenance", "reach", "recipes", "records", "references", "reports", "rows", "schema", "store_errors", "tables",
-    "tasks", "validation", "variants", "version",
+    "archive", "catalog", "cli", "cli_bench", "cli_list", "cli_options", "cli_predict", "cli_settings",
+    "cli_store", "cli_train", "data", "documents", "errors", "families", "files", "frames", "hub", "inspection",
+    "interruption", "listing", "manifests", "memory", "metrics", "plots", "provenance", "reach", "recipes",
+    "records", "references", "reports", "rows", "schema", "store_errors", "tables", "tasks", "validation",
+    "variants", "version", "view",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 

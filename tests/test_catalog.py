@@ -47,10 +47,11 @@ def test_store_file_is_pinned(catalog: Catalog) -> None:
     "source": "tiny",
     "tokenizer_digest": "%s"
   },
+  "digest": "%s",
   "format": 1
 }
 """
-        % (b"a" * 64, b"b" * 64)
+        % (b"a" * 64, b"b" * 64, b"3c1a8b9d4f12a450af49f3c1bc863dc7a6e6639d44995d8fe94a6be6e26f6dfb")
     }
     assert expected == tree(catalog.root)
 
@@ -188,7 +189,7 @@ def test_aliases_move(catalog: Catalog) -> None:
     catalog.set_alias("mrpc", "best", 2)
     catalog.set_alias("mrpc", "a.first", 1)
     assert {"a.first": 1, "best": 2} == catalog.aliases("mrpc")
-    assert b"2\n" == (catalog.root / "mrpc" / "aliases" / "best").read_bytes()
+    assert b"2 b0f5dd5d8bcbc2bc\n" == (catalog.root / "mrpc" / "aliases" / "best").read_bytes()
     assert [] == list((catalog.root / "tmp").iterdir())
 
 
@@ -267,13 +268,24 @@ def test_remove_refuses_aliased_version(catalog: Catalog) -> None:
 
 
 def test_remove_last_version_removes_name(catalog: Catalog) -> None:
-    """With its last version a name is gone, and can be used again."""
+    """With its last version a name is gone, and can be used again, with a number that it never had."""
     commit(catalog)
     catalog.set_alias("mrpc", "best", 1)
     catalog.remove("mrpc@best")
     catalog.remove("mrpc:1")
     assert [] == catalog.names()
-    assert ["store.json", "tmp"] == sorted(path.name for path in catalog.root.iterdir())
+    with pytest.raises(AdapterNotFoundError, match="cannot find adapter set 'mrpc'"):
+        catalog.versions("mrpc")
+    assert 2 == commit(catalog)
+
+
+def test_number_of_a_removed_version_is_not_given_again(catalog: Catalog) -> None:
+    """A reference to a version that was removed never comes to mean another set; a whole name starts anew."""
+    commit(catalog, times=3)
+    catalog.remove("mrpc:3")
+    catalog.remove("mrpc:1")
+    assert ([2], 4) == (catalog.versions("mrpc"), commit(catalog))
+    catalog.remove("mrpc")
     assert 1 == commit(catalog)
 
 

@@ -13,7 +13,7 @@ from registry.adapters import AdapterSet
 from registry.catalog import Catalog
 from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
-from registry.store import load_set, save_set
+from registry.store import load_set, save_set, stored_bytes
 from registry.store_errors import AdapterNotFoundError
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
@@ -135,9 +135,23 @@ def test_save_refuses_values_that_are_not_finite(catalog: Catalog, value: float)
 
 
 def test_save_refuses_other_dtypes(catalog: Catalog) -> None:
-    """Only float32 is stored."""
-    with pytest.raises(ConfigError, match=r"expected float32 values, found torch.bfloat16"):
-        save(catalog, AdapterSet(32, 2, ADAPTER, HEAD).to(torch.bfloat16))
+    """Only floats of 16 and 32 bits are stored."""
+    with pytest.raises(ConfigError, match=r"expected float32, float16 or bfloat16 values, found torch.float64"):
+        save(catalog, AdapterSet(32, 2, ADAPTER, HEAD).to(torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_stored_as_it_is(catalog: Catalog, dtype: torch.dtype) -> None:
+    """A set of 16-bit floats takes half the bytes, and comes back in float32 with exactly its values."""
+    adapter_set = AdapterSet(32, 2, ADAPTER, HEAD)
+    whole = stored_bytes(adapter_set)
+    adapter_set.to(dtype)
+    assert stored_bytes(adapter_set) < 0.6 * whole
+    _, loaded = load_set(catalog, "mrpc", save(catalog, adapter_set), INFO)
+    found = loaded.state_dict()
+    assert {torch.float32} == {tensor.dtype for tensor in found.values()}
+    for key, tensor in adapter_set.state_dict().items():
+        assert torch.equal(tensor.float(), found[key]), key
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""What lies in a store and is no part of it: links, special files, entries that no command has put there.
+
+Reading passes over such things or refuses them one by one; this tells of them all. Knows the layout, no file's content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from registry import files
+from registry.catalog import is_version_entry
+from registry.manifests import TENSOR_FILES
+from registry.store_errors import IntegrityError
+from registry.view import MANIFEST_FILE, STAGING, StoreView, is_name
+
+Rule = Callable[[str, "files.Kind | None"], bool]
+
+
+def find_strangers(view: StoreView) -> Iterator[tuple[str, IntegrityError]]:
+    """Yield every entry that does not belong where it is, as its place in the store and what is wrong with it.
+
+    Hidden files, and files of the user's own beside ``store.json``, are left alone.
+    """
+    yield from _misplaced(view.root, view.root, "names, store.json and tmp", _belongs_in_root)
+    for name in _folders(view.root):
+        if not is_name(name):
+            continue
+        home = view.root / name
+        yield from _misplaced(view.root, home, "versions and aliases", _belongs_in_name)
+        yield from _misplaced(view.root, home / "aliases", "alias files", _belongs_in_aliases)
+        yield from _misplaced(view.root, home / "versions", "version folders", is_version_entry)
+        for version in _folders(home / "versions"):
+            expected = f"{MANIFEST_FILE}, {', '.join(TENSOR_FILES)}"
+            yield from _misplaced(view.root, home / "versions" / version, expected, _belongs_in_version)
+
+
+def _belongs_in_root(entry: str, kind: files.Kind | None) -> bool:
+    if entry == STAGING or kind == "folder":
+        return kind == "folder" and (entry == STAGING or is_name(entry))
+    return kind == "file"
+
+
+def _belongs_in_name(entry: str, kind: files.Kind | None) -> bool:
+    return kind == "folder" and entry in ("versions", "aliases")
+
+
+def _belongs_in_aliases(entry: str, kind: files.Kind | None) -> bool:
+    return kind == "file" and is_name(entry)
+
+
+def _belongs_in_version(entry: str, kind: files.Kind | None) -> bool:
+    return kind == "file" and entry in (MANIFEST_FILE, *TENSOR_FILES)
+
+
+def _misplaced(root: Path, folder: Path, expected: str, belongs: Rule) -> Iterator[tuple[str, IntegrityError]]:
+    if files.kind(folder) != "folder":
+        return  # told of one level up
+    with files.reading(folder):
+        found = [(entry, files.kind(folder / entry)) for entry in files.entries(folder)]
+    for entry, kind in found:
+        hidden = entry.startswith(".") and kind in ("file", "folder")
+        if kind is not None and not hidden and not belongs(entry, kind):
+            place = folder / entry
+            yield str(place.relative_to(root)), IntegrityError(place, "entry", f"only {expected}", f"a {kind}")
+
+
+def _folders(folder: Path) -> list[str]:
+    return files.entries(folder, "folder") if files.kind(folder) == "folder" else []
