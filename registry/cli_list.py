@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from registry.cli_settings import Settings, json_option, note, print_json
+from registry.cli_settings import Settings, json_option, note, print_json, printable
 from registry.listing import ListedSet, Summary, list_sets
 from registry.store_errors import IntegrityError, StoreError
 
@@ -59,7 +59,7 @@ def _row(listed: ListedSet) -> tuple[str, ...]:
         _score(summary),
         _data(summary),
     )
-    return tuple(cell if cell.isprintable() else ascii(cell) for cell in cells)  # no control codes to a terminal
+    return tuple(map(printable, cells))
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

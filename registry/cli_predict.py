@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from registry.cli_options import DATA_OPTIONS, choose_tasks, with_options
-from registry.cli_settings import Settings, json_option, note, print_json
+from registry.cli_settings import Settings, json_option, note, print_json, printable
 from registry.errors import RequestError
 from registry.references import Reference
 
@@ -106,7 +106,8 @@ def _print_answer(answer: Prediction, as_json: bool) -> None:
         print_json(content)
         return
     shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
-    click.echo(f"{_readable(answer.label)}  " + "  ".join(f"{name} {share:.3f}" for name, share in shares))
+    told = "  ".join(f"{name} {share:.3f}" for name, share in shares)
+    click.echo(printable(f"{_readable(answer.label)}  {told}"))
     if answer.truncated:
         note("the text was cut to the longest length this set was trained for")
 

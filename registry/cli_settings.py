@@ -96,6 +96,12 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
+def printable(value: object) -> str:
+    """Return the text of a value that came from a file, without codes that a terminal would obey."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
+
+
 def print_json(content: Any) -> None:
     """Print data for programs on stdout, one line per record when it is a list."""
     for record in content if isinstance(content, list) else [content]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from registry.cli_settings import Settings, json_option, note, print_json
+from registry.cli_settings import Settings, json_option, note, print_json, printable
 from registry.errors import RegistryError
 from registry.references import Reference
 from registry.store_errors import IntegrityError
@@ -44,9 +44,9 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
         if isinstance(value, dict):
             click.echo(f"{key}")
             for inner, found in value.items():
-                click.echo(f"  {inner:<20} {found}")
+                click.echo(f"  {printable(inner):<20} {printable(found)}")
         else:
-            click.echo(f"{key:<22} {value}")
+            click.echo(f"{key:<22} {printable(value)}")
 
 
 @click.command()

@@ -1,0 +1,77 @@
+"""Nothing that is loaded is ever run: the package has no way to unpickle, import or evaluate data."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "registry"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MODULES = {"cPickle", "cloudpickle", "code", "dill", "imp", "joblib", "marshal", "pickle", "runpy", "shelve", "yaml"}
+CALLS = {"eval", "exec", "compile", "__import__", "breakpoint"}
+METHODS = {
+    *("torch.load", "torch.save", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter"),
+    *("pd.read_pickle", "pandas.read_pickle", "pd.eval", "pandas.eval", "os.system", "os.popen"),
+    *("zipfile.Path", "shutil.unpack_archive", "ctypes.CDLL.from_file"),
+}
+EXTRACTING = {"extract", "extractall", "read_pickle", "to_pickle", "unpack_archive"}
+SWITCHES = {"trust_remote_code", "allow_pickle", "weights_only", "shell"}
+MAY_IMPORT_BY_NAME = {"__init__.py": 1}  # the door imports its own modules from a table
+
+
+def dangers(tree: ast.AST) -> Iterator[str]:
+    """Yield every way to run code from data that a syntax tree holds."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in MODULES)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module.split(".")[0] in MODULES:
+                yield node.module
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in METHODS | {"importlib.import_module"}:
+                    yield f"{node.module}.{alias.name}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in CALLS | METHODS | {"importlib.import_module", "importlib.__import__"}:
+                yield called
+            if isinstance(node.func, ast.Attribute) and node.func.attr in EXTRACTING:
+                yield called
+            for keyword in node.keywords:
+                allowed = keyword.arg not in SWITCHES or ast.unparse(keyword.value) == "False"
+                if not allowed:
+                    yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_file_can_run_what_it_reads(path: Path) -> None:
+    """No pickle, no evaluation, no import by a name from a file, no remote code, no extraction of archives."""
+    found = list(dangers(ast.parse(path.read_text(encoding="utf-8"))))
+    allowed = MAY_IMPORT_BY_NAME.get(path.name, 0)
+    assert ["importlib.import_module"] * allowed == found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import torch; torch.load(path)",
+        "from torch import load",
+        "np.load(path, allow_pickle=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, trust_remote_code=flag)",
+        "eval(text)",
+        "zipfile.ZipFile(path).extractall()",
+        "tar.extract(member)",
+        "frame = pd.read_pickle(path)",
+        "import importlib; importlib.import_module(name)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_search_finds_what_it_is_for(code: str) -> None:
+    """Each of these lines would be found."""
+    assert 1 == len(set(dangers(ast.parse(code))))
