@@ -16,7 +16,7 @@ import click
 from registry.cli_bench import bench, demo, report
 from registry.cli_list import list_command
 from registry.cli_predict import evaluate, predict
-from registry.cli_settings import Settings
+from registry.cli_settings import Settings, printable
 from registry.cli_store import alias, export_command, gc, import_command, init, remove, show, verify
 from registry.cli_train import train
 from registry.errors import RegistryError, closest
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> Any:
         click.echo("stopped; what was finished is kept", err=True)
         code = 130
     except RegistryError as err:
-        click.echo(f"adapter-registry: {err}", err=True)
+        click.echo(f"adapter-registry: {printable(err)}", err=True)
         code = err.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, quietly

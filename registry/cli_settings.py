@@ -98,8 +98,7 @@ def note(text: str) -> None:
 
 def printable(value: object) -> str:
     """Return the text of a value that came from a file, without codes that a terminal would obey."""
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
 
 
 def print_json(content: Any) -> None:
