@@ -25,7 +25,7 @@ from registry.manifests import (
 )
 from registry.references import Reference
 from registry.schema import Manifest
-from registry.store_errors import ArchiveError, IntegrityError, ManifestError, StoreWriteError
+from registry.store_errors import ArchiveError, ArchiveNotFoundError, IntegrityError, ManifestError, StoreWriteError
 from registry.view import MANIFEST_FILE, StoreView
 
 MEMBERS = (MANIFEST_FILE, *TENSOR_FILES)
@@ -65,7 +65,8 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
     """Return the manifest and the tensor files in an exported file, all digests checked.
 
     Raises:
-        ArchiveError: missing, too large, changed, or no such file.
+        ArchiveNotFoundError: no such file.
+        ArchiveError: too large, changed, or another kind of file.
     """
     with archive_errors():
         try:
@@ -73,7 +74,7 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
                 # The user's own path may be a link; what it leads to may not.
                 data = files.read(path.resolve(), sum(_LIMITS.values()) + _OVERHEAD_LIMIT)
         except FileNotFoundError as err:
-            raise ArchiveError(path, "file", "an exported adapter set", "no file") from err
+            raise ArchiveNotFoundError(path) from err
         contents = unpack(path, data)
         manifest = check_manifest(path / MANIFEST_FILE, contents.pop(MANIFEST_FILE))
         for entry in manifest.files:

@@ -113,7 +113,7 @@ def export_command(settings: Settings, reference: str, file: Path, force: bool) 
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--name", help="Store it under this name instead of its own.")
 @click.pass_obj
 def import_command(settings: Settings, file: Path, name: str | None) -> None:

@@ -168,7 +168,8 @@ class Registry:
         """Store the set in an exported file under its own name, or ``name``, and return the reference to the version.
 
         Raises:
-            ArchiveError: missing, damaged, too large, or no exported set.
+            ArchiveNotFoundError: no such file.
+            ArchiveError: damaged, too large, or no exported set.
             BackboneMismatchError: made for another backbone or tokenizer.
             InvalidNameError: no set may have this name.
             StoreWriteError: nothing was changed.

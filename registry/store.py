@@ -82,7 +82,8 @@ def import_set(catalog: Catalog, path: Path, name: str | None = None) -> Referen
     """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
 
     Raises:
-        ArchiveError: the file is missing, damaged, too large, or its tensors are not those of its configuration.
+        ArchiveNotFoundError: no such file.
+        ArchiveError: the file is damaged, too large, or its tensors are not those of its configuration.
         BackboneMismatchError: made for another backbone or tokenizer than the store.
         InvalidNameError: no set may have this name.
         StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.

@@ -9,7 +9,8 @@ StoreError                                exit code
 ├── AdapterNotFoundError (LookupError)     3
 ├── ManifestError      (ValueError)        4
 ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
-└── ArchiveError                           4  an exported set that is damaged or is no such file
+    ├── ArchiveNotFoundError (LookupError)     3
+    └── ArchiveError                           4  an exported set that is damaged, or another kind of file
 """
 
 from __future__ import annotations
@@ -111,8 +112,18 @@ class IntegrityError(StoreError):
         )
 
 
+class ArchiveNotFoundError(StoreError, LookupError):
+    """A file to import that is not there."""
+
+    exit_code = 3
+
+    def __init__(self, path: object) -> None:
+        self.path = str(path)
+        super().__init__(f"cannot import {path}: expected a file that 'adapter-registry export' wrote, found none")
+
+
 class ArchiveError(StoreError):
-    """An exported adapter set that is damaged, too large, or no such file."""
+    """An exported adapter set that is damaged or too large, or another kind of file."""
 
     exit_code = 4
 

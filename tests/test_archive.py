@@ -18,7 +18,13 @@ from registry.errors import BackboneMismatchError, InvalidNameError
 from registry.manifests import ADAPTER_FILE, HEAD_FILE
 from registry.schema import AdapterConfig
 from registry.store import import_set, load_set, save_set
-from registry.store_errors import AdapterNotFoundError, ArchiveError, IntegrityError, StoreWriteError
+from registry.store_errors import (
+    AdapterNotFoundError,
+    ArchiveError,
+    ArchiveNotFoundError,
+    IntegrityError,
+    StoreWriteError,
+)
 from tests.stored import HEAD, INFO, commit, new_manifest, tree
 
 MANY = {"manifest.json": b"{}", ADAPTER_FILE: b"adapter", HEAD_FILE: b"head"}
@@ -159,7 +165,7 @@ def test_archive_with_other_tensors_is_refused(catalog: Catalog, tmp_path: Path)
 
 def test_missing_archive_and_links(catalog: Catalog, exported: Path, tmp_path: Path) -> None:
     """A file that is not there is told of; the user's own path may be a link."""
-    with pytest.raises(ArchiveError, match=r"none.adapter: file: expected an exported adapter set, found no file"):
+    with pytest.raises(ArchiveNotFoundError, match=r"cannot import .*none.adapter: expected a file that .* found none"):
         read_archive(tmp_path / "none.adapter")
     with pytest.raises(ArchiveError, match="kind of file: expected a regular file, found a folder"):
         read_archive(tmp_path)
