@@ -1,14 +1,14 @@
 """What can go wrong with a store of adapter sets; each leaf takes fields and builds its own sentence.
 
-StoreError                                exit code
-├── NotAStoreError     (LookupError)       3
-├── StoreWriteError                        1  read-only, full disk, any failed write
-├── StoreReadError                         1  a file of the store that the system does not let us read
-├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
-├── VersionInUseError                      1  a version that an alias points to
-├── AdapterNotFoundError (LookupError)     3
-├── ManifestError      (ValueError)        4
-├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
+    StoreError                                exit code
+    ├── NotAStoreError     (LookupError)       3
+    ├── StoreWriteError                        1  read-only, full disk, any failed write
+    ├── StoreReadError                         1  a file of the store that the system does not let us read
+    ├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
+    ├── VersionInUseError                      1  a version that an alias points to
+    ├── AdapterNotFoundError (LookupError)     3
+    ├── ManifestError      (ValueError)        4
+    ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
     ├── ArchiveNotFoundError (LookupError)     3
     └── ArchiveError                           4  an exported set that is damaged, or another kind of file
 """
