@@ -157,7 +157,9 @@ class Catalog(StoreView):
 
     def _remove_alias(self, name: str, alias: str) -> None:
         path = self._inside(check_name(name), "aliases") / check_name(alias, "alias")
-        if files.kind(path) is None:
+        with files.reading(path):
+            found = files.kind(path)
+        if found is None:
             self._read_alias(name, alias)  # says which aliases there are
         with files.writing(self.root, f"remove alias '{name}@{alias}'"):
             files.remove_file(path)

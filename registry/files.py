@@ -166,10 +166,10 @@ def rename(source: Path, target: Path) -> None:
 
 def discard(path: Path) -> None:
     """Remove what nobody can see any more, as far as possible: what is left of it does no harm."""
-    if kind(path) == "folder":
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
+    with suppress(OSError):  # of the look at it too: rmtree lets some through, though asked to ignore them
+        if kind(path) == "folder":
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             os.unlink(path)
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from registry import files
 from registry.catalog import is_version_entry
 from registry.manifests import TENSOR_FILES
-from registry.store_errors import IntegrityError
+from registry.store_errors import IntegrityError, StoreError, StoreReadError
 from registry.view import MANIFEST_FILE, STAGING, StoreView, is_name
 
 Rule = Callable[[str, "files.Kind | None"], bool]
 
 
-def find_strangers(view: StoreView) -> Iterator[tuple[str, IntegrityError]]:
+def find_strangers(view: StoreView) -> Iterator[tuple[str, StoreError]]:
     """Yield every entry that does not belong where it is, as its place in the store and what is wrong with it.
 
     Hidden files, and files of the user's own beside ``store.json``, are left alone.
@@ -53,11 +53,15 @@ def _belongs_in_version(entry: str, kind: files.Kind | None) -> bool:
     return kind == "file" and entry in (MANIFEST_FILE, *TENSOR_FILES)
 
 
-def _misplaced(root: Path, folder: Path, expected: str, belongs: Rule) -> Iterator[tuple[str, IntegrityError]]:
-    if files.kind(folder) != "folder":
-        return  # told of one level up
-    with files.reading(folder):
-        found = [(entry, files.kind(folder / entry)) for entry in files.entries(folder)]
+def _misplaced(root: Path, folder: Path, expected: str, belongs: Rule) -> Iterator[tuple[str, StoreError]]:
+    try:
+        with files.reading(folder):
+            if files.kind(folder) != "folder":
+                return  # told of one level up
+            found = [(entry, files.kind(folder / entry)) for entry in files.entries(folder)]
+    except StoreReadError as err:
+        yield str(folder.relative_to(root)), err
+        return
     for entry, kind in found:
         hidden = entry.startswith(".") and kind in ("file", "folder")
         if kind is not None and not hidden and not belongs(entry, kind):
@@ -66,4 +70,8 @@ def _misplaced(root: Path, folder: Path, expected: str, belongs: Rule) -> Iterat
 
 
 def _folders(folder: Path) -> list[str]:
-    return files.entries(folder, "folder") if files.kind(folder) == "folder" else []
+    try:
+        with files.reading(folder):
+            return files.entries(folder, "folder") if files.kind(folder) == "folder" else []
+    except StoreReadError:
+        return []  # told of where its entries are looked at

@@ -104,7 +104,8 @@ def list_sets(view: StoreView) -> Iterator[ListedSet]:
 
 
 def _read_aliases(home: str, name: str) -> dict[str, int]:
-    found = files.entries(f"{home}/aliases", "file")
+    with files.reading(home):
+        found = files.entries(f"{home}/aliases", "file")
     return {alias: read_alias(f"{home}/aliases/{alias}", name, alias) for alias in found if is_name(alias)}
 
 

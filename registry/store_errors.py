@@ -11,6 +11,8 @@
     ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
     ├── ArchiveNotFoundError (LookupError)     3
     └── ArchiveError                           4  an exported set that is damaged, or another kind of file
+
+Those with exit code 4 leave the file as it is: repairing is for whoever has a backup.
 """
 
 from __future__ import annotations

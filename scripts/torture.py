@@ -31,7 +31,7 @@ from tests.faults.verdict import Verdict
 
 ROOT = Path(__file__).parents[1]
 LONG_FUZZED = ("manifest", "header", "archive")  # ten minutes each, the others two
-PEERS = {"ours": ".venv", "peft": ".venv-peers", "adapters": ".venv-peers"}
+PEERS = {"ours": ".venv", "peft": ".venv-peers", "adapters": ".venv-peers", "adapters-safetensors": ".venv-peers"}
 
 
 class Experiment(NamedTuple):
@@ -204,9 +204,7 @@ def main() -> None:
     """Run the experiments that are asked for and write the report; exit with 1 where a promise broke."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes: a check of this program, no evidence")
-    parser.add_argument(
-        "--only", default="", help="names with commas; peers are 'peer ours', 'peer peft', 'peer adapters'"
-    )
+    parser.add_argument("--only", default="", help="names with commas; those of peers begin with 'peer '")
     parser.add_argument("--jobs", type=int, default=1, help="experiments side by side")
     parser.add_argument("--out", type=Path, default=ROOT / "reports")
     parser.add_argument("--one", help=argparse.SUPPRESS)

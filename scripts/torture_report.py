@@ -68,7 +68,8 @@ def _peers(peers: dict[str, Any]) -> list[str]:
     about = (
         "Equal faults, by `scripts/torture_peers.py`, on tiny random backbones. A load is *silent* if it neither "
         "raises nor warns nor logs anything that an undamaged load does not; one whose tensors and configuration are "
-        f"the original's does not count as silent. Versions: {versions}."
+        "the original's does not count as silent. `adapters` writes pickled files unless asked for safetensors. "
+        f"The peers' formats know nothing of a tokenizer. Versions: {versions}."
     )
     rows = [(title, *(str(read(found)) for found in known.values())) for title, read in _MEASURES]
     failed = [f"{peer}: not measured, {found['error']}" for peer, found in peers.items() if "error" in found]
