@@ -1,0 +1,225 @@
+"""Defects put into a copy of the package, each of which an experiment must catch: so the experiments are proven too.
+
+A defect replaces one exact piece of text, which must occur once, so a defect that the code has outgrown is an error and
+not a success. The same experiments must pass on an undamaged copy, or being caught would mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.faults.stateful import scratch
+from tests.faults.verdict import Verdict
+from tests.stored import ROOT
+
+SCRIPT = """
+import importlib, json, sys
+from pathlib import Path
+import registry
+module, function, folder, sizes = sys.argv[1:]
+if Path(registry.__file__).parents[1] != Path.cwd():
+    sys.exit(f"this is not the copy: {registry.__file__}")
+verdict = getattr(importlib.import_module(module), function)(Path(folder), **json.loads(sizes))
+print(json.dumps([verdict.tried, verdict.bad]))
+"""
+SECONDS = 300  # for one experiment, which takes a few
+# What an experiment may find is broken promises; these mean that the defect is no Python.
+NO_PYTHON = re.compile(r"\b(SyntaxError|IndentationError|NameError|ImportError|UnboundLocalError)\b")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A ``try_*`` function in a small size; ``tried`` is the least number of cases that it must judge."""
+
+    module: str
+    function: str
+    sizes: dict[str, Any]
+    tried: int
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One text of the package that is replaced, and the experiment that must notice."""
+
+    title: str
+    file: str
+    old: str
+    new: str
+    caught_by: str
+
+
+EXPERIMENTS = {
+    "machine": Experiment("machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
+    "power loss": Experiment("power_loss", "try_power_loss", {"states": 300}, 300),
+    "edits": Experiment("edited", "try_edits", {}, 12),
+}
+
+IN_PLACE = """\
+            stage = self._staging()
+            try:
+                files.make_folder(stage)
+                for file in TENSOR_FILES:
+                    files.write_new(stage / file, contents[file])
+                files.write_new(stage / MANIFEST_FILE, sealed)
+                files.fsync_folder(stage)
+                return self._publish(stage, manifest.name)
+            finally:
+                files.discard(stage)
+"""
+IN_PLACE_INSTEAD = """\
+            versions = self._inside(manifest.name, "versions")
+            files.make_folder(versions.parent)
+            files.make_folder(versions)
+            number = _highest(versions) + 1
+            stage = versions / f"{number:06d}"
+            files.make_folder(stage)
+            for file in TENSOR_FILES:
+                files.write_new(stage / file, contents[file])
+            files.write_new(stage / MANIFEST_FILE, sealed)
+            files.fsync_folder(stage)
+            files.confirm(versions, f"{manifest.name}:{number}")
+            return number
+"""
+ALIAS_IN_PLACE = """\
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+        os.close(descriptor)
+"""
+NAME_RULE = """\
+    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
+"""
+RETRY = """\
+        with suppress(FileExistsError):
+            files.rename_folder(stage, versions / f"{number:06d}")
+            return number
+"""
+NO_RETRY = """\
+        files.rename_folder(stage, versions / f"{number:06d}")
+        return number
+"""
+
+# fmt: off
+DEFECTS = (
+    Defect("no fsync of a file", "files.py",
+           "rest = rest[os.write(descriptor, rest) :]\n        os.fsync(descriptor)\n",
+           "rest = rest[os.write(descriptor, rest) :]\n", "power loss"),
+    Defect("no fsync of the stage", "catalog.py", "                files.fsync_folder(stage)\n", "", "power loss"),
+    Defect("no fsync after the rename", "catalog.py",
+           '            files.confirm(versions, f"{name}:{number}")\n', "", "power loss"),
+    Defect("a commit that is not confirmed is denied", "catalog.py",
+           '            files.confirm(versions, f"{name}:{number}")\n', "            files.fsync_folder(versions)\n",
+           "machine"),
+    Defect("a version is written where it is visible", "catalog.py", IN_PLACE, IN_PLACE_INSTEAD, "machine"),
+    Defect("a file is replaced in place", "files.py",
+           "        write_new(by, data)\n        os.replace(by, target)\n    finally", ALIAS_IN_PLACE + "    finally",
+           "machine"),
+    Defect("digests of tensor files are not compared", "manifests.py",
+           "    if found != entry.sha256:\n", "    if False:\n", "machine"),
+    Defect("the digest of a manifest is not compared", "manifests.py",
+           "    check_digest(path, data, manifest.digest)\n", "", "machine"),
+    Defect("the digest of store.json is not compared", "manifests.py",
+           "    if info.digest:\n", "    if False:\n", "machine"),
+    Defect("the check of an alias is not compared", "manifests.py",
+           "    if match[2] is not None and data != format_alias(name, alias, version):\n", "    if False:\n",
+           "machine"),
+    Defect("archives may hold other bytes", "archive.py", "    if pack(contents) != data:\n", "    if False:\n",
+           "machine"),
+    Defect("sizes are not limited", "files.py", "    if len(data) > limit:\n", "    if False:\n", "machine"),
+    Defect("a taken number is not tried again", "catalog.py", RETRY, NO_RETRY, "machine"),
+    Defect("one staging name for all", "catalog.py", "return staging / uuid.uuid4().hex", 'return staging / "stage"',
+           "machine"),
+    Defect("names are not checked", "references.py", NAME_RULE, "    if False:\n", "machine"),
+    Defect("links are followed", "view.py",
+           '                if files.kind(path) == "symbolic link":\n', "                if False:\n", "machine"),
+    Defect("backbones are not compared", "manifests.py",
+           "    if made_for.fingerprint != backbone.fingerprint:\n", "    if False:\n", "machine"),
+    Defect("garbage of any age is collected", "catalog.py",
+           " if now - _last_change(staging / entry) >= older_than]", "]", "machine"),
+    Defect("garbage is taken apart where it is", "catalog.py",
+           "            files.rename(leftover, trash)\n", "            trash = leftover\n", "machine"),
+    Defect("what is removed is taken apart where it is", "catalog.py",
+           "                files.rename_folder(folder, trash)\n", "                files.discard(folder)\n",
+           "machine"),
+    Defect("a number is given again", "catalog.py",
+           "        if int(folder.name) == _highest(folder.parent):\n", "        if False:\n", "machine"),
+    Defect("values may be infinite", "store.py",
+           "        if not bool(torch.isfinite(tensor).all()):\n", "        if False:\n", "edits"),
+    Defect("names of tensors are not compared", "store.py",
+           "    if expected.keys() != found.keys():\n", "    if False:\n", "edits"),
+    Defect("shapes of tensors are not compared", "store.py",
+           "        if tuple(tensor.shape) != shape:\n", "        if False:\n", "edits"),
+)
+# fmt: on
+
+
+def try_defects(folder: Path, *, chosen: Iterable[str] | None = None) -> Verdict:
+    """Put each defect, or those of the ``chosen`` titles, into a copy of its own; bad are those not noticed."""
+    verdict = Verdict("every seeded defect of the store is caught")
+    wanted = None if chosen is None else set(chosen)
+    defects = [defect for defect in DEFECTS if wanted is None or defect.title in wanted]
+    for name in sorted({defect.caught_by for defect in defects}):
+        found = complaint(folder, name)
+        if found is not None:
+            verdict.bad.append(f"{name}: expected that the undamaged copy passes, found {found}")
+    for defect in defects:
+        verdict.tried += 1
+        found = complaint(folder, defect.caught_by, defect)
+        if found is None:
+            verdict.bad.append(f"{defect.title}: expected that {defect.caught_by} catches it, found no complaint")
+        else:
+            verdict.details[defect.title] = f"{defect.caught_by}: {found}"[:300]
+    return verdict
+
+
+def complaint(folder: Path, experiment: str, defect: Defect | None = None) -> str | None:
+    """Return the first broken promise that an experiment finds in a copy, with a defect or without; None for none.
+
+    Raises:
+        ValueError: the defect's text is not there exactly once, or the copy does not run.
+    """
+    chosen = EXPERIMENTS[experiment]
+    with scratch(folder) as place:
+        copy, playground = place / "copy", place / "playground"
+        playground.mkdir()
+        for part in ("registry", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if defect is not None:
+            _put_in(copy / "registry" / defect.file, defect)
+        module = f"tests.faults.{chosen.module}"
+        command = [sys.executable, "-c", SCRIPT, module, chosen.function, str(playground), json.dumps(chosen.sizes)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
+        )
+    return _first_complaint(chosen, done)
+
+
+def _put_in(path: Path, defect: Defect) -> None:
+    text = path.read_text(encoding="utf-8")
+    if text.count(defect.old) != 1:
+        raise ValueError(
+            f"'{defect.title}': expected its text once in {path.name}, found it {text.count(defect.old)} times"
+        )
+    path.write_text(text.replace(defect.old, defect.new), encoding="utf-8")
+
+
+def _first_complaint(experiment: Experiment, done: subprocess.CompletedProcess[str]) -> str | None:
+    if done.returncode:
+        raise ValueError(f"{experiment.function} broke off: {done.stderr[-2000:]}")
+    tried, bad = json.loads(done.stdout.splitlines()[-1])
+    no_python = [line for line in bad if NO_PYTHON.search(line)]
+    if no_python:
+        raise ValueError(f"the copy does not run: {no_python[0]}")
+    if not bad and tried < experiment.tried:
+        raise ValueError(f"{experiment.function} judged {tried} cases, which is less than {experiment.tried}")
+    return str(bad[0]) if bad else None
