@@ -7,6 +7,7 @@ so there is nothing to hide in it, and nothing is ever extracted. Knows bytes an
 from __future__ import annotations
 
 import io
+import os
 import struct
 import uuid
 import zipfile
@@ -26,6 +27,7 @@ from registry.manifests import (
 from registry.references import Reference
 from registry.schema import Manifest
 from registry.store_errors import ArchiveError, ArchiveNotFoundError, IntegrityError, ManifestError, StoreWriteError
+from registry.validation import require
 from registry.view import MANIFEST_FILE, StoreView
 
 MEMBERS = (MANIFEST_FILE, *TENSOR_FILES)
@@ -45,6 +47,7 @@ def export_version(view: StoreView, reference: Reference | str, path: Path, *, o
         StoreWriteError: the file is there already, or cannot be written; nothing was changed.
         CommitUncertainError: the file is there, but the disk did not confirm it.
     """
+    _check_path(path)
     name, version = view.resolve(reference)
     manifest, contents = view.read_version(name, version)
     data = pack({MANIFEST_FILE: seal(manifest, contents), **contents})
@@ -68,11 +71,12 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         ArchiveNotFoundError: no such file.
         ArchiveError: too large, changed, or another kind of file.
     """
+    _check_path(path)
     with archive_errors():
         try:
             with files.reading(path):
                 # The user's own path may be a link; what it leads to may not.
-                data = files.read(path.resolve(), sum(_LIMITS.values()) + _OVERHEAD_LIMIT)
+                data = files.read(Path(os.path.realpath(path)), sum(_LIMITS.values()) + _OVERHEAD_LIMIT)
         except FileNotFoundError as err:
             raise ArchiveNotFoundError(path) from err
         contents = unpack(path, data)
@@ -80,6 +84,11 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         for entry in manifest.files:
             check_tensor_file(path / entry.path, entry, contents[entry.path])
     return manifest, contents
+
+
+def _check_path(path: Path) -> None:
+    good = bool(path.name) and "\0" not in str(path)
+    require(good, "file", "the path of a file", str(path))
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Catalog(StoreView):
                 _make_root(root)
                 info = StoreInfo(backbone=backbone)
                 files.replace(root / STORE_FILE, seal_store_info(info), by=cls(root, info)._staging())
-                files.confirm(root, STORE_FILE)
+            files.confirm(root, STORE_FILE)  # also where its maker was killed before that
         catalog = cls.open(root)
         check_backbone(f"store {root}", catalog.info.backbone, backbone)
         return catalog
@@ -87,6 +87,7 @@ class Catalog(StoreView):
         self.resolve(f"{name}:{version}")
         folder = self._inside(name, "aliases")
         with files.writing(self.root, f"set alias '{name}@{alias}'"):
+            files.fsync_folder(folder.with_name("versions"))  # an alias must not outlive what it points to
             files.make_folder(folder)
             files.fsync_folder(folder.parent)
             files.replace(folder / alias, format_alias(name, alias, version), by=self._staging())
@@ -118,6 +119,9 @@ class Catalog(StoreView):
                 raise VersionInUseError(str(reference), pointing, self.root)
             folder = self.folder(name, version)
             with files.writing(self.root, f"remove '{reference}'"):
+                aliases = self._inside(name, "aliases")
+                if files.kind(aliases) == "folder":
+                    files.fsync_folder(aliases)  # that no alias points here any more must outlive the version
                 self._retire(folder)
             self._discard(folder, reference)
 
@@ -146,6 +150,7 @@ class Catalog(StoreView):
             files.rename(leftover, trash)
         except FileNotFoundError:
             return False  # its writer was alive after all
+        files.fsync_folder(trash.parent)  # a removal that was never confirmed must not come back without its files
         files.discard(trash)
         return True
 
@@ -170,6 +175,8 @@ class Catalog(StoreView):
         versions = self._inside(name, "versions")
         while True:
             try:
+                if files.kind(versions.parent) is None:
+                    files.fsync_folder(self.root)  # store.json first: without it a folder with names is no store
                 for folder in (versions.parent, versions):  # on the disk before anything is committed into them
                     files.make_folder(folder)
                     files.fsync_folder(folder.parent)

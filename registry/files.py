@@ -149,6 +149,9 @@ def make_folder(folder: Path) -> None:
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, and have them on the disk."""
     missing = [each for each in (folder, *folder.parents) if kind(each) is None]
+    there = missing[-1].parent if missing else folder
+    if os.access(there.parent, os.R_OK):  # it need not be ours
+        fsync_folder(there.parent)  # whoever made it may have been killed before that
     for each in reversed(missing):
         make_folder(each)
         fsync_folder(each.parent)

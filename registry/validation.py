@@ -55,10 +55,14 @@ def from_json(kind: type[T], data: bytes) -> T:
         plain = json.loads(
             data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
         )
+        if b"\\u" in data:
+            json.dumps(plain, ensure_ascii=False).encode()  # half a character, spelled out, has no UTF-8
     except UnicodeDecodeError as err:
         raise ConfigError("the JSON text", "UTF-8", f"byte {data[err.start]:#04x} at {err.start}") from err
     except RecursionError as err:
         raise ConfigError("the JSON text", "shallow nesting", "nesting too deep") from err
+    except UnicodeEncodeError as err:
+        raise ConfigError("the JSON text", "text that UTF-8 can hold", err.object[err.start]) from err
     except ConfigError:
         raise
     except ValueError as err:  # malformed, or an integer of thousands of digits

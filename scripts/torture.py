@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import torch
 from torture_report import render_report
 
 from registry.provenance import code_version, hardware, library_versions
@@ -167,6 +168,7 @@ EXPERIMENTS = (
 def run_one(name: str, is_quick: bool, out: Path) -> None:
     """Run one experiment in this process and write its entry."""
     experiment = next(each for each in EXPERIMENTS if each.name == name)
+    torch.set_num_threads(1)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         verdict = (experiment.quick if is_quick else experiment.long)(Path(folder))

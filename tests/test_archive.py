@@ -14,7 +14,7 @@ import torch
 from registry.adapters import AdapterSet
 from registry.archive import MEMBERS, export_version, pack, read_archive, unpack
 from registry.catalog import Catalog
-from registry.errors import BackboneMismatchError, InvalidNameError
+from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
 from registry.manifests import ADAPTER_FILE, HEAD_FILE
 from registry.schema import AdapterConfig
 from registry.store import import_set, load_set, save_set
@@ -169,6 +169,9 @@ def test_missing_archive_and_links(catalog: Catalog, exported: Path, tmp_path: P
         read_archive(tmp_path / "none.adapter")
     with pytest.raises(ArchiveError, match="kind of file: expected a regular file, found a folder"):
         read_archive(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ArchiveError, match="kind of file: expected a regular file, found a symbolic link"):
+        read_archive(tmp_path / "loop")
     (tmp_path / "link").symlink_to(exported)
     assert "mrpc" == read_archive(tmp_path / "link")[0].name
 
@@ -199,3 +202,12 @@ def test_import_without_room_changes_nothing(catalog: Catalog, exported: Path) -
     with pytest.raises(StoreWriteError, match="cannot save 'mrpc'"):
         import_set(catalog, exported)
     assert before == tree(catalog.root)
+
+
+@pytest.mark.parametrize("path", ["/", ".", "a\0b"])
+def test_path_that_can_be_no_file(catalog: Catalog, path: str) -> None:
+    """A path that no file can have is a setting that cannot be used, at both doors."""
+    with pytest.raises(ConfigError, match="cannot use file: expected the path of a file"):
+        export_version(catalog, "mrpc", Path(path))
+    with pytest.raises(ConfigError, match="cannot use file: expected the path of a file"):
+        import_set(catalog, Path(path))

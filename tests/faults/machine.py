@@ -43,7 +43,6 @@ HOSTILE = (
     "con",
     "a..b",
     "mrpc/versions",
-    "/mrpc",
     "",
     "mrpc\n",
 )
