@@ -118,11 +118,16 @@ def rename_folder(source: Path, target: Path) -> None:
         raise
 
 
-def fsync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
+def fsync_folder(folder: Path, *, foreign: bool = False) -> None:
+    """Flush a folder's entries to the disk, where the system can; a ``foreign`` one only if we may open it."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _SAFE)
+    except PermissionError:
+        if foreign:
+            return
+        raise
     try:
         os.fsync(descriptor)
     except OSError as err:
@@ -150,8 +155,7 @@ def make_folders(folder: Path) -> None:
     """Make a folder and those above it, and have them on the disk."""
     missing = [each for each in (folder, *folder.parents) if kind(each) is None]
     there = missing[-1].parent if missing else folder
-    if os.access(there.parent, os.R_OK):  # it need not be ours
-        fsync_folder(there.parent)  # whoever made it may have been killed before that
+    fsync_folder(there.parent, foreign=True)  # whoever made it may have been killed before that
     for each in reversed(missing):
         make_folder(each)
         fsync_folder(each.parent)
