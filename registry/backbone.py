@@ -20,12 +20,17 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from registry.adapters import Adapters, AdapterSet
 from registry.batching import Batch, TokenRows
 from registry.encoder import ACTIVATIONS, Encoder
-from registry.errors import BackboneNotFoundError, ConfigError, DeviceError, UnsupportedBackboneError
+from registry.errors import (
+    BackboneNotFoundError,
+    ConfigError,
+    DamagedBackboneError,
+    DeviceError,
+    UnsupportedBackboneError,
+)
 from registry.families import FAMILIES
 from registry.memory import keep_freed_memory
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
 from registry.sources import Hub, fingerprint, locate, read_config, read_encoder_tensors, tokenizer_digest
-from registry.store_errors import IntegrityError
 from registry.validation import choose, require
 from registry.weights import Weights
 
@@ -74,7 +79,7 @@ class Backbone(nn.Module):
         Raises:
             BackboneNotFoundError, BackboneUnavailableError: nothing to load from.
             UnsupportedBackboneError: a family that ``families.py`` has no map of.
-            IntegrityError: damaged or incomplete weights.
+            DamagedBackboneError: damaged or incomplete weights.
             DeviceError: a device this machine lacks.
         """
         place = choose_device(device)
@@ -236,10 +241,12 @@ def _read_config(folder: Path, source: str) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, OSError, ValueError, TypeError) as err:
-        raise IntegrityError(folder / "config.json", "content", "a valid configuration", _one_line(err)) from err
+        raise DamagedBackboneError(folder / "config.json", "content", "a valid configuration", _one_line(err)) from err
     size, heads = config.hidden_size, config.num_attention_heads
     if heads < 1 or size % heads:
-        raise IntegrityError(folder / "config.json", "attention heads", f"a divisor of the hidden size {size}", heads)
+        raise DamagedBackboneError(
+            folder / "config.json", "attention heads", f"a divisor of the hidden size {size}", heads
+        )
     return config
 
 

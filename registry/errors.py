@@ -12,6 +12,7 @@
     │   ├── BackboneNotFoundError              3  no such folder, or a folder without a checkpoint
     │   ├── BackboneUnavailableError           6  the Hub cannot be reached and nothing is cached
     │   ├── UnsupportedBackboneError           5  a model family we have no map of
+    │   ├── DamagedBackboneError               4  a checkpoint whose files are not what they should be
     │   └── DeviceError                        1  a device that this machine does not have
     ├── StoreError                             1  see store_errors.py
     ├── CompatibilityError
@@ -160,6 +161,18 @@ class UnsupportedBackboneError(BackboneError):
         self.source, self.family = source, family
         super().__init__(
             f"cannot load backbone '{source}': expected a model of family {shorten(available, 9)}, found '{family}'"
+        )
+
+
+class DamagedBackboneError(BackboneError):
+    """A checkpoint whose files are not what they should be."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, what: str, expected: object, found: object) -> None:
+        self.path, self.what, self.expected, self.found = str(path), what, expected, found
+        super().__init__(
+            f"cannot load {path}: {what}: expected {expected}, found {found}; download or install the checkpoint again"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from registry import files
 from registry.catalog import is_version_entry
 from registry.manifests import TENSOR_FILES
-from registry.store_errors import IntegrityError, StoreError, StoreReadError
+from registry.store_errors import StoreError, StoreReadError, StrangerError
 from registry.view import MANIFEST_FILE, STAGING, StoreView, is_name
 
 Rule = Callable[[str, "files.Kind | None"], bool]
@@ -66,7 +66,7 @@ def _misplaced(root: Path, folder: Path, expected: str, belongs: Rule) -> Iterat
         hidden = entry.startswith(".") and kind in ("file", "folder")
         if kind is not None and not hidden and not belongs(entry, kind):
             place = folder / entry
-            yield str(place.relative_to(root)), IntegrityError(place, "entry", f"only {expected}", f"a {kind}")
+            yield str(place.relative_to(root)), StrangerError(place, expected, f"a {kind}")
 
 
 def _folders(folder: Path) -> list[str]:

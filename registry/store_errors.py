@@ -4,6 +4,7 @@
     ├── NotAStoreError     (LookupError)       3
     ├── StoreWriteError                        1  read-only, full disk, any failed write
     ├── StoreReadError                         1  a file of the store that the system does not let us read
+    ├── StrangerError                          4  something in a store that no command has put there
     ├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
     ├── VersionInUseError                      1  a version that an alias points to
     ├── AdapterNotFoundError (LookupError)     3
@@ -53,6 +54,18 @@ class StoreReadError(StoreError):
     def __init__(self, path: object, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"cannot read {path}: {reason}; check its permissions and the disk")
+
+
+class StrangerError(StoreError):
+    """Something in a store that no command has put there."""
+
+    exit_code = 4
+
+    def __init__(self, path: object, expected: str, found: str) -> None:
+        self.path, self.expected, self.found = str(path), expected, found
+        super().__init__(
+            f"cannot vouch for {path}: expected only {expected} there, found {found}; move it out of the store"
+        )
 
 
 class CommitUncertainError(StoreError):

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from registry.errors import shorten
+from registry.errors import DamagedBackboneError, shorten
 from registry.projection import Projection
-from registry.store_errors import IntegrityError
 
 
 class Weights:
@@ -56,17 +55,19 @@ class Weights:
         return layer
 
     def check_all_taken(self) -> None:
-        """Raise IntegrityError if the checkpoint has encoder tensors that nothing asked for."""
+        """Raise DamagedBackboneError if the checkpoint has encoder tensors that nothing asked for."""
         if self._left:
-            raise IntegrityError(self.source, "encoder tensors", "those of its family", f"also {shorten(self._left)}")
+            raise DamagedBackboneError(
+                self.source, "encoder tensors", "those of its family", f"also {shorten(self._left)}"
+            )
 
     def _take(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
         tensor = self._left.pop(name, None)
         if tensor is None:
-            raise IntegrityError(self.source, "encoder tensors", f"one named {name}", "none")
+            raise DamagedBackboneError(self.source, "encoder tensors", f"one named {name}", "none")
         fits = len(tensor.shape) == len(shape) and all(
             wanted in (None, found) for wanted, found in zip(shape, tensor.shape, strict=True)
         )
         if not fits:
-            raise IntegrityError(self.source, f"shape of {name}", shape, tuple(tensor.shape))
+            raise DamagedBackboneError(self.source, f"shape of {name}", shape, tuple(tensor.shape))
         return tensor

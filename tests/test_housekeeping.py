@@ -114,7 +114,7 @@ def test_strangers_are_named(catalog: Catalog, tmp_path: Path) -> None:
     ]
     found = dict(find_strangers(catalog))
     assert expected == sorted(found)
-    assert "linked: entry: expected only names, store.json and tmp, found a symbolic link" in str(found["linked"])
+    assert "linked: expected only names, store.json and tmp there, found a symbolic link" in str(found["linked"])
 
 
 def test_list_tells_what_the_catalog_tells(catalog: Catalog) -> None:

@@ -18,9 +18,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import registry.sources
 from registry.backbone import Backbone
-from registry.errors import BackboneError, BackboneNotFoundError, BackboneUnavailableError, UnsupportedBackboneError
+from registry.errors import (
+    BackboneError,
+    BackboneNotFoundError,
+    BackboneUnavailableError,
+    DamagedBackboneError,
+    UnsupportedBackboneError,
+)
 from registry.sources import EMBEDDED_SHA256, locate
-from registry.store_errors import IntegrityError
 from tests.stock import difference, our_states, random_rows, stock_states
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -58,7 +63,7 @@ def test_embedded_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded encoder is found without a network, and only the published bytes are taken."""
     assert (locate("embedded") / "model.safetensors").is_file()
     monkeypatch.setattr(registry.sources, "EMBEDDED_SHA256", "0" * 64)
-    with pytest.raises(IntegrityError, match=f"SHA-256: expected {'0' * 64}, found {EMBEDDED_SHA256}"):
+    with pytest.raises(DamagedBackboneError, match=f"SHA-256: expected {'0' * 64}, found {EMBEDDED_SHA256}"):
         locate("embedded")
 
 
@@ -232,24 +237,28 @@ def drop_tokenizer(folder: Path) -> None:
     [
         (keep_pickle_only, BackboneNotFoundError, "expected model.safetensors, found pickled weights only"),
         (lambda folder: (folder / "model.safetensors").unlink(), BackboneNotFoundError, "safetensors, found none"),
-        (cut_weights, IntegrityError, "model.safetensors: content: expected valid safetensors, found "),
-        (drop_weight, IntegrityError, "one named encoder.layer.1.output.dense.bias, found none"),
-        (add_weight, IntegrityError, "those of its family, found also encoder.layer.0.extra.weight"),
-        (lambda folder: edit_config(folder, num_hidden_layers=3), IntegrityError, r"named encoder.layer.2\.\S+, found"),
-        (lambda folder: edit_config(folder, num_hidden_layers=1), IntegrityError, "found also encoder.layer.1"),
+        (cut_weights, DamagedBackboneError, "model.safetensors: content: expected valid safetensors, found "),
+        (drop_weight, DamagedBackboneError, "one named encoder.layer.1.output.dense.bias, found none"),
+        (add_weight, DamagedBackboneError, "those of its family, found also encoder.layer.0.extra.weight"),
+        (
+            lambda folder: edit_config(folder, num_hidden_layers=3),
+            DamagedBackboneError,
+            r"named encoder.layer.2\.\S+, found",
+        ),
+        (lambda folder: edit_config(folder, num_hidden_layers=1), DamagedBackboneError, "found also encoder.layer.1"),
         (
             lambda folder: edit_config(folder, intermediate_size=65),
-            IntegrityError,
+            DamagedBackboneError,
             r"expected \(65, 32\), found \(64, 32",
         ),
         (
             lambda folder: edit_config(folder, num_attention_heads=5),
-            IntegrityError,
+            DamagedBackboneError,
             "a divisor of the hidden size 32, ",
         ),
         (
             lambda folder: edit_config(folder, hidden_size="32"),
-            IntegrityError,
+            DamagedBackboneError,
             "config.json: content: expected a valid",
         ),
         (lambda folder: edit_config(folder, model_type="gpt2"), UnsupportedBackboneError, "distilbert.*, found 'gpt2'"),
