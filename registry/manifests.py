@@ -7,7 +7,8 @@ wherever it is. Knows the form of each file, not where a store keeps it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,10 +125,11 @@ def read_store_info(path: Path) -> StoreInfo:
     Raises:
         ManifestError: too large, changed, or not of this format.
     """
-    data = read_limited(path, MANIFEST_LIMIT)
-    info = _parse(StoreInfo, path, data)
-    if info.digest:
-        check_digest(path, data, info.digest)
+    with _advising("restore the file from a backup; the sets beside it are not touched by this"):
+        data = read_limited(path, MANIFEST_LIMIT)
+        info = _parse(StoreInfo, path, data)
+        if info.digest:
+            check_digest(path, data, info.digest)
     return info
 
 
@@ -143,13 +145,14 @@ def read_alias(path: files.Location, name: str, alias: str) -> int:
     Raises:
         ManifestError: anything but a version number with its check (or without one, as a person would write it).
     """
-    data = read_limited(path, _ALIAS_LIMIT)
-    match = _ALIAS_CONTENT.fullmatch(data)
-    if match is None:
-        raise ManifestError(path, "alias", "a version number, its check and a line end", repr(data))
-    version = int(match[1])
-    if match[2] is not None and data != format_alias(name, alias, version):
-        raise ManifestError(path, "check", f"that of '{name}@{alias}' at {version}", match[2].decode())
+    with _advising("set the alias again or remove it"):
+        data = read_limited(path, _ALIAS_LIMIT)
+        match = _ALIAS_CONTENT.fullmatch(data)
+        if match is None:
+            raise ManifestError(path, "alias", "a version number, its check and a line end", repr(data))
+        version = int(match[1])
+        if match[2] is not None and data != format_alias(name, alias, version):
+            raise ManifestError(path, "check", f"that of '{name}@{alias}' at {version}", match[2].decode())
     return version
 
 
@@ -169,6 +172,15 @@ def check_digest(path: files.Location, data: bytes, digest: str) -> None:
     found = files.sha256(data.replace(digest.encode(), _NO_DIGEST))
     if data.count(digest.encode()) != 1 or found != digest:
         raise ManifestError(path, "digest", digest, found)
+
+
+@contextmanager
+def _advising(hint: str) -> Iterator[None]:
+    """Let a ManifestError of the block say what to do about a file that belongs to no version."""
+    try:
+        yield
+    except ManifestError as err:
+        raise ManifestError(err.path, err.field, err.expected, err.found, hint) from err
 
 
 def read_limited(path: files.Location, limit: int) -> bytes:

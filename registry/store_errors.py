@@ -106,12 +106,10 @@ class ManifestError(StoreError, ValueError):
 
     exit_code = 4
 
-    def __init__(self, path: object, field: str, expected: str, found: object) -> None:
+    def __init__(self, path: object, field: str, expected: str, found: object, hint: str = "") -> None:
         self.path, self.field, self.expected, self.found = str(path), field, expected, found
-        super().__init__(
-            f"cannot read {path}: {field}: expected {expected}, found {found}; "
-            "restore the file from a backup or remove this version"
-        )
+        hint = hint or "restore the file from a backup or remove this version"
+        super().__init__(f"cannot read {path}: {field}: expected {expected}, found {found}; {hint}")
 
 
 class IntegrityError(StoreError):
