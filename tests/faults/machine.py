@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from registry.manifests import ADAPTER_FILE, HEAD_FILE
 from registry.store_errors import ArchiveError, CommitUncertainError, IntegrityError, ManifestError, StoreWriteError
 from registry.view import MANIFEST_FILE, STORE_FILE, StoreView
 from tests.faults.changes import DAMAGED, KINDS, NAMES, Change, Contents, Damage, Model, Shown, draw, some_contents
-from tests.faults.failing import CRASH, DISK_ERROR, Crash, before_rename, failing_calls
+from tests.faults.failing import CRASH, DISK_ERROR, CountedNames, Crash, before_rename, failing_calls
 from tests.faults.stateful import agree, damage_file, refused, run_machine, says, scratch
 from tests.faults.verdict import Verdict
 from tests.stored import INFO, new_manifest
@@ -78,6 +77,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self, folder: Path, verdict: Verdict) -> None:
         super().__init__()
         self.verdict = verdict
+        self.names = CountedNames()
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.catalog = Catalog.create(self.folder / "store", INFO)
         self.staging = self.catalog.root / "tmp"
@@ -89,6 +89,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Remove the store."""
+        self.names.stop()
         shutil.rmtree(self.folder)
 
     @rule(name=st.sampled_from(NAMES), pick=picks)
@@ -236,7 +237,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(in_use=st.booleans(), is_folder=st.booleans())
     def plant_staging(self, in_use: bool, is_folder: bool) -> None:
         """Leave what a dead writer would leave in tmp/, or what one that is still writing has there."""
-        path = self.staging / uuid.uuid4().hex
+        path = self.staging / self.names.uuid4().hex
         if is_folder:
             path.mkdir()
             (path / ADAPTER_FILE).write_bytes(b"half of an ada")
