@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli_options import DATA_OPTIONS, TRAINING_OPTIONS, choose_tasks, training_choices, with_options
-from registry.cli_settings import Settings, json_option, make_console, note, print_json
-from registry.errors import ConfigError, closest
+from registry.cli_options import (
+    DATA_OPTIONS,
+    TRACKING_OPTIONS,
+    TRAINING_OPTIONS,
+    choose_tasks,
+    training_choices,
+    with_options,
+)
+from registry.cli_settings import Settings, json_option, make_console, note, print_json, printable
+from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
 from registry.schema import BASELINES, PLACEMENTS
 from registry.variants import SWEEPABLE, Variant, make_variants, parse_sweeps
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from registry.registry import Registry
     from registry.runner import CellJob
     from registry.schema import RunRecord
+    from registry.tracking import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 FORMATS = "csv, json, markdown, latex, html"
@@ -52,6 +60,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--keep", help="Save this method's sets in the store, from the first seed, under the tasks' names.")
 @with_options(TRAINING_OPTIONS)
 @with_options(DATA_OPTIONS)
+@with_options(TRACKING_OPTIONS)
 @click.pass_obj
 def bench(
     settings: Settings,
@@ -77,17 +86,21 @@ def bench(
     recipe = read_recipe(options["recipe"])
     keep = _find_kept(options["keep"], variants)
     from registry.registry import Registry
+    from registry.tracking import Tracking
 
+    tracking = Tracking(options["track"], options["track_to"], note)
     loaded = settings.load_tasks(specs, options)
     if keep is not None:
         backbone = settings.load_store_backbone(options["backbone"], "embedded")
     else:
         backbone = settings.load_backbone(_source(settings, options["backbone"]))
     grids = [_make_jobs(backbone, data, variants, seed_list, recipe, options) for data in loaded]
+    _check_code(options["out"], grids)
     # Only now: a wrong choice runs nothing and leaves no store behind.
     registry = Registry.create(settings.store, backbone) if keep is not None else None
-    for jobs in grids:
-        _run_task(backbone, jobs, options, registry)
+    with tracking:
+        for jobs in grids:
+            _run_task(backbone, jobs, options, registry, tracking)
     _write(options["out"], ("csv", "json", "markdown", "latex", "html"))
 
 
@@ -139,14 +152,33 @@ def _make_jobs(
     ]
 
 
-def _run_task(backbone: Backbone, jobs: list[CellJob], options: dict[str, Any], registry: Registry | None) -> None:
+def _check_code(out: Path, grids: list[list[CellJob]]) -> None:
+    """Refuse to mix versions of the code, and tell beforehand what will not be averaged."""
+    from registry.provenance import DIRTY, code_version
+    from registry.runner import check_code
+
+    for jobs in grids:
+        check_code(out, jobs)
+    if code_version().endswith(DIRTY) and len({job.cell.seed for jobs in grids for job in jobs}) > 1:
+        note(f"the code has uncommitted changes ({code_version()}): seeds will be listed and not averaged")
+
+
+def _run_task(
+    backbone: Backbone, jobs: list[CellJob], options: dict[str, Any], registry: Registry | None, tracking: Tracking
+) -> None:
     from registry.progress import TrainingProgress
     from registry.runner import plan_passes, run_pass
+    from registry.tracking import observers, settings_of
 
     for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
+        logs = [
+            tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone)) for job in sharing
+        ]
         with TrainingProgress(*(str(job.cell) for job in sharing)) as progress:
-            outcomes = run_pass(options["out"], sharing, backbone, observers=progress.observers, keep_in=registry)
-        for job, (record, is_new) in zip(sharing, outcomes, strict=True):
+            observe = [observers(bar, log.observe) for bar, log in zip(progress.observers, logs, strict=True)]
+            outcomes = run_pass(options["out"], sharing, backbone, observers=observe, keep_in=registry)
+        for job, log, (record, is_new) in zip(sharing, logs, outcomes, strict=True):
+            log.finish(record.status, record.scores)
             note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
             if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
                 note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
@@ -161,10 +193,16 @@ def _outcome(record: RunRecord) -> str:
 @click.command()
 @click.argument("folder", type=FOLDER, default=OUT)
 @click.option("--format", "formats", multiple=True, help=f"One of {FORMATS}; all by default.")
+@click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
 @json_option
 @click.pass_obj
-def report(settings: Settings, folder: Path, formats: tuple[str, ...], as_json: bool) -> None:
-    """Make the tables again from the run records in FOLDER."""
+def report(settings: Settings, folder: Path, formats: tuple[str, ...], check: bool, as_json: bool) -> None:
+    """Make the tables again from the run records in FOLDER, or check those that are there."""
+    if check:
+        if formats:
+            raise ConfigError("--check", "no --format beside it, as it checks all files there are", formats[0])
+        _check(folder, as_json)
+        return
     import pandas
 
     from registry.frames import summary_table
@@ -175,6 +213,28 @@ def report(settings: Settings, folder: Path, formats: tuple[str, ...], as_json: 
         print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
         _write(folder, formats or ("csv", "json", "markdown", "latex", "html"))
+
+
+def _check(folder: Path, as_json: bool) -> None:
+    """Tell every difference in one line, or that there is none."""
+    from dataclasses import asdict
+
+    from registry.checking import check_report
+
+    checked = check_report(folder)
+    if as_json:
+        print_json([asdict(difference) for difference in checked.differences])
+    elif checked.differences:
+        click.echo("\n".join(printable(difference) for difference in checked.differences))
+    else:
+        click.echo(f"{checked.records} records and {len(checked.files)} report files follow from the predictions")
+    if checked.differences:
+        raise ReportMismatchError(
+            folder,
+            "what follows from the predictions",
+            f"{len(checked.differences)} differences",
+            "where only tables differ, 'adapter-registry report' writes them anew; a wrong record has to be run again",
+        )
 
 
 def _write(folder: Path, formats: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ import click
 from registry.errors import ConfigError
 from registry.schema import PLACEMENTS, Activation, Pooling
 from registry.tasks import TaskSpec, find_task, read_task_file, replace_split, task_from_file
+from registry.trackers import TRACKERS
 from registry.validation import choose
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,6 +52,23 @@ SET_OPTIONS = (
     click.option("--layer-norms/--no-layer-norms", default=None, help="Train the task's own layer norms too."),
     click.option("--pooling", help="cls, mean or pooler."),
     click.option("--train-head/--freeze-head", default=None, help="Train the classifier, or leave it at its start."),
+)
+
+
+TRACKING_OPTIONS = (
+    click.option(
+        "--track",
+        multiple=True,
+        type=click.Choice(list(TRACKERS)),
+        help="Log the training live for this tool (an extra to install); may be given more than once.",
+    ),
+    click.option(
+        "--track-to",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("tracking"),
+        show_default=True,
+        help="Folder of the logs; nothing goes over the network.",
+    ),
 )
 
 

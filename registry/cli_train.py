@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from registry.cli_options import (
     DATA_OPTIONS,
     SET_OPTIONS,
+    TRACKING_OPTIONS,
     TRAINING_OPTIONS,
     adapter_choices,
     choose_tasks,
@@ -20,7 +23,8 @@ from registry.cli_options import (
 from registry.cli_settings import Settings, json_option, note, print_json
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.recipes import Recipe, read_recipe
-from registry.references import check_name
+from registry.references import Reference, check_name
+from registry.validation import require
 
 if TYPE_CHECKING:
     from registry.backbone import Backbone
@@ -28,9 +32,14 @@ if TYPE_CHECKING:
     from registry.data import TaskData
     from registry.fitting import FitJob, Fitted, Plan
     from registry.registry import Registry
+    from registry.repeating import Repetition
+    from registry.schema import Manifest
+    from registry.tracking import Tracking
 
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
+BESIDE_FROM = {"repeated", "data", "name", "resume", "track", "track_to", "as_json"}
+NO_REASON = "nothing that is recorded differs"
 
 
 @click.command()
@@ -49,6 +58,8 @@ EVALUATION_STEPS = 50
     metavar="N",
     help="Hold out part of the training rows and stop after N evaluations without a better score on them.",
 )
+@click.option("--from", "repeated", metavar="REF", help="Repeat the training of a stored set, as its next version.")
+@with_options(TRACKING_OPTIONS)
 @json_option
 @click.pass_obj
 def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -59,12 +70,25 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
     adapter-registry train imdb --recipe roberta-patch --epochs 1
     adapter-registry train mrpc sst2 imdb --together
     adapter-registry train --data mails.csv --text-col body --label-col folder
+    adapter-registry train --from mrpc:3
     """
-    specs = choose_tasks(tasks, options)
+    from registry.tracking import Tracking
+
     if options["name"] is not None:
         check_name(options["name"])
-        if len(specs) > 1:
-            raise ConfigError("--name", "one task", f"{len(specs)} tasks")
+    tracking = Tracking(options["track"], options["track_to"], note)
+    if options["repeated"] is not None:
+        _repeat(settings, tasks, options, as_json, tracking)
+    else:
+        _train_tasks(settings, tasks, options, as_json, tracking)
+
+
+def _train_tasks(
+    settings: Settings, tasks: tuple[str, ...], options: dict[str, Any], as_json: bool, tracking: Tracking
+) -> None:
+    specs = choose_tasks(tasks, options)
+    if options["name"] is not None and len(specs) > 1:
+        raise ConfigError("--name", "one task", f"{len(specs)} tasks")
     if options["together"] and len({spec.name for spec in specs}) < len(specs):
         raise ConfigError("tasks", "each once with --together", " ".join(tasks))
     recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
@@ -75,8 +99,39 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
     plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
     registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
     planned = list(zip(loaded, plans, strict=True))
-    for sharing in [planned] if options["together"] else [[one] for one in planned]:
-        _train_pass(settings, registry, sharing, options, as_json)
+    with tracking:
+        for sharing in [planned] if options["together"] else [[one] for one in planned]:
+            _train_pass(settings, registry, sharing, options, as_json, tracking)
+
+
+def _repeat(
+    settings: Settings, tasks: tuple[str, ...], options: dict[str, Any], as_json: bool, tracking: Tracking
+) -> None:
+    """Train a stored set again as its manifest says, save it as the next version, and compare the two."""
+    asked = f"--from {options['repeated']}"
+    require(not tasks, asked, "no TASK beside it, as the set has one", " ".join(tasks))
+    given = [name for name in options if name not in BESIDE_FROM and _is_given(name)]
+    told = " ".join(f"--{name.replace('_', '-')}" for name in given)
+    require(not given, asked, "no choice beside it, as it repeats all of them", told)
+    catalog = settings.open_catalog()
+    name, version = catalog.resolve(options["repeated"])
+    manifest = catalog.manifest(name, version)
+    from registry.registry import Registry
+    from registry.repeating import read_repetition
+
+    repetition = read_repetition(Reference(name=name, version=version), manifest)
+    fits = settings.dtype in ("auto", repetition.dtype)
+    require(fits, "--dtype", f"{repetition.dtype}, in which {repetition.reference} was trained", settings.dtype)
+    data = repetition.load_rows(options["data"] if _is_given("data") else None, offline=settings.offline)
+    registry = Registry(settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(None, ""))
+    options = {**options, "name": options["name"] or name}
+    with tracking:
+        _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
+
+
+def _is_given(name: str) -> bool:
+    """Return whether an option of the running command was written out."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -98,19 +153,31 @@ def _train_pass(
     planned: Sequence[tuple[TaskData, Plan]],
     options: dict[str, Any],
     as_json: bool,
+    tracking: Tracking,
+    repetition: Repetition | None = None,
 ) -> None:
     """Train some tasks in one pass of the backbone and save each; one that diverges is told after the others."""
     from registry.fitting import FitJob, fit_together
     from registry.interruption import stop_between_steps
     from registry.progress import TrainingProgress
+    from registry.tracking import observers, settings_of
 
     names = [options["name"] or data.spec.name for data, _ in planned]
     for name, (data, plan) in zip(names, planned, strict=True):
         note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
+    logs = [
+        tracking.run(name, settings_of(plan, data, registry.backbone))
+        for name, (data, plan) in zip(names, planned, strict=True)
+    ]
     with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
         jobs = [
-            FitJob(plan, data, _checkpoint(settings, registry, name, data, plan, options["resume"]), observe)
-            for name, (data, plan), observe in zip(names, planned, progress.observers, strict=True)
+            FitJob(
+                plan,
+                data,
+                _checkpoint(settings, registry, name, data, plan, options["resume"]),
+                observers(observe, log.observe),
+            )
+            for name, (data, plan), observe, log in zip(names, planned, progress.observers, logs, strict=True)
         ]
         try:
             outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
@@ -119,10 +186,12 @@ def _train_pass(
                 note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
             raise
     errors = []
-    for name, job, outcome in zip(names, jobs, outcomes, strict=True):
+    for name, job, outcome, log in zip(names, jobs, outcomes, logs, strict=True):
         if not isinstance(outcome, NonFiniteLossError):
-            _save(registry, name, job, outcome, as_json)
+            log.finish("finished", outcome.scores)
+            _save(registry, name, job, outcome, as_json, repetition)
             continue
+        log.finish("failed")
         errors.append(outcome)
         if len(jobs) > 1:
             note(f"{name}: not saved: {outcome}")
@@ -142,7 +211,9 @@ def _checkpoint(
     )
 
 
-def _save(registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool) -> None:
+def _save(
+    registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool, repetition: Repetition | None
+) -> None:
     from registry.runner import save_fitted
 
     reference = save_fitted(registry, name, job.plan, job.data, fitted)
@@ -152,10 +223,25 @@ def _save(registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: b
         note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
     if job.data.sample:
         note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
-    _print_result(str(reference), fitted, as_json)
+    compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}
+    _print_result(str(reference), fitted, as_json, compared)
+    if compared and not as_json:
+        same = "same weights as" if compared["same_weights"] else "other weights than"
+        why = "" if compared["same_weights"] else ": " + ("; ".join(compared["differences"]) or NO_REASON)
+        click.echo(f"{same} {compared['repeats']}{why}")
 
 
-def _print_result(reference: str, fitted: Fitted, as_json: bool) -> None:
+def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
+    from registry.repeating import find_differences, has_same_weights
+
+    return {
+        "repeats": str(repetition.reference),
+        "same_weights": has_same_weights(repetition.manifest, repeated),
+        "differences": find_differences(repetition.manifest, repeated),
+    }
+
+
+def _print_result(reference: str, fitted: Fitted, as_json: bool, more: dict[str, Any]) -> None:
     if as_json:
         print_json(
             {
@@ -165,6 +251,7 @@ def _print_result(reference: str, fitted: Fitted, as_json: bool) -> None:
                 "percent": round(fitted.parameters.percent, 4),
                 "stored_bytes": fitted.stored_bytes,
                 "train_seconds": round(fitted.train_seconds, 2),
+                **more,
             }
         )
         return

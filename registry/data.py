@@ -6,6 +6,7 @@ Tokens, batches and models are not known here.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 from registry.errors import ConfigError, DataError, closest, shorten
 from registry.hub import fetch_from_hub
 from registry.metrics import check_metrics, default_metrics
+from registry.overlap import Overlap, find_overlap
 from registry.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
 from registry.tables import EXTENSIONS, Table, read_table, table_from_arrow
 from registry.tasks import BUILT_IN, HubSource, TaskSpec
@@ -55,6 +57,11 @@ class TaskData:
         """Return the SHA-256 over the training rows, then the reported rows."""
         both = self.train.fingerprint() + self.reported.fingerprint()
         return hashlib.sha256(both.encode()).hexdigest()
+
+    @functools.cached_property
+    def overlap(self) -> Overlap:
+        """Return the rows whose texts stand in both splits; looked for once, since every run asks."""
+        return find_overlap(self.train, self.reported)
 
 
 def load_task(

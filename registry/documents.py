@@ -1,6 +1,6 @@
-"""What people read: numbers in human form, sentences, notes, and tables as Markdown, LaTeX and HTML.
+"""What people read: numbers in human form, sentences, and tables as Markdown, LaTeX and HTML.
 
-Everything comes from the tables of frames.py and the records; nothing is computed anew and no file is written here.
+Everything comes from the tables of frames.py; nothing is computed anew and no file is written here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from registry.frames import FULL, LOWER_IS_BETTER, NOT_RUN, SAMPLE_NOTICE, main_score, missing_baselines, source_name
-from registry.schema import BASELINES, Hardware, RunRecord
+from registry.comparable import LOWER_IS_BETTER
+from registry.frames import FULL, NOT_RUN, main_score
+from registry.schema import BASELINES
 from registry.variants import split_name
 
 TITLE = "Benchmark report"
@@ -117,52 +118,6 @@ def sentences(summary: pd.DataFrame) -> list[str]:
     return [_sentence(str(task), rows.to_dict("records")) for task, rows in summary.groupby("task", sort=False)]
 
 
-def notes(records: Sequence[RunRecord]) -> list[str]:
-    """Return what a reader needs to judge the numbers: seeds, rows, machine, versions, what is missing."""
-    records = sorted(records, key=lambda record: (record.task, record.method, record.seed))
-    found = [
-        "± is the standard deviation over seeds (sample form, n - 1); a score without it comes from one seed.",
-        f"Seeds: {_listed(record.seed for record in records)}; all of them count, none was chosen.",
-        f"Main metric: {_listed(f'{record.task} {record.main_metric}' for record in records)}.",
-        "A point is a hundredth of the main metric; differences are between means, and no significance test was made.",
-        *dict.fromkeys(_rows_note(record) for record in records),
-        f"Backbone: {_listed(_backbone(record) for record in records)}. Trainable percentages are of its parameters.",
-        f"Machine: {'; '.join(sorted({_machine(record) for record in records}))}.",
-        f"Dtype: {_listed(record.dtype for record in records)}.",
-        f"Libraries: {_listed(f'{n} {v}' for record in records for n, v in record.library_versions.items())}.",
-        f"Code: {_listed(record.code for record in records)}.",
-    ]
-    if len({_machine(record) for record in records}) > 1:
-        found.append("Times and memory come from different machines and do not compare.")
-    together = [record.together for record in records if record.together > 1]
-    if together:
-        found.append(
-            f"Of {len(records)} runs, {len(together)} were trained in passes of up to {max(together)} sets: their "
-            "training seconds are shares of a joint pass by tokens, and their peak memory is the whole pass's."
-        )
-    if any(split_name(record.method)[1] for record in records):
-        found.append(
-            "Methods with swept settings in their names are compared on the reported split itself: the best of them is "
-            "chosen there, so its score flatters it."
-        )
-    return [*found, *missing_and_failed(records)]
-
-
-def missing_and_failed(records: Sequence[RunRecord]) -> list[str]:
-    """Return one line for baselines that were not run and one for each failed run."""
-    found = []
-    if missing := missing_baselines(records):
-        found.append(f"Baselines not run: {', '.join(missing)}.")
-    failed = [record for record in records if record.status == "failed"]
-    found += [f"Failed: {_cell(record)}: {_one_line(record.error or 'no reason recorded')}" for record in failed]
-    return found
-
-
-def notice(records: Sequence[RunRecord]) -> str:
-    """Return the line that must come first where any record is from the bundled sample, or an empty string."""
-    return SAMPLE_NOTICE if any(record.data.sample for record in records) else ""
-
-
 def to_markdown(
     warning: str, lead: Sequence[str], tables: Mapping[str, pd.DataFrame], picture: str, remarks: Sequence[str]
 ) -> str:
@@ -186,7 +141,7 @@ def to_latex(warning: str, frame: pd.DataFrame, remarks: Sequence[str]) -> str:
     style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
     table = style.to_latex(hrules=True, column_format=sides).replace("±", r"$\pm$").replace(DASH, "--")
     head = rf"\noindent\textbf{{{warning}}}\par" + "\n" if warning else ""
-    comments = "".join(f"% {_one_line(line)}\n" for line in (r"needs \usepackage{booktabs}", *remarks))
+    comments = "".join(f"% {one_line(line)}\n" for line in (r"needs \usepackage{booktabs}", *remarks))
     return f"{head}{comments}{table}"
 
 
@@ -240,9 +195,15 @@ def readable_bytes(value: Any) -> str:
     return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
 
 
+def one_line(text: str) -> str:
+    """Return the text with every run of white space as one space."""
+    return " ".join(text.split())
+
+
 def _seeds(row: Mapping[Any, Any]) -> str:
-    if row["failed"]:
-        return f"{row['seeds']} ({row['failed']} failed)"
+    left_out = [f"{row[name]} {name.replace('_', ' ')}" for name in ("failed", "not_averaged") if row[name]]
+    if left_out:
+        return f"{row['seeds']} ({', '.join(left_out)})"
     return str(row["seeds"]) if row["seeds"] else NOT_RUN
 
 
@@ -268,42 +229,5 @@ def _sentence(task: str, rows: Sequence[dict[Any, Any]]) -> str:
     return f"{text}that is {distance} full fine-tuning ({plus_minus(*main_score(full))})."
 
 
-def _rows_note(record: RunRecord) -> str:
-    data = record.data
-    source = "the bundled sample" if data.sample else source_name(data.source)
-    return (
-        f"{record.task}, from {source}: trained on {data.train_rows:,} of {data.train_available:,} rows "
-        f"({data.truncated_train:,} truncated), reported on {data.reported_rows:,} of {data.reported_available:,} rows "
-        f"of {record.split} ({data.truncated_reported:,} truncated)."
-    )
-
-
-def _backbone(record: RunRecord) -> str:
-    info = record.backbone
-    return f"{source_name(info.source)} ({info.parameters:,} parameters, fingerprint {info.fingerprint[:12]})"
-
-
-def _machine(record: RunRecord) -> str:
-    machine: Hardware = record.hardware
-    accelerator = f", {machine.accelerator}" if machine.accelerator else ""
-    memory = readable_bytes(machine.memory_bytes)
-    return (
-        f"{machine.processor}, {machine.cores} cores, threads a run: {machine.threads}, {memory} memory{accelerator}, "
-        f"{machine.system}, on {record.device}"
-    )
-
-
-def _cell(record: RunRecord) -> str:
-    return f"{record.method} on {record.task}, seed {record.seed}"
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(str(value) for value in sorted(set(values)))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\|*`\[\]])", r"\\\1", _one_line(text)).replace("<", "&lt;")
+    return re.sub(r"([\\|*`\[\]])", r"\\\1", one_line(text)).replace("<", "&lt;")

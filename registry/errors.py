@@ -21,8 +21,10 @@
     ├── TrainingError                          1
     │   ├── NonFiniteLossError                 1
     │   ├── CheckpointError                    1
+    │   ├── TrackerError                       1  a live log that cannot be written; it never ends a training
     │   └── TrainingInterrupted              130  Ctrl-C, after the checkpoint was written
     ├── RunError                               1  run records that cannot be made or read
+    │   └── ReportMismatchError                4  a report that does not follow from its predictions
     └── RequestError           (ValueError)    2  a question that a predictor cannot answer
 
 Messages say what was attempted, on what; what was expected and found; and what to do next.
@@ -234,6 +236,15 @@ class CheckpointError(TrainingError):
         )
 
 
+class TrackerError(TrainingError):
+    """A tool's live log of a training that cannot be written."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        self.kind = kind
+        lines = reason.strip().splitlines() or ["no reason given"]
+        super().__init__(f"cannot log to {kind}: {lines[0]}")
+
+
 class TrainingInterrupted(TrainingError):
     """Training was asked to stop and did so between two steps."""
 
@@ -249,8 +260,14 @@ class RunError(RegistryError):
     """Run records that cannot be made, read or put in one table."""
 
     def __init__(self, path: object, expected: str, found: str, hint: str) -> None:
-        self.path = str(path)
+        self.path, self.expected, self.found = str(path), expected, found
         super().__init__(f"cannot use run records in {path}: expected {expected}, found {found}; {hint}")
+
+
+class ReportMismatchError(RunError):
+    """A report that is not what follows from its stored predictions."""
+
+    exit_code = 4
 
 
 class RequestError(RegistryError, ValueError):

@@ -90,6 +90,7 @@ class Fitted:
         truncated_train, truncated_reported: rows cut to the longest length.
         train_seconds, evaluate_seconds: wall time; of plans carried out together each has its share.
         peak_memory_bytes: most memory used meanwhile.
+        together: how many sets were trained in the same pass, this one among them.
     """
 
     adapter_set: AdapterSet | None
@@ -104,6 +105,7 @@ class Fitted:
     train_seconds: float
     evaluate_seconds: float
     peak_memory_bytes: int
+    together: int = 1
 
 
 def method_names() -> tuple[str, ...]:
@@ -219,10 +221,12 @@ def fit_together(
         results = train_together(
             encoder, [one.training_job for one in learning], autocast_dtype=autocast, should_stop=should_stop
         )
-    outcomes = {
-        one.job: result if isinstance(result, NonFiniteLossError) else one.score(result, encoder, autocast, stopwatch)
-        for one, result in zip(learning, results, strict=True)
-    }
+    outcomes: dict[FitJob, Fitted | NonFiniteLossError] = {}
+    for one, result in zip(learning, results, strict=True):
+        if isinstance(result, NonFiniteLossError):
+            outcomes[one.job] = result
+        else:
+            outcomes[one.job] = one.score(result, encoder, autocast, stopwatch, len(learning))
     return [outcomes[job] if job in outcomes else _majority(job.data, backbone) for job in jobs]
 
 
@@ -264,9 +268,14 @@ class _Learning:
         )
 
     def score(
-        self, result: TrainingResult, encoder: Encoder, autocast: torch.dtype | None, stopwatch: Stopwatch
+        self,
+        result: TrainingResult,
+        encoder: Encoder,
+        autocast: torch.dtype | None,
+        stopwatch: Stopwatch,
+        together: int,
     ) -> Fitted:
-        """Return the trained set with its answers on the reported split."""
+        """Return the trained set with its answers on the reported split; ``together`` sets were trained."""
         plan, data, adapter_set = self.job.plan, self.job.data, self.adapter_set
         with stopwatch.lap():
             probabilities = answer_rows(encoder, adapter_set.eval(), self.asked.tokens, autocast)
@@ -285,6 +294,7 @@ class _Learning:
             train_seconds=result.seconds,
             evaluate_seconds=stopwatch.laps[-1],
             peak_memory_bytes=stopwatch.peak_memory(),
+            together=together,
         )
 
 

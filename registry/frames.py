@@ -1,28 +1,34 @@
 """Run records as pandas frames: long, one row per run, means over seeds, totals over tasks.
 
-The long table (task, method, seed, split, metric, value) is the source of every mean; further statistics start
-there. Records that do not belong together are refused here. This file knows nothing of files or how numbers look.
+The long table (task, method, seed, split, metric, value) is the source of every mean; what may be averaged is
+comparable.py's to say. This file knows nothing of files or how numbers look.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import msgspec
 import pandas as pd
 
-from registry.errors import RunError
+from registry.comparable import (
+    LOWER_IS_BETTER,
+    averaged_runs,
+    check_comparable,
+    is_dirty,
+    not_above_majority,
+    why_not_averaged,
+)
 from registry.schema import BASELINES, PLACEMENTS, RunRecord
 from registry.variants import split_name
 
 SAMPLE_NOTICE = "Scores from the bundled sample: for trying the program out, not evidence."
 NOT_RUN = "not run"
+DIRTY_NOTICE = "Uncommitted code: cannot be repeated."
 FULL = "full_fine_tuning"
-LOWER_IS_BETTER = ("mse",)
 
 _METRICS = ("accuracy", "f1_binary", "f1_weighted")
 _METHODS = ("majority", "head_only", *PLACEMENTS)
@@ -30,7 +36,7 @@ _LONG = ["task", "method", "seed", "split", "metric", "value"]
 _LEADING = ["task", "split", "method", "seeds", "train_rows", "trainable", "percent", "stored_bytes"]
 _TRAILING = [
     *("main_metric", "difference_points", "train_seconds", "rows_per_second", "peak_memory_bytes"),
-    *("dtype", "failed", "notes"),
+    *("dtype", "failed", "not_averaged", "notes"),
 ]
 _WHOLE = ["train_rows", "trainable", "stored_bytes", "peak_memory_bytes"]
 _BYTES_PER_PARAMETER = 4  # float32
@@ -51,7 +57,8 @@ def long_table(records: Sequence[RunRecord]) -> pd.DataFrame:
 def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per run, failed ones too, with all its scalar fields and a column per metric."""
     ordered, metrics = _ordered(records), score_names(records)
-    frame = pd.DataFrame([_run_row(record) for record in ordered])
+    low = not_above_majority(records)
+    frame = pd.DataFrame([_run_row(record, record in low) for record in ordered])
     scores = [[record.scores.get(metric, _NAN) for metric in metrics] for record in ordered]
     return frame.join(pd.DataFrame(scores, columns=metrics, index=frame.index))
 
@@ -60,7 +67,8 @@ def summary_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per task and method: mean and sample standard deviation over the finished seeds, and the costs.
 
     The baselines always have a row, so that nobody reads a score without them: one that was not run is empty
-    and says so in ``notes``. Failed runs are counted and never averaged in.
+    and says so in ``notes``. Failed runs are counted and never averaged in, nor are runs of different or uncommitted
+    code: their row has no scores and its notes say why.
 
     Raises:
         RunError: there are no records, or records of one table were made under different conditions.
@@ -68,7 +76,8 @@ def summary_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     check_comparable(records)
     cells = [(task, method) for task in task_names(records) for method in _methods_of(records, task)]
     frame = pd.DataFrame([_summary_row(records, task, method) for task, method in cells])
-    scores = long_table(records).groupby(["task", "method", "metric"])["value"].agg(["mean", "std"]).unstack()
+    counted = [run for task, method in cells for run in averaged_runs(_cell(records, task, method))]
+    scores = long_table(counted).groupby(["task", "method", "metric"])["value"].agg(["mean", "std"]).unstack()
     columns = []
     for metric in score_names(records):
         for statistic in ("mean", "std"):
@@ -118,22 +127,6 @@ def missing_baselines(records: Sequence[RunRecord]) -> list[str]:
     return [f"{method} on {task}" for task in task_names(records) for method in ordered if (task, method) not in ran]
 
 
-def check_comparable(records: Sequence[RunRecord]) -> None:
-    """Refuse records that one table must not mix.
-
-    Raises:
-        RunError: there are none, or two of one task differ in data, backbone or split, or two of one task and
-            method differ in dtype or in any setting but the seed.
-    """
-    if not records:
-        raise RunError("this table", "at least one run record", "none", "make some with 'adapter-registry bench'")
-    ordered = _ordered(records)
-    for _, task in groupby(ordered, key=lambda record: record.task):
-        _check_equal(list(task), _task_conditions)
-    for _, cell in groupby(ordered, key=lambda record: (record.task, record.method)):
-        _check_equal(list(cell), _cell_conditions)
-
-
 def main_score(row: dict[Any, Any]) -> tuple[float, float]:
     """Return mean and standard deviation of the main metric in one row of the summary."""
     metric = row["main_metric"]
@@ -176,7 +169,7 @@ def _methods_of(records: Iterable[RunRecord], task: str) -> list[str]:
     return sorted(ran.union(BASELINES), key=method_order)
 
 
-def _run_row(record: RunRecord) -> dict[str, Any]:
+def _run_row(record: RunRecord, below: bool) -> dict[str, Any]:
     plain = msgspec.structs.asdict(record)
     names = ("task", "method", "seed", "status", "error", "split", "recipe", "main_metric")
     costs = ("stored_bytes", "steps", "final_loss", "together", "train_seconds", "evaluate_seconds", "rows_per_second")
@@ -194,15 +187,19 @@ def _run_row(record: RunRecord) -> dict[str, Any]:
         "backbone_fingerprint": record.backbone.fingerprint,
         "processor": record.hardware.processor,
         "accelerator": record.hardware.accelerator,
-        "notes": SAMPLE_NOTICE if record.data.sample else "",
+        "predictions_sha256": record.predictions.sha256 if record.predictions else None,
+        "notes": " ".join(
+            [SAMPLE_NOTICE] * record.data.sample
+            + [DIRTY_NOTICE] * is_dirty(record)
+            + ["No better than the majority class."] * below
+        ),
     }
 
 
 def _summary_row(records: Sequence[RunRecord], task: str, method: str) -> dict[str, Any]:
     of_task = [record for record in records if record.task == task]
-    cell = [record for record in of_task if record.method == method]
-    done = [record for record in cell if record.status == "finished"]
-    notes = [SAMPLE_NOTICE] if of_task[0].data.sample else []
+    cell, done = _cell(records, task, method), averaged_runs(_cell(records, task, method))
+    failed = sum(record.status == "failed" for record in cell)
     first = cell[0] if cell else None
     return {
         "task": task,
@@ -218,9 +215,28 @@ def _summary_row(records: Sequence[RunRecord], task: str, method: str) -> dict[s
         "rows_per_second": _mean([record.rows_per_second for record in done]),
         "peak_memory_bytes": max((record.peak_memory_bytes for record in done), default=None),
         "dtype": first.dtype if first else "",
-        "failed": len(cell) - len(done),
-        "notes": " ".join(notes if cell else [*notes, NOT_RUN]),
+        "failed": failed,
+        "not_averaged": len(cell) - len(done) - failed,
+        "notes": " ".join(_cell_notes(cell, of_task)),
     }
+
+
+def _cell(records: Iterable[RunRecord], task: str, method: str) -> list[RunRecord]:
+    return [record for record in records if (record.task, record.method) == (task, method)]
+
+
+def _cell_notes(cell: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> list[str]:
+    """Return what stands beside the numbers of one task and method."""
+    found = [SAMPLE_NOTICE] if of_task[0].data.sample else []
+    if not cell:
+        return [*found, NOT_RUN]
+    if why := why_not_averaged(cell):
+        found.append(f"Not averaged: {why}.")
+    elif any(is_dirty(record) for record in averaged_runs(cell)):
+        found.append(DIRTY_NOTICE)
+    if low := sum(record in cell for record in not_above_majority(of_task)):
+        found.append(f"{low} of {len(cell)} runs no better than the majority class.")
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -235,43 +251,3 @@ def _differences(frame: pd.DataFrame) -> list[float]:
         _NAN if row["main_metric"] in LOWER_IS_BETTER else 100 * (main_score(row)[0] - full[row["task"]])
         for row in rows
     ]  # fmt: skip
-
-
-def _check_equal(records: Sequence[RunRecord], conditions: Callable[[RunRecord], dict[str, object]]) -> None:
-    first = records[0]
-    for other in records[1:]:
-        expected, found = conditions(first), conditions(other)
-        for name in [*expected, *(name for name in found if name not in expected)]:
-            if expected.get(name) != found.get(name):
-                raise RunError(
-                    f"{_place(first)} and {_place(other)}",
-                    f"the same {name}",
-                    f"{_short(expected.get(name))} and {_short(found.get(name))}",
-                    "use another --out folder for runs under other conditions",
-                )
-
-
-def _place(record: RunRecord) -> str:
-    return f"runs/{record.task}/{record.method}/seed-{record.seed}.json"
-
-
-def _short(value: object) -> str:
-    return str(value)[:12]
-
-
-def _task_conditions(record: RunRecord) -> dict[str, object]:
-    return {
-        "data fingerprint": record.data.fingerprint,
-        "backbone fingerprint": record.backbone.fingerprint,
-        "split": record.split,
-        "main metric": record.main_metric,
-    }
-
-
-def _cell_conditions(record: RunRecord) -> dict[str, object]:
-    conditions: dict[str, object] = {"dtype": record.dtype}
-    for part in ("adapter", "head", "training"):
-        settings = getattr(record, part)
-        plain = msgspec.structs.asdict(settings) if settings is not None else {}
-        conditions.update({f"{part} {name}": value for name, value in plain.items() if name != "seed"})
-    return conditions

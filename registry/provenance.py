@@ -5,6 +5,7 @@ Reads package metadata and the operating system, and imports none of the librari
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -17,6 +18,8 @@ import psutil
 
 from registry.schema import Hardware
 from registry.version import __version__
+
+DIRTY = "-dirty"  # ends the version of code with uncommitted changes
 
 _LIBRARIES = ("adapter-registry", "torch", "transformers", "tokenizers", "safetensors", "datasets", "scikit-learn")
 
@@ -49,15 +52,23 @@ def hardware(threads: int, accelerator: str | None) -> Hardware:
     )
 
 
+@functools.cache
 def code_version() -> str:
-    """Return the commit of the sources, with ``-dirty`` where the package was changed since; else the release."""
+    """Return the last commit that changed the package, ``-dirty`` where it was changed since; else the release.
+
+    Commits of other files, such as a benchmark's results, do not change the code. It is asked for once, early: a
+    process goes on with the code it has loaded, whatever becomes of the files.
+    """
     here = Path(__file__).parent
     try:
         _git(here, "ls-files", "--error-unmatch", "version.py")  # installed inside a repository of somebody else?
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit[:12] + ("-dirty" if _git(here, "status", "--porcelain", "--", ".") else "")
+        commit = _git(here, "log", "-1", "--format=%H", "--", ".")
+        changed = _git(here, "status", "--porcelain", "--", ".")
     except (OSError, subprocess.SubprocessError):
+        commit = ""
+    if not commit:  # installed, or never committed
         return f"release {__version__}"
+    return commit[:12] + (DIRTY if changed else "")
 
 
 def command_line() -> str:

@@ -113,21 +113,38 @@ def read_record(path: Path) -> RunRecord:
         raise RunError(path, f"{err.field} to be {err.expected}", str(err.found)[:200], _RUN_AGAIN) from err
 
 
+def find_records(out: Path) -> list[Path]:
+    """Return the sorted paths of all records under ``out``.
+
+    Raises:
+        RunError: there are none.
+    """
+    paths = sorted(Path(out).glob("runs/*/*/seed-*.json"))
+    if not paths:
+        raise RunError(out, "runs/<task>/<method>/seed-<n>.json", "none", "make some with 'adapter-registry bench'")
+    return paths
+
+
+def read_placed_record(path: Path) -> RunRecord:
+    """Return the record in one file, which lies where its cell's record belongs.
+
+    Raises:
+        RunError: the file is missing, damaged, of another format or in another cell's place.
+    """
+    record = read_record(path)
+    named = (record.task, record.method, f"seed-{record.seed}.json")
+    if path.parts[-3:] != named:
+        raise RunError(path, f"the record of {'/'.join(path.parts[-3:])}", f"that of {'/'.join(named)}", _RUN_AGAIN)
+    return record
+
+
 def read_records(out: Path) -> list[RunRecord]:
     """Return all records under ``out``, sorted by task, method and seed.
 
     Raises:
         RunError: there are none, or one is damaged or lies in another cell's place.
     """
-    records = []
-    for path in sorted(Path(out).glob("runs/*/*/seed-*.json")):
-        record = read_record(path)
-        named = (record.task, record.method, f"seed-{record.seed}.json")
-        if path.parts[-3:] != named:
-            raise RunError(path, f"the record of {'/'.join(path.parts[-3:])}", f"that of {'/'.join(named)}", _RUN_AGAIN)
-        records.append(record)
-    if not records:
-        raise RunError(out, "runs/<task>/<method>/seed-<n>.json", "none", "make some with 'adapter-registry bench'")
+    records = [read_placed_record(path) for path in find_records(out)]
     return sorted(records, key=lambda record: (record.task, record.method, record.seed))
 
 

@@ -17,6 +17,7 @@ from registry.catalog import Catalog
 from registry.errors import ConfigError, RegistryError
 from registry.inspection import find_strangers
 from registry.manifests import check_backbone
+from registry.origins import Origin
 from registry.provenance import library_versions
 from registry.references import Reference
 from registry.schema import DataInfo, Manifest, TrainingConfig
@@ -77,6 +78,7 @@ class Registry:
         training: TrainingConfig | None = None,
         data: DataInfo | None = None,
         split: str | None = None,
+        origin: Origin | None = None,
     ) -> Reference:
         """Store a set as the next version of ``name`` and return the reference to that version.
 
@@ -84,6 +86,7 @@ class Registry:
             pair: whether a row has two texts.
             max_length: tokens a row is cut to.
             scores: metric names and values on ``split`` of ``data``.
+            origin: what else ``train --from`` needs.
 
         Raises:
             InvalidNameError: no set may have this name.
@@ -107,6 +110,7 @@ class Registry:
             training=training,
             data=data,
             split=split,
+            origin=origin,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
             backbone=self.backbone.info,
             library_versions=library_versions(),

@@ -1,6 +1,7 @@
 """Run records to files: tables for programs and for people, and the picture.
 
-``write_report`` decides which files there are; their numbers come from frames.py and their wording from documents.py.
+``write_report`` decides which files there are; their numbers come from frames.py and their wording from documents.py
+and remarks.py.
 Equal records give equal bytes: nothing of the moment or the machine that writes a report is in it.
 """
 
@@ -19,9 +20,6 @@ from rich.text import Text
 from registry.documents import (
     display_table,
     display_totals,
-    missing_and_failed,
-    notes,
-    notice,
     plus_minus,
     readable_seconds,
     sentences,
@@ -33,6 +31,7 @@ from registry.documents import (
 from registry.frames import long_table, missing_baselines, runs_table, summary_table, task_names, total_table
 from registry.plots import score_against_parameters
 from registry.records import replace_file
+from registry.remarks import missing_and_failed, notes, notice
 from registry.schema import RunRecord
 from registry.validation import choose
 

@@ -17,6 +17,7 @@ import numpy
 import torch
 
 from registry.backbone import Backbone
+from registry.curves import CurveRecorder, LearningCurve
 from registry.data import TaskData
 from registry.errors import NonFiniteLossError, RunError
 from registry.fitting import FitJob, Fitted, Plan, fit_together, make_plan
@@ -25,6 +26,7 @@ from registry.recipes import Recipe
 from registry.records import Predictions, read_record, record_path, write_record
 from registry.references import Reference
 from registry.registry import Registry
+from registry.repeating import origin_of
 from registry.runs import StepReport
 from registry.schema import DataInfo, ParameterCounts, RunRecord
 from registry.variants import Variant
@@ -53,6 +55,8 @@ def data_info(data: TaskData, fitted: Fitted | None = None) -> DataInfo:
         reported_available=data.reported_available,
         truncated_train=fitted.truncated_train if fitted else 0,
         truncated_reported=fitted.truncated_reported if fitted else 0,
+        overlap_train=len(data.overlap.train),
+        overlap_reported=len(data.overlap.reported),
         fingerprint=data.fingerprint(),
     )
 
@@ -72,6 +76,22 @@ def find_record(out: Path, cell: Cell, settings: str) -> RunRecord | None:
             path, "a record of the same settings and rows", "one of others", "use another --out folder, or delete it"
         )
     return record if record.status == "finished" else None
+
+
+def check_code(out: Path, jobs: Sequence[CellJob]) -> None:
+    """Refuse to run a cell beside finished seeds of it that other code made: nobody could average them.
+
+    Raises:
+        RunError: such a record is there, or one made with other settings.
+    """
+    code = code_version()
+    due = {job.cell for job in jobs if find_record(out, job.cell, job.settings) is None}
+    for task, method in sorted({(cell.task, cell.method) for cell in due}):
+        for path in sorted(record_path(out, task, method, 0).parent.glob("seed-*.json")):
+            record = read_record(path)
+            if record.status == "finished" and record.code != code:
+                hint = "use another --out folder, or delete the records of the other code"
+                raise RunError(path, f"a record of the code that runs now, {code}", record.code, hint)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,14 +197,16 @@ def run_pass(
     found = {job: find_record(out, job.cell, job.settings) for job in jobs}
     observe = dict(zip(jobs, observers or [None] * len(jobs), strict=True))
     due = [job for job in jobs if found[job] is None]
+    code = code_version()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    outcomes = fit_together([FitJob(job.plan, job.data, observe=observe[job]) for job in due], backbone) if due else []
+    curves = {job: CurveRecorder() for job in due}
+    fits = [FitJob(job.plan, job.data, observe=_record_steps(curves[job], observe[job])) for job in due]
+    outcomes = fit_together(fits, backbone) if fits else []
     records = {job: record for job, record in found.items() if record is not None}
     for job, outcome in zip(due, outcomes, strict=True):
         fitted, error = (None, str(outcome)) if isinstance(outcome, NonFiniteLossError) else (outcome, None)
-        record = make_record(
-            job.cell, job.plan, job.settings, job.data, backbone, fitted, error, started, together=len(due)
-        )
+        curve = curves[job].curve()
+        record = make_record(job, backbone, fitted, error, started, code, together=len(due), curve=curve)
         # The set goes first: once the record is there the cell is never run again.
         if job.keeps and keep_in is not None and fitted is not None and fitted.storable:
             save_fitted(keep_in, job.data.spec.name, job.plan, job.data, fitted)
@@ -213,18 +235,30 @@ def run_cell(
     return run_pass(out, [job], backbone, observers=[observe], keep_in=keep_in)[0]
 
 
+def _record_steps(curve: CurveRecorder, observe: Callable[[StepReport], None] | None) -> Callable[[StepReport], None]:
+    """Return an observer that keeps the learning curve and calls ``observe``, if there is one."""
+
+    def record(report: StepReport) -> None:
+        curve.add(report.steps, report.loss, report.held_out_scores)
+        if observe is not None:
+            observe(report)
+
+    return record
+
+
 def make_record(
-    cell: Cell,
-    plan: Plan,
-    settings: str,
-    data: TaskData,
+    job: CellJob,
     backbone: Backbone,
     fitted: Fitted | None,
     error: str | None,
     started: str,
+    code: str,
+    *,
     together: int = 1,
+    curve: LearningCurve | None = None,
 ) -> RunRecord:
     """Return the record of a cell that was fitted, or that failed with ``error``."""
+    cell, plan, data = job.cell, job.plan, job.data
     result = fitted.result if fitted else None
     none = ParameterCounts(trainable=0, stored=0, backbone=backbone.info.parameters, total=backbone.info.parameters)
     train_seconds = fitted.train_seconds if fitted else 0.0
@@ -232,7 +266,7 @@ def make_record(
     return RunRecord(
         status="failed" if error else "finished",
         error=error,
-        settings=settings,
+        settings=job.settings,
         task=cell.task,
         method=cell.method,
         seed=cell.seed,
@@ -242,8 +276,9 @@ def make_record(
         scores=fitted.scores if fitted else {},
         parameters=fitted.parameters if fitted else none,
         stored_bytes=fitted.stored_bytes if fitted else 0,
-        steps=result.steps if result else 0,
+        steps=result.steps if result else curve.steps[-1] if curve else 0,
         final_loss=result.final_loss if result else None,
+        curve=curve,
         together=together,
         train_seconds=round(train_seconds, 3),
         evaluate_seconds=round(evaluate_seconds, 3),
@@ -259,7 +294,7 @@ def make_record(
         dtype=str(backbone.dtype).removeprefix("torch."),
         hardware=hardware(torch.get_num_threads(), _accelerator(backbone.device)),
         library_versions=library_versions(),
-        code=code_version(),
+        code=code,
         command=command_line(),
         started=started,
     )
@@ -301,6 +336,7 @@ def save_fitted(registry: Registry, name: str, plan: Plan, data: TaskData, fitte
         training=plan.training,
         data=data_info(data, fitted),
         split=data.spec.reported_split,
+        origin=origin_of(data, registry.backbone, fitted.together),
     )
 
 

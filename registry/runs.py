@@ -27,13 +27,25 @@ from registry.validation import require
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a progress display wants to know after a step; the learning rate is the one just used."""
+    """What a progress display or a live log wants to know after a step.
+
+    Attributes:
+        step, steps: how many were taken, and how many there are in all.
+        loss: of the step's rows, before the step.
+        rows: of the step.
+        learning_rate: the one just used.
+        gradient_norm: before it was clipped.
+        seconds: wall time of the training so far, observers left out; of sets trained together each has its share.
+        held_out_scores: after the step, where it was time for them.
+    """
 
     step: int
     steps: int
     loss: float
     rows: int
     learning_rate: float
+    gradient_norm: float = 0.0
+    seconds: float = 0.0
     held_out_scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -155,13 +167,13 @@ class TrainingRun:
         """Return the learning rate of the next step."""
         return learning_rate_at(self.step, self.steps, self.config)
 
-    def learn(self, loss: float, rows: int) -> None:
-        """Take the optimizer's step with the gradients that are there; score, remember and report."""
+    def learn(self, loss: float, rows: int) -> StepReport | None:
+        """Take the optimizer's step with the gradients that are there; score, remember, and return what to report."""
         rate = self.learning_rate
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if not math.isfinite(float(norm)):
             self.error = NonFiniteLossError(self.step + 1, float(norm), rate, "gradient norm")
-            return
+            return None
         if self.config.clip_norm > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         for group in self.optimizer.param_groups:
@@ -171,8 +183,7 @@ class TrainingRun:
         self.rows_seen += rows
         self.losses.append(loss)
         scores = self._score_held_out()
-        if self.job.observe is not None:
-            self.job.observe(StepReport(self.step, self.steps, loss, rows, rate, scores))
+        return StepReport(self.step, self.steps, loss, rows, rate, float(norm), self.seconds, scores)
 
     def _score_held_out(self) -> dict[str, float]:
         """Return the scores on held-out rows if it is time for them, and remember the best weights."""

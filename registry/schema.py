@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from registry.curves import LearningCurve
+from registry.origins import Origin
 from registry.references import check_name
 from registry.validation import Record, require
 
@@ -184,7 +186,7 @@ class Manifest(Record, frozen=True, kw_only=True):
         adapter: None is a head without bottlenecks.
         parameters: elements in both files.
         scores: metric names and values on ``split`` of ``data``.
-        recipe, training, data, split: where the weights come from, None where not known.
+        recipe, training, data, split, origin: where the weights come from, None where not known.
         dtype: of the backbone in training and scoring; the set itself is float32.
         library_versions: of the program that wrote it.
         files: ``adapter.safetensors`` and ``head.safetensors``.
@@ -206,6 +208,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     training: TrainingConfig | None = None
     data: DataInfo | None = None
     split: str | None = None
+    origin: Origin | None = None
     dtype: str | None = None
     backbone: BackboneInfo
     library_versions: dict[str, str] = {}
@@ -241,6 +244,7 @@ class DataInfo(Record, frozen=True, kw_only=True):
         train_rows, reported_rows: how many rows were used.
         train_available, reported_available: how many there were.
         truncated_train, truncated_reported: rows cut to max_length.
+        overlap_train, overlap_reported: rows whose texts also stand in the other split; None where not checked.
         fingerprint: SHA-256 over the rows used, in order.
     """
 
@@ -252,6 +256,8 @@ class DataInfo(Record, frozen=True, kw_only=True):
     reported_available: int
     truncated_train: int = 0
     truncated_reported: int = 0
+    overlap_train: int | None = None
+    overlap_reported: int | None = None
     fingerprint: str
 
 
@@ -287,6 +293,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
         status: ``finished``, or ``failed`` with ``error`` told (a diverged run is listed, never dropped).
         settings: SHA-256 over everything that decides the scores; a finished cell is reused only if equal.
         scores: on ``split``; empty when failed.
+        curve: how the training went, a diverged one too; None without training, and in older records.
         together: how many sets were trained in the same pass of the backbone, this one among them.
         train_seconds, evaluate_seconds: wall time; of sets trained together each has its share by tokens.
         rows_per_second: training rows, all epochs counted, per second of training.
@@ -311,6 +318,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     stored_bytes: int
     steps: int = 0
     final_loss: float | None = None
+    curve: LearningCurve | None = None
     together: int = 1
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -155,8 +156,10 @@ class _Pass:
             run.seconds += passed * tokens[run] / sum(tokens.values())
         for run in learning:
             began = time.perf_counter()
-            run.learn(values[run], len(chosen[run]))
+            report = run.learn(values[run], len(chosen[run]))
             run.seconds += time.perf_counter() - began
+            if report is not None and run.job.observe is not None:
+                run.job.observe(replace(report, seconds=run.seconds))
 
     def _logits(self, chosen: dict[TrainingRun, list[int]]) -> dict[TrainingRun, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
+from registry.records import find_records, read_record, replace_file
 from registry.schema import (
     BackboneInfo,
     DataInfo,
@@ -12,6 +15,7 @@ from registry.schema import (
     RunRecord,
     TrainingConfig,
 )
+from registry.validation import to_json
 
 BACKBONE = 22_713_216
 SCORES = {"majority": 0.5, "head_only": 0.75, "houlsby": 0.875, "pfeiffer": 0.8125, "full_fine_tuning": 0.9375}
@@ -75,6 +79,12 @@ def fail(record: RunRecord) -> RunRecord:
 def from_sample(record: RunRecord) -> RunRecord:
     """Return the record as it would be of the bundled sample."""
     return msgspec.structs.replace(record, data=msgspec.structs.replace(record.data, source="sample", sample=True))
+
+
+def pass_as_committed(out: Path) -> None:
+    """Rewrite all records of a real benchmark as if its code had been committed, which in a working tree is rare."""
+    for path in find_records(out):
+        replace_file(path, to_json(msgspec.structs.replace(read_record(path), code="0123456789ab")))
 
 
 def make_records() -> list[RunRecord]:

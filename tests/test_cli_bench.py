@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.provenance import code_version
 from registry.schema import RunRecord
 from registry.validation import from_json
-from tests.commands import QUICK, succeed, write_data_folder
+from tests.commands import QUICK, call, succeed, write_data_folder
+from tests.runs import pass_as_committed
 from tests.stored import tree
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,7 @@ def test_bench_keeps_the_sets_of_one_method(benched: tuple[Path, tuple[str, ...]
 def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:
     """``report`` needs only the records: all formats or one, and JSON lines with the baselines that were not run."""
     shutil.copytree(benched[0] / "out" / "runs", tmp_path / "runs")
+    pass_as_committed(tmp_path)
     told = succeed("report", tmp_path, "--format", "csv")
     assert {"table.csv", "runs.csv", "score_vs_parameters.png"} == {
         path.name for path in tmp_path.iterdir() if path.is_file()
@@ -72,6 +75,36 @@ def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tm
     assert 0 <= kept["accuracy_mean"] <= 1
     not_run = next(row for row in rows if row["method"] == "full_fine_tuning")
     assert "accuracy_mean" not in not_run
+
+
+def test_bench_does_not_mix_versions_of_the_code(
+    benched: tuple[Path, tuple[str, ...]], tmp_path: Path, tiny_folder: Path, folder: Path
+) -> None:
+    """A seed missing beside finished ones of other code is refused before anything runs; elsewhere it is run."""
+    out = tmp_path / "out"
+    shutil.copytree(benched[0] / "out", out)
+    pass_as_committed(out)
+    missing = out / "runs" / "mrpc" / "head_only" / "seed-1.json"
+    missing.unlink()
+    before = tree(out)
+    arguments = ("bench", "sst2", "mrpc", "--method", "head_only", "--seeds", "0-1", "--data", folder)
+    places = ("--store", tmp_path / "none", *arguments, "--backbone", tiny_folder, *QUICK)
+    outcome = call(*places, "--out", out)
+    assert 1 == outcome.code
+    assert "mrpc/head_only/seed-0.json: expected a record of the code that runs now, " in outcome.message
+    assert "found 0123456789ab; use another --out folder, or delete the records of the other code" in outcome.message
+    assert before == tree(out)
+    (out / "runs" / "mrpc" / "head_only" / "seed-0.json").unlink()
+    succeed(*places, "--out", out)
+    assert missing.is_file()
+
+
+def test_bench_says_beforehand_what_is_not_averaged(benched: tuple[Path, tuple[str, ...]]) -> None:
+    """Several seeds of code with uncommitted changes are announced as not to be averaged; committed code is not."""
+    _, arguments = benched
+    told = succeed(*arguments)
+    warned = "seeds will be listed and not averaged" in told.err
+    assert code_version().endswith("-dirty") == warned == ("Not averaged: pfeiffer on mrpc" in told.out)
 
 
 def test_keep_tells_when_the_weights_are_gone(tmp_path: Path, tiny_folder: Path, folder: Path) -> None:

@@ -49,12 +49,56 @@ def test_code_is_a_commit_or_a_release() -> None:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_of_somebody_else_is_not_ours(tmp_path: Path) -> None:
     """Installed inside another project's repository, the package does not pass that project's commit off as its own."""
-    shutil.copytree(PACKAGE, tmp_path / "registry", ignore=shutil.ignore_patterns("__pycache__", "sample"))
+    copy_package(tmp_path)
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "theirs")
+    assert f"release {registry.__version__}" == version_in(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_code_changes_only_with_the_package(tmp_path: Path) -> None:
+    """Commits of other files leave the version as it is; changes of the package mark it until they are committed."""
+    copy_package(tmp_path)
+    git(tmp_path, "add", "registry")
+    git(tmp_path, "commit", "--quiet", "--message", "package")
+    first = version_in(tmp_path)
+    assert git(tmp_path, "rev-parse", "HEAD")[:12] == first
+    (tmp_path / "results.csv").write_text("0.9")
+    git(tmp_path, "add", "results.csv")
+    git(tmp_path, "commit", "--quiet", "--message", "results")
+    assert first == version_in(tmp_path)
+    (tmp_path / "registry" / "new.py").write_text("")
+    assert f"{first}-dirty" == version_in(tmp_path)
+    git(tmp_path, "add", "registry")
+    git(tmp_path, "commit", "--quiet", "--message", "change")
+    assert git(tmp_path, "rev-parse", "HEAD")[:12] == version_in(tmp_path) != first
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_package_that_was_never_committed_is_a_release(tmp_path: Path) -> None:
+    """Files that are only about to be committed have no commit to be told by."""
+    copy_package(tmp_path)
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "empty")
+    git(tmp_path, "add", "registry")
+    assert f"release {registry.__version__}" == version_in(tmp_path)
+
+
+def copy_package(folder: Path) -> None:
+    """Put the package's sources into a new repository."""
+    shutil.copytree(PACKAGE, folder / "registry", ignore=shutil.ignore_patterns("__pycache__", "sample"))
+    git(folder, "init", "--quiet")
+    (folder / ".gitignore").write_text("__pycache__\n")
+
+
+def git(folder: Path, *arguments: str) -> str:
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    for arguments in (["init", "--quiet"], [*who, "commit", "--quiet", "--allow-empty", "--message", "theirs"]):
-        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def version_in(folder: Path) -> str:
+    """Return what a process that imports the package from ``folder`` says."""
     script = "import registry.provenance as found; print(found.__file__); print(found.code_version())"
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
     where, version = done.stdout.splitlines()
-    assert tmp_path / "registry" / "provenance.py" == Path(where)
-    assert f"release {registry.__version__}" == version
+    assert folder / "registry" / "provenance.py" == Path(where)
+    return version

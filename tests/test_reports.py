@@ -60,7 +60,7 @@ def test_report_writes_all_files(records: list[RunRecord], tmp_path: Path) -> No
         assert part in report
     assert "houlsby has the best mean f1_binary, 0.891 ± 0.016, training 1.00 % of" in report
     assert "that is 6.2 points below full fine-tuning (0.953 ± 0.016)." in report
-    assert "(12 truncated), reported on 408 of 408 rows of validation" in report
+    assert "(12 truncated, 0.33 %), reported on 408 of 408 rows of validation" in report
     assert (tmp_path / "score_vs_parameters.png").read_bytes().startswith(b"\x89PNG")
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
 

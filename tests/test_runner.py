@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from registry.registry import Registry
 from registry.runner import Cell, CellJob, cells_of, make_job, plan_passes, run_cell, run_pass, save_fitted
 from registry.schema import RunRecord
 from registry.tasks import find_task, task_from_file
+from registry.validation import to_json
 from registry.variants import Variant
 from tests.commands import own_rows, write_csv, write_data_folder
 from tests.stored import tree
@@ -81,6 +83,10 @@ def test_record_has_all_there_is_to_ask(tmp_path: Path, data: TaskData, tiny_bac
         record.data.sample,
     )
     assert data.fingerprint() == record.data.fingerprint
+    assert (len(data.overlap.train), len(data.overlap.reported)) == (
+        record.data.overlap_train,
+        record.data.overlap_reported,
+    )
     assert tiny_backbone.info == record.backbone
     plan = make_plan("houlsby", data, tiny_backbone, 0, **QUICK)
     assert (plan.adapter, plan.head, plan.training) == (record.adapter, record.head, record.training)
@@ -106,6 +112,46 @@ def test_predictions_give_the_scores_again(tmp_path: Path, data: TaskData, tiny_
         assert record.scores == pytest.approx(again, abs=1e-12)
     content = b"".join(tree(tmp_path).values())
     assert not any(text.encode() in content for text in (*data.reported.texts, *(data.reported.pairs or ())))
+
+
+def test_record_holds_the_learning_curve(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """The mean loss of every step that the observer was told of is kept; a run that trains nothing has no curve."""
+    seen: list[tuple[int, float]] = []
+    cell = Cell("mrpc", "houlsby", 0)
+    record, _ = run_cell(
+        tmp_path,
+        cell,
+        data,
+        tiny_backbone,
+        overrides=dict(QUICK),
+        observe=lambda report: seen.append((report.step, report.loss)),
+    )
+    assert record.curve is not None
+    assert [step for step, _ in seen] == list(record.curve.steps)
+    assert [loss for _, loss in seen] == pytest.approx(record.curve.losses, rel=1e-5)
+    assert record.final_loss == pytest.approx(sum(record.curve.losses) / 3, rel=1e-5)
+    assert () == record.curve.held_out
+    assert run(tmp_path, data, tiny_backbone, "majority").curve is None
+
+
+def test_curve_has_the_scores_on_held_out_rows(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Where a training is evaluated on its way, the record tells after which steps and how."""
+    record = run(tmp_path, data, tiny_backbone, evaluate_every=2, held_out=0.2, epochs=2)
+    assert record.curve is not None
+    assert record == read_record(record_path(tmp_path, "mrpc", "houlsby", 0))
+    assert [2, 4] == [point.step for point in record.curve.held_out]
+    assert [["accuracy"]] * 2 == [list(point.scores) for point in record.curve.held_out]
+
+
+def test_record_without_the_newer_fields_can_be_read(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
+    """Records made before there were curves and overlap read as records that do not know them."""
+    record = run(tmp_path, data, tiny_backbone)
+    plain = json.loads(to_json(record))
+    del plain["curve"], plain["data"]["overlap_train"], plain["data"]["overlap_reported"]
+    path = record_path(tmp_path, "mrpc", "houlsby", 0)
+    path.write_text(json.dumps(plain))
+    unknown = msgspec.structs.replace(record.data, overlap_train=None, overlap_reported=None)
+    assert msgspec.structs.replace(record, curve=None, data=unknown) == read_record(path)
 
 
 def test_finished_cell_is_not_run_again(tmp_path: Path, data: TaskData, tiny_backbone: Backbone) -> None:
@@ -257,6 +303,8 @@ def test_diverged_cell_leaves_the_others_of_its_pass_alone(
     assert (failed.error or "").startswith("training stopped at step ")
     assert run(tmp_path / "alone", data, tiny_backbone, "pfeiffer").scores == finished.scores
     assert 0 == len(registry)
+    assert failed.curve is not None
+    assert 1 <= failed.steps == failed.curve.steps[-1] < 3
 
 
 def test_variant_replaces_settings_of_its_method(data: TaskData, tiny_backbone: Backbone) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.documents import notes, sentences
+from registry.documents import sentences
 from registry.errors import ConfigError, InvalidNameError
 from registry.frames import method_order, summary_table, total_table
 from registry.references import check_name
+from registry.remarks import notes
 from registry.reports import write_report
 from registry.variants import Variant, make_variants, parse_sweeps, split_name
 from tests.runs import BACKBONE, make_record

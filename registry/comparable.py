@@ -1,0 +1,121 @@
+"""Which run records belong together: in one table, in one mean, and what a reader must be told of them.
+
+Records of other data, another backbone or other settings are refused. Runs of different or uncommitted code are shown
+but never averaged, since nobody could run their mean again. Nothing here knows of files or how a table looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import msgspec
+
+from registry.errors import RunError
+from registry.provenance import DIRTY
+from registry.schema import RunRecord
+
+LOWER_IS_BETTER = ("mse",)
+
+
+def check_comparable(records: Sequence[RunRecord]) -> None:
+    """Refuse records that one table must not mix.
+
+    Raises:
+        RunError: there are none, or two of one task differ in data, backbone or split, or two of one task and
+            method differ in dtype or in any setting but the seed.
+    """
+    if not records:
+        raise RunError("this table", "at least one run record", "none", "make some with 'adapter-registry bench'")
+    ordered = sorted(records, key=lambda record: (record.task, record.method, record.seed))
+    for _, task in groupby(ordered, key=lambda record: record.task):
+        _check_equal(list(task), _task_conditions)
+    for _, cell in groupby(ordered, key=lambda record: (record.task, record.method)):
+        _check_equal(list(cell), _cell_conditions)
+
+
+def averaged_runs(cell: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the finished runs of one task and method if a mean over them may be taken; else none of them.
+
+    Every mean, interval and comparison of methods starts here.
+    """
+    return [] if why_not_averaged(cell) else _finished(cell)
+
+
+def why_not_averaged(cell: Sequence[RunRecord]) -> str:
+    """Return what speaks against a mean over the finished runs of one task and method, or an empty string."""
+    done = _finished(cell)
+    codes = sorted({record.code for record in done})
+    if len(codes) > 1:
+        return f"runs of different code ({', '.join(codes)})"
+    if len(done) > 1 and is_dirty(done[0]):
+        return f"runs of uncommitted code ({codes[0]})"
+    return ""
+
+
+def is_dirty(record: RunRecord) -> bool:
+    """Return whether the package had uncommitted changes, so that nobody else can run the same code."""
+    return record.code.endswith(DIRTY)
+
+
+def not_above_majority(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the finished trainings whose main metric is no better than that of the majority class on their task.
+
+    Such a run did not diverge, so it counts like any other; but it has learned nothing that its metric shows.
+    """
+    majority: dict[str, float] = {}
+    for record in _finished(records):
+        if record.method == "majority":
+            majority[record.task] = _goodness(record)
+    trained = [record for record in _finished(records) if record.method != "majority" and record.task in majority]
+    return [record for record in trained if _goodness(record) <= majority[record.task]]
+
+
+def _goodness(record: RunRecord) -> float:
+    value = record.scores.get(record.main_metric, float("nan"))
+    return -value if record.main_metric in LOWER_IS_BETTER else value
+
+
+def _finished(records: Sequence[RunRecord]) -> list[RunRecord]:
+    return [record for record in records if record.status == "finished"]
+
+
+def _check_equal(records: Sequence[RunRecord], conditions: Callable[[RunRecord], dict[str, object]]) -> None:
+    first = records[0]
+    for other in records[1:]:
+        expected, found = conditions(first), conditions(other)
+        for name in [*expected, *(name for name in found if name not in expected)]:
+            if expected.get(name) != found.get(name):
+                raise RunError(
+                    f"{_place(first)} and {_place(other)}",
+                    f"the same {name}",
+                    f"{_short(expected.get(name))} and {_short(found.get(name))}",
+                    "use another --out folder for runs under other conditions",
+                )
+
+
+def _place(record: RunRecord) -> str:
+    return f"runs/{record.task}/{record.method}/seed-{record.seed}.json"
+
+
+def _short(value: object) -> str:
+    return str(value)[:12]
+
+
+def _task_conditions(record: RunRecord) -> dict[str, object]:
+    return {
+        "data fingerprint": record.data.fingerprint,
+        "backbone fingerprint": record.backbone.fingerprint,
+        "tokenizer": record.backbone.tokenizer_digest,
+        "split": record.split,
+        "main metric": record.main_metric,
+    }
+
+
+def _cell_conditions(record: RunRecord) -> dict[str, object]:
+    conditions: dict[str, object] = {"dtype": record.dtype}
+    for part in ("adapter", "head", "training"):
+        settings = getattr(record, part)
+        plain = msgspec.structs.asdict(settings) if settings is not None else {}
+        conditions.update({f"{part} {name}": value for name, value in plain.items() if name != "seed"})
+    return conditions

@@ -1,0 +1,224 @@
+"""What the report's page says, as plain frozen records: numbers and sentences, no layout.
+
+Whoever computes the content fills these; page.py and charts.py draw them. Nothing here knows of run records or html.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from registry.validation import Record, require
+
+MethodGroup = Literal["baseline", "adapter", "full"]
+Verdict = Literal["better", "worse", "not distinguishable"]
+
+UNDECIDED: Verdict = "not distinguishable"
+
+
+class Column(Record, frozen=True, kw_only=True):
+    """One column of a table: its key, what its head says, its side, and whether a reader may sort by it."""
+
+    key: str
+    title: str
+    side: Literal["left", "right"] = "right"
+    sortable: bool = True
+
+
+class Cell(Record, frozen=True, kw_only=True):
+    """What a cell shows, and the value it sorts by; None sorts last, either way round."""
+
+    text: str
+    value: float | str | None = None
+
+
+class RowGroup(Record, frozen=True, kw_only=True):
+    """Rows that belong together, and stay together when sorted; ``name`` is their heading, or empty for none."""
+
+    name: str = ""
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+class PageTable(Record, frozen=True, kw_only=True):
+    """A table; the first column names its rows."""
+
+    columns: tuple[Column, ...]
+    groups: tuple[RowGroup, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.columns), "columns", "at least one column", self.columns)
+        for row in (row for group in self.groups for row in group.rows):
+            require(len(row) == len(self.columns), "rows", f"{len(self.columns)} cells each", len(row))
+
+
+class ScatterPoint(Record, frozen=True, kw_only=True):
+    """A method's mean score with its interval, if there is one, and the parameters it trains."""
+
+    method: str
+    parameters: int
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    group: MethodGroup = "adapter"
+
+    def __post_init__(self) -> None:
+        _require_finite(self.method, self.mean, self.low, self.high)
+
+
+class Scatter(Record, frozen=True, kw_only=True):
+    """Score against trainable parameters on one task."""
+
+    task: str
+    metric: str
+    points: tuple[ScatterPoint, ...]
+
+
+class ForestRow(Record, frozen=True, kw_only=True):
+    """A method's difference to the reference in points (hundredths), its interval, Holm-adjusted p and verdict."""
+
+    method: str
+    difference: float
+    low: float
+    high: float
+    p: float | None = None
+    verdict: Verdict = UNDECIDED
+    group: MethodGroup = "adapter"
+
+    def __post_init__(self) -> None:
+        _require_finite(self.method, self.difference, self.low, self.high)
+
+
+class Forest(Record, frozen=True, kw_only=True):
+    """Differences of all methods to one reference on one task.
+
+    Attributes:
+        detectable: the smallest difference, in points, that this many rows can show; None where not computed.
+    """
+
+    task: str
+    metric: str
+    reference: str
+    rows: tuple[ForestRow, ...]
+    detectable: float | None = None
+
+
+class SeedCurve(Record, frozen=True, kw_only=True):
+    """The losses of one run at its steps, and the scores on held-out rows where there were any."""
+
+    seed: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    score_steps: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(len(self.steps) == len(self.losses), "losses", f"{len(self.steps)} numbers", len(self.losses))
+        require(len(self.score_steps) == len(self.scores), "scores", f"{len(self.score_steps)} numbers", self.scores)
+
+
+class MethodCurves(Record, frozen=True, kw_only=True):
+    """The curves of one method, one for each seed."""
+
+    method: str
+    seeds: tuple[SeedCurve, ...]
+
+
+class TaskCurves(Record, frozen=True, kw_only=True):
+    """The curves of all methods on one task; ``metric`` names the held-out scores."""
+
+    task: str
+    metric: str = ""
+    methods: tuple[MethodCurves, ...]
+
+
+class MethodConfusion(Record, frozen=True, kw_only=True):
+    """Answers of one method, counted over its seeds: ``counts[true][answered]``."""
+
+    method: str
+    seeds: int
+    counts: tuple[tuple[int, ...], ...]
+
+
+class TaskConfusions(Record, frozen=True, kw_only=True):
+    """The confusion counts of all methods on one task."""
+
+    task: str
+    label_names: tuple[str, ...]
+    methods: tuple[MethodConfusion, ...]
+
+    def __post_init__(self) -> None:
+        size = len(self.label_names)
+        for method in self.methods:
+            sizes = {len(method.counts), *map(len, method.counts)}
+            require(sizes == {size}, "counts", f"{size} x {size} counts", sorted(sizes))
+
+
+class ErrorRow(Record, frozen=True, kw_only=True):
+    """A row that some method got wrong.
+
+    Attributes:
+        row: its number in the reported split.
+        label: the true label's index.
+        probabilities: of the true label, per method, averaged over seeds.
+        wrong: how many seeds were wrong, per method.
+        texts: the row's text or pair of texts; empty unless the user asked for them.
+    """
+
+    row: int
+    label: int
+    probabilities: tuple[float, ...]
+    wrong: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+
+class TaskErrors(Record, frozen=True, kw_only=True):
+    """All rows of one task that any method got wrong, with the number of seeds of each method."""
+
+    task: str
+    label_names: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    rows: tuple[ErrorRow, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.methods)
+        require(len(self.seeds) == count, "seeds", f"{count} numbers", len(self.seeds))
+        for row in self.rows:
+            sizes = {len(row.probabilities), len(row.wrong)}
+            require(sizes == {count}, f"row {row.row}", f"{count} probabilities and counts", sorted(sizes))
+            require(0 <= row.label < len(self.label_names), f"row {row.row}", "an index of a label", row.label)
+
+
+class PageContent(Record, frozen=True, kw_only=True):
+    """Everything one page says.
+
+    Attributes:
+        notice: what must be read first, such as that the data is the sample's; or empty.
+        summary: sentences that stand above all tables.
+        commands: exact command lines that made the records.
+        provenance: names and values: versions, machine, fingerprints.
+    """
+
+    title: str
+    notice: str = ""
+    summary: tuple[str, ...] = ()
+    table: PageTable
+    totals: PageTable | None = None
+    scatters: tuple[Scatter, ...] = ()
+    forests: tuple[Forest, ...] = ()
+    curves: tuple[TaskCurves, ...] = ()
+    confusions: tuple[TaskConfusions, ...] = ()
+    errors: tuple[TaskErrors, ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
+    commands: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def holds_texts(self) -> bool:
+        """Whether any text of the data is in it."""
+        return any(row.texts for task in self.errors for row in task.rows)
+
+
+def _require_finite(method: str, *numbers: float | None) -> None:
+    found = [number for number in numbers if number is not None]
+    require(all(map(math.isfinite, found)), method, "finite numbers", found)
