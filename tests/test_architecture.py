@@ -39,11 +39,12 @@ LAYERS = (
     ("cli",),
 )  # fmt: skip
 TORCH_FREE = {
-    "archive", "catalog", "charts", "checking", "cli", "cli_bench", "cli_list", "cli_options", "cli_predict", "cli_settings",
-    "cli_store", "cli_train", "comparable", "curves", "data", "differences", "documents", "errors", "families", "files", "frames", "hub", "inspection",
-    "interruption", "listing", "manifests", "memory", "metrics", "origins", "overlap", "page", "page_content", "plots", "provenance", "reach", "recipes",
-    "records", "references", "remarks", "reports", "resampling", "rows", "schema", "statistics", "store_errors", "svg", "tables", "tasks", "trackers", "tracking", "validation",
-    "variants", "version", "view",
+    "archive", "catalog", "charts", "checking", "cli", "cli_bench", "cli_list", "cli_options", "cli_predict",
+    "cli_settings", "cli_store", "cli_train", "comparable", "curves", "data", "differences", "documents",
+    "errors", "families", "files", "frames", "hub", "inspection", "interruption", "listing", "manifests",
+    "memory", "metrics", "origins", "overlap", "page", "page_content", "plots", "provenance", "reach", "recipes",
+    "records", "references", "remarks", "reports", "resampling", "rows", "schema", "statistics", "store_errors",
+    "svg", "tables", "tasks", "trackers", "tracking", "validation", "variants", "version", "view",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 
