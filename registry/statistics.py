@@ -47,11 +47,6 @@ class Interval(Record, frozen=True, kw_only=True):
     rows: int
 
     @property
-    def holds_zero(self) -> bool:
-        """Whether zero lies inside."""
-        return self.low <= 0 <= self.high
-
-    @property
     def covers_seeds(self) -> bool:
         """Whether the chance of the seed is in the interval, not that of the rows alone."""
         return self.seeds > 1

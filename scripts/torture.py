@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,16 +41,18 @@ class Experiment(NamedTuple):
 
     Attributes:
         needed: how many cases the long form has to judge.
-        long, quick: run it in the full and in a small size.
+        run: what is done, given a folder and sizes.
+        long, quick: the sizes of the full form and of a small one.
     """
 
     name: str
     needed: int
-    long: Callable[[Path], Verdict]
-    quick: Callable[[Path], Verdict]
+    run: Callable[..., Verdict]
+    long: dict[str, Any] = {}
+    quick: dict[str, Any] = {}
 
 
-def _rounds(folder: Path, number: int, **sizes: Any) -> Verdict:
+def _rounds(folder: Path, *, number: int, **sizes: Any) -> Verdict:
     """Let a crowd of writers loose ``number`` times and add up what it did."""
     total = Verdict(f"{number} rounds of 64 processes that save 8 times into one name lose nothing")
     for turn in range(number):
@@ -63,7 +66,7 @@ def _rounds(folder: Path, number: int, **sizes: Any) -> Verdict:
     return total
 
 
-def _fuzz(target: str, seconds: int) -> Verdict:
+def _fuzz(_: Path, *, target: str, seconds: int) -> Verdict:
     """Fuzz one parser; bad is whatever is not refused by an error of ours, in a second and 256 MiB."""
     found = run_target(target, seconds)
     bad = [json.dumps(each) for each in found["uncaught"]]
@@ -74,93 +77,29 @@ def _fuzz(target: str, seconds: int) -> Verdict:
 
 def _fuzzer(target: str) -> Experiment:
     seconds = 600 if target in LONG_FUZZED else 120
-    return Experiment(f"fuzz {target}", 10_000, lambda _: _fuzz(target, seconds), lambda _: _fuzz(target, 10))
+    sizes = ({"seconds": seconds}, {"seconds": 10})
+    return Experiment(f"fuzz {target}", 10_000, partial(_fuzz, target=target), *sizes)
 
 
 EXPERIMENTS = (
-    Experiment("kill -9", 3_000, lambda f: inject.try_kills(f, points=3_300), lambda f: inject.try_kills(f, points=60)),
-    Experiment(
-        "power loss",
-        50_000,
-        lambda f: power_loss.try_power_loss(f, states=50_000),
-        lambda f: power_loss.try_power_loss(f, states=300),
-    ),
-    Experiment(
-        "failing calls",
-        3_000,
-        lambda f: inject.try_failing_calls(f, every=3),
-        lambda f: inject.try_failing_calls(f, every=300),
-    ),
-    Experiment(
-        "full disk",
-        300,
-        lambda f: inject.try_full_disk(f, size=100_000),
-        lambda f: inject.try_full_disk(f, size=10_000),
-    ),
-    Experiment(
-        "file size limit",
-        500,
-        lambda f: inject.try_size_limits(f, step=50),
-        lambda f: inject.try_size_limits(f, step=1_000),
-    ),
-    Experiment("writers", 3 * 10 * 512, lambda f: _rounds(f, 10), lambda f: _rounds(f, 1, processes=8, saves=4)),
-    Experiment(
-        "alias movers",
-        3_000,
-        lambda f: crowd.try_movers(f, turns=160),
-        lambda f: crowd.try_movers(f, turns=4),
-    ),
-    Experiment(
-        "readers",
-        100_000,
-        lambda f: crowd.try_readers(f, reads=100_000),
-        lambda f: crowd.try_readers(f, reads=500),
-    ),
-    Experiment(
-        "gc under writers",
-        1_000,
-        lambda f: crowd.try_collectors(f, saves=160),
-        lambda f: crowd.try_collectors(f, saves=4),
-    ),
-    Experiment(
-        "damage",
-        100_000,
-        lambda f: damage.try_damage(f, cases=110_000),
-        lambda f: damage.try_damage(f, cases=300),
-    ),
-    Experiment(
-        "hostile names",
-        100_000,
-        lambda f: names.try_names(f, cases=120_000),
-        lambda f: names.try_names(f, cases=1_000),
-    ),
-    Experiment("mismatches", 20, mismatches.try_mismatches, mismatches.try_mismatches),
-    Experiment("planted links", 100, planted.try_planted, planted.try_planted),
-    Experiment(
-        "store machine",
-        50_000,
-        lambda f: try_machine(f, runs=500, steps=100),
-        lambda f: try_machine(f, runs=5, steps=30),
-    ),
-    Experiment(
-        "frozen backbone",
-        50_000,
-        lambda f: try_frozen(f, runs=500, steps=100),
-        lambda f: try_frozen(f, runs=3, steps=30),
-    ),
-    Experiment(
-        "threads",
-        10_000,
-        lambda f: try_threads(f, threads=8, requests=1_250),
-        lambda f: try_threads(f, threads=4, requests=25),
-    ),
-    Experiment(
-        "list",
-        10_000,
-        lambda f: listed.try_list(f, sets=10_000, limit=0.6),
-        lambda f: listed.try_list(f, sets=500),
-    ),
-    Experiment("seeded defects", 12, defects.try_defects, defects.try_defects),
+    Experiment("kill -9", 3_000, inject.try_kills, {"points": 3_300}, {"points": 60}),
+    Experiment("power loss", 50_000, power_loss.try_power_loss, {"states": 50_000}, {"states": 300}),
+    Experiment("failing calls", 10_000, inject.try_failing_calls, {"every": 1}, {"every": 300}),
+    Experiment("full disk", 300, inject.try_full_disk, {"size": 100_000}, {"size": 10_000}),
+    Experiment("file size limit", 500, inject.try_size_limits, {"step": 50}, {"step": 1_000}),
+    Experiment("writers", 3 * 10 * 512, _rounds, {"number": 10}, {"number": 1, "processes": 8, "saves": 4}),
+    Experiment("alias movers", 3_000, crowd.try_movers, {"turns": 160}, {"turns": 4}),
+    Experiment("readers", 100_000, crowd.try_readers, {"reads": 100_000}, {"reads": 500}),
+    Experiment("gc under writers", 1_000, crowd.try_collectors, {"saves": 160}, {"saves": 4}),
+    Experiment("damage", 100_000, damage.try_damage, {"cases": 110_000}, {"cases": 300}),
+    Experiment("hostile names", 100_000, names.try_names, {"cases": 120_000}, {"cases": 1_000}),
+    Experiment("mismatches", 20, mismatches.try_mismatches),
+    Experiment("planted links", 100, planted.try_planted),
+    Experiment("store machine", 50_000, try_machine, {"runs": 500, "steps": 100}, {"runs": 5, "steps": 30}),
+    Experiment("frozen backbone", 50_000, try_frozen, {"runs": 500, "steps": 100}, {"runs": 3, "steps": 30}),
+    Experiment("threads", 10_000, try_threads, {"threads": 8, "requests": 1_250}, {"threads": 4, "requests": 25}),
+    Experiment("list", 10_000, listed.try_list, {"sets": 10_000, "limit": 0.6}, {"sets": 500}),
+    Experiment("seeded defects", 12, defects.try_defects),
     *map(_fuzzer, fuzzing.TARGETS),
 )
 
@@ -171,7 +110,7 @@ def run_one(name: str, is_quick: bool, out: Path) -> None:
     torch.set_num_threads(1)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        verdict = (experiment.quick if is_quick else experiment.long)(Path(folder))
+        verdict = experiment.run(Path(folder), **(experiment.quick if is_quick else experiment.long))
     broken = int(verdict.details.get("bad", len(verdict.bad)))
     entry = {
         **asdict(verdict),

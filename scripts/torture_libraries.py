@@ -161,7 +161,8 @@ class Ours:
 
     def save(self, which: str, folder: Path) -> None:
         """Save the next version in a store that is made where there is none."""
-        self.registry.create(folder, self.backbones["right"]).save(NAME, self.saved[which])
+        enter = self.registry if (folder / "store.json").exists() else self.registry.create
+        enter(folder, self.backbones["right"]).save(NAME, self.saved[which])
 
     def load(self, folder: Path, backbone: str) -> Any:
         """Return the newest version, after every visible one loaded; the first may not be gone."""
