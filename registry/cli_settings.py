@@ -92,8 +92,8 @@ class Settings:
 
 
 def note(text: str) -> None:
-    """Tell something that is no data on stderr."""
-    click.echo(text, err=True)
+    """Tell something that is no data on stderr, line by line."""
+    click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def printable(value: object) -> str:

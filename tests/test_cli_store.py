@@ -144,3 +144,12 @@ def test_stale_staging_of_a_killed_training_is_garbage(store: Path) -> None:
     long_ago = time.time() - 10_000
     os.utime(stage, (long_ago, long_ago))
     assert "removed 0" in succeed("--store", store, "gc").out  # made just now, whatever its times say
+
+
+def test_control_codes_in_what_verify_tells(store: Path) -> None:
+    """Notes on stderr are spelled out like data on stdout."""
+    (store / "sst2" / "bell\x07").write_text("")
+    told = call("--store", store, "verify")
+    assert 4 == told.code
+    assert "\x07" not in told.err
+    assert "bell\\x07" in told.err

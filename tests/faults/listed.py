@@ -11,20 +11,12 @@ import msgspec
 from registry.catalog import Catalog
 from registry.listing import list_sets
 from registry.manifests import format_alias, seal
-from registry.schema import DataInfo, TrainingConfig
+from registry.schema import TrainingConfig
 from registry.view import MANIFEST_FILE
 from tests.faults.verdict import Verdict
+from tests.runs import make_record
 from tests.stored import CONTENTS, INFO, new_manifest
 
-_DATA = DataInfo(
-    source="hub",
-    sample=False,
-    train_rows=3668,
-    reported_rows=408,
-    train_available=3668,
-    reported_available=408,
-    fingerprint="c" * 64,
-)
 _LIKE_TRAINED = {  # a manifest as long as that of a trained set
     "task": "mrpc",
     "pair": True,
@@ -33,7 +25,7 @@ _LIKE_TRAINED = {  # a manifest as long as that of a trained set
     "main_metric": "accuracy",
     "scores": {"accuracy": 0.8125, "f1_binary": 0.8651, "f1_weighted": 0.8102},
     "training": TrainingConfig(),
-    "data": _DATA,
+    "data": make_record("mrpc", "houlsby").data,
     "library_versions": dict.fromkeys(("python", "torch", "transformers", "tokenizers", "numpy"), "1.2.3"),
 }
 
