@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from markupsafe import Markup
 
-from registry.page_content import UNDECIDED, Forest, ForestRow, MethodCurves, Scatter, ScatterPoint, TaskCurves
+from registry.page_content import Forest, ForestRow, MethodCurves, Scatter, ScatterPoint, TaskCurves
 from registry.svg import Box, Layout, Scale, compact, drawing, element, label, line, padded, path, signed, ticks
+from registry.verdicts import UNDECIDED
 
 _WIDTH, _HEIGHT = 380.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 368.0, 12.0, 256.0
@@ -74,22 +75,29 @@ def curve_panels(task: TaskCurves, name: str, scores: bool = False) -> list[Mark
 
     ``scores`` draws the held-out scores in place of the losses; methods without any have no panel.
     """
-    curves = {method.method: _curves(method, scores) for method in task.methods}
-    curves = {method: lines for method, lines in curves.items() if any(lines)}
+    methods = {method.method: method for method in task.methods if any(_curves(method, scores))}
+    curves = {name: _curves(method, scores) for name, method in methods.items()}
     points = [point for lines in curves.values() for curve in lines for point in curve]
     if not points:
         return []
     across = Scale(0, max(x for x, _ in points) or 1, 30, _PANEL_WIDTH - 6)
-    up = Scale(*padded([y for _, y in points], 0.05), _PANEL_HEIGHT - 20, 24)
-    means = {method: _mean_curve(lines) for method, lines in curves.items()}
+    up = Scale(*padded(_heights(methods.values(), scores), 0.05), _PANEL_HEIGHT - 20, 24)
+    means = [_mean_curve(method, scores) for method in methods.values()]
     shared = [
         element("path", d=path((across(x), up(y)) for x, y in mean), id=f"{name}-line-{index}")
-        for index, mean in enumerate(means.values())
+        for index, mean in enumerate(means)
     ]
     what = task.metric if scores else "training loss"
     panels = []
     for index, (method, lines) in enumerate(curves.items()):
-        drawn = [element("path", d=path((across(x), up(y)) for x, y in curve), class_="seed") for curve in lines]
+        drawn = [
+            element(
+                "path",
+                d=path((across(x), up(min(y, up.last))) for x, y in curve),
+                class_="seed failed" if seed.failed else "seed",
+            )
+            for curve, seed in zip(lines, methods[method].seeds, strict=True)
+        ]
         others = [_use(f"{name}-line-{other}", "other") for other in range(len(curves)) if other != index]
         own = _use(f"{name}-line-{index}", "mean")
         last = [curve[-1][1] for curve in lines if curve]
@@ -178,9 +186,21 @@ def _curves(method: MethodCurves, scores: bool) -> list[list[tuple[float, float]
     return [list(zip(map(float, seed.steps), seed.losses, strict=True)) for seed in method.seeds]
 
 
-def _mean_curve(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Return the mean over seeds at the steps that all of them have."""
-    tables = [dict(curve) for curve in lines if curve]
+def _heights(methods: Iterable[MethodCurves], scores: bool) -> list[float]:
+    """Return all that the axis must hold: a diverged run leaves it above twice the height of the others."""
+    seeds = [pair for method in methods for pair in zip(_curves(method, scores), method.seeds, strict=True)]
+    heights = [y for curve, seed in seeds if not seed.failed for _, y in curve]
+    diverged = [y for curve, seed in seeds if seed.failed for _, y in curve]
+    most = 2 * max((y for y in heights if math.isfinite(y)), default=math.inf)
+    return [*heights, *(min(y, most) for y in diverged)]
+
+
+def _mean_curve(method: MethodCurves, scores: bool) -> list[tuple[float, float]]:
+    """Return the mean over the finished seeds at the steps that all of them have."""
+    finished = zip(_curves(method, scores), method.seeds, strict=True)
+    tables = [dict(curve) for curve, seed in finished if curve and not seed.failed]
+    if not tables:
+        return []
     steps = [x for x in tables[0] if all(x in table for table in tables)]
     return [(x, sum(table[x] for table in tables) / len(tables)) for x in steps]
 

@@ -15,8 +15,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from registry.answers import read_answers
 from registry.differences import Difference, compare_contents
 from registry.errors import ConfigError, RunError, ShapeMismatchError
+from registry.evidence import gather_evidence
 from registry.metrics import score
 from registry.records import (
     Predictions,
@@ -26,7 +28,7 @@ from registry.records import (
     record_path,
 )
 from registry.reports import write_report
-from registry.schema import ProblemType, RunRecord
+from registry.schema import RunRecord
 
 _CLOSE = 1e-12  # other processors may add in another order
 _SUM_CLOSE = 1e-4  # a float32 softmax is within 1e-6
@@ -64,7 +66,7 @@ def check_report(out: Path) -> Checked:
         differences += found
         records.append(again)
     # Where a record cannot be read, no table can follow from all of them.
-    files, found = _check_files(out, records) if len(records) == len(paths) else ((), [])
+    files, found = _check_files(out, records, differences) if len(records) == len(paths) else ((), [])
     return Checked(len(paths), files, (*differences, *found))
 
 
@@ -88,7 +90,7 @@ def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -
     beside = f"{beside}/{record.predictions.path}" if record.predictions else beside
     found = _check_answers(beside, record, answers, asked.setdefault(record.task, answers))
     try:
-        scores = score(_problem_type(answers), answers.labels.tolist(), answers.probabilities, tuple(record.scores))
+        scores = score(answers.problem_type, answers.labels.tolist(), answers.probabilities, tuple(record.scores))
     except (ConfigError, ShapeMismatchError) as err:
         return [*found, Difference(file, "scores", "metrics that fit the predictions", str(err))], record
     wrong = [metric for metric, value in scores.items() if not _close(value, record.scores[metric])]
@@ -114,7 +116,7 @@ def _check_answers(file: str, record: RunRecord, answers: Predictions, first: Pr
             place = places[0]
             where = f"{field} at place {place}, the first of {len(places)}"
             found.append(Difference(file, where, f"{other[place]} as in other runs", str(own[place])))
-    if _problem_type(answers) != "regression":
+    if answers.problem_type != "regression":
         found += _check_probabilities(file, answers)
     return found
 
@@ -122,7 +124,7 @@ def _check_answers(file: str, record: RunRecord, answers: Predictions, first: Pr
 def _check_probabilities(file: str, answers: Predictions) -> list[Difference]:
     values = answers.probabilities.astype(np.float64)
     good = ((values >= 0) & (values <= 1)).all(axis=1)
-    if _problem_type(answers) == "classification":
+    if answers.problem_type == "classification":
         good &= np.abs(values.sum(axis=1) - 1) <= _SUM_CLOSE
     places = np.flatnonzero(~good)
     if not len(places):
@@ -131,13 +133,19 @@ def _check_probabilities(file: str, answers: Predictions) -> list[Difference]:
     return [Difference(file, where, "shares that add up to 1", str(answers.probabilities[places[0]].tolist()))]
 
 
-def _check_files(out: Path, records: list[RunRecord]) -> tuple[tuple[str, ...], list[Difference]]:
-    """Return the report files that are there, and where they are not what would be written now."""
+def _check_files(
+    out: Path, records: list[RunRecord], known: list[Difference]
+) -> tuple[tuple[str, ...], list[Difference]]:
+    """Return the report files that are there, and where they are not what would be written now.
+
+    Where answers cannot be used no file follows from them; that is told once, as one of the ``known`` differences.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            written = write_report(Path(folder), records)
-        except RunError as err:
-            return (), [Difference("runs", "records", err.expected, f"{err.found} ({err.path})")]
+            written = write_report(Path(folder), gather_evidence(records, read_answers(out, records)))
+        except (RunError, ConfigError) as err:
+            what = err.path if isinstance(err, RunError) else err.field
+            return (), [] if known else [Difference("runs", "records", err.expected, f"{err.found} ({what})")]
         there = sorted(path for path in written if (out / path.name).is_file())
         differences = [
             difference
@@ -145,13 +153,6 @@ def _check_files(out: Path, records: list[RunRecord]) -> tuple[tuple[str, ...], 
             for difference in compare_contents(path.name, path.read_bytes(), (out / path.name).read_bytes())
         ]
     return tuple(path.name for path in there), differences
-
-
-def _problem_type(answers: Predictions) -> ProblemType:
-    """Return what the form of the labels tells: values, rows of zeros and ones, or classes."""
-    if answers.labels.dtype.kind == "f":
-        return "regression"
-    return "multi_label" if answers.labels.ndim == 2 else "classification"
 
 
 def _close(value: float, other: float) -> bool:

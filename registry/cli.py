@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from registry.cli_bench import bench, demo, report
+from registry.cli_compare import compare
 from registry.cli_list import list_command
 from registry.cli_predict import evaluate, predict
 from registry.cli_settings import Settings, printable
@@ -70,7 +71,7 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
-    *(list_command, show, predict, evaluate, verify, alias, remove, export_command, import_command, gc),
+    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, gc),
 )
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from registry.cli_settings import Settings, json_option, make_console, note, pri
 from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
 from registry.schema import BASELINES, PLACEMENTS
+from registry.tasks import read_task_file
 from registry.variants import SWEEPABLE, Variant, make_variants, parse_sweeps
 
 if TYPE_CHECKING:
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
     from registry.tracking import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
-FORMATS = "csv, json, markdown, latex, html"
+FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 MOST_SEEDS = 1_000
 MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
 OUT = Path("bench")
 FOLDER = click.Path(path_type=Path, file_okay=False)
+TOML = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
@@ -55,7 +58,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
     multiple=True,
     metavar="FIELD=VALUE,VALUE",
     help="Run every method with each VALUE instead of its own, and with all combinations of several sweeps. "
-    f"FIELD is one of {', '.join(SWEEPABLE)}.",
+    f"FIELD is one of {', '.join(SWEEPABLE)}; train_rows draws so many training rows, for all methods the same.",
 )
 @click.option("--keep", help="Save this method's sets in the store, from the first seed, under the tasks' names.")
 @with_options(TRAINING_OPTIONS)
@@ -78,6 +81,7 @@ def bench(
     adapter-registry bench mrpc sst2 --data sample --seeds 0-2
     adapter-registry bench --task mrpc --method after_layer --seeds 0
     adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
+    adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
     """
     chosen = list(dict.fromkeys(_known_method(method) for method in methods or METHODS))
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
@@ -101,7 +105,7 @@ def bench(
     with tracking:
         for jobs in grids:
             _run_task(backbone, jobs, options, registry, tracking)
-    _write(options["out"], ("csv", "json", "markdown", "latex", "html"))
+    _write(options["out"], FORMATS)
 
 
 def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
@@ -192,12 +196,27 @@ def _outcome(record: RunRecord) -> str:
 
 @click.command()
 @click.argument("folder", type=FOLDER, default=OUT)
-@click.option("--format", "formats", multiple=True, help=f"One of {FORMATS}; all by default.")
+@click.option("--format", "formats", multiple=True, help=f"One of {', '.join(FORMATS)}; all by default.")
 @click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
+@click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
+@click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
+@click.option("--task-file", type=TOML, multiple=True, help="A task of your own, of which texts are wanted, as TOML.")
 @json_option
 @click.pass_obj
-def report(settings: Settings, folder: Path, formats: tuple[str, ...], check: bool, as_json: bool) -> None:
-    """Make the tables again from the run records in FOLDER, or check those that are there."""
+def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check: bool, **options: Any) -> None:
+    """Make the tables again from the run records in FOLDER, or check those that are there.
+
+    \b
+    adapter-registry report bench
+    adapter-registry report bench --format html --with-text --data sample
+    adapter-registry report bench --check
+    """
+    as_json, with_text = options["as_json"], options["with_text"]
+    for name in ("data", "task_file"):
+        if options[name] and not with_text:
+            raise ConfigError(f"--{name.replace('_', '-')}", "--with-text beside it, as tables need no texts", "none")
+    if with_text and (check or as_json or (formats and "html" not in formats)):
+        raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
     if check:
         if formats:
             raise ConfigError("--check", "no --format beside it, as it checks all files there are", formats[0])
@@ -205,14 +224,23 @@ def report(settings: Settings, folder: Path, formats: tuple[str, ...], check: bo
         return
     import pandas
 
-    from registry.frames import summary_table
-    from registry.records import read_records
+    from registry.evidence import read_evidence
 
     if as_json:
-        rows = summary_table(read_records(folder)).to_dict("records")
+        rows = read_evidence(folder).summary.to_dict("records")
         print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
-        _write(folder, formats or ("csv", "json", "markdown", "latex", "html"))
+        wanted = _TextsWanted(options["data"], settings.offline, options["task_file"]) if with_text else None
+        _write(folder, formats or FORMATS, wanted)
+
+
+@dataclass(frozen=True)
+class _TextsWanted:
+    """Where the texts of a page are."""
+
+    data: str | None
+    offline: bool
+    task_files: tuple[Path, ...]
 
 
 def _check(folder: Path, as_json: bool) -> None:
@@ -237,13 +265,18 @@ def _check(folder: Path, as_json: bool) -> None:
         )
 
 
-def _write(folder: Path, formats: tuple[str, ...]) -> None:
-    from registry.records import read_records
+def _write(folder: Path, formats: tuple[str, ...], wanted: _TextsWanted | None = None) -> None:
+    from registry.evidence import read_evidence
+    from registry.page_texts import read_texts
     from registry.reports import render_terminal, write_report
 
-    records = read_records(folder)
-    paths = write_report(folder, records, formats)
-    make_console(100).print(render_terminal(records))
+    evidence = read_evidence(folder)
+    texts = None
+    if wanted is not None:
+        specs = [read_task_file(path) for path in wanted.task_files]
+        texts = read_texts(evidence, wanted.data, offline=wanted.offline, specs=specs)
+    paths = write_report(folder, evidence, formats, texts)
+    make_console(100).print(render_terminal(evidence))
     note("wrote " + ", ".join(str(path) for path in paths))
 
 

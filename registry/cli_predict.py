@@ -126,8 +126,8 @@ def _readable(label: str | tuple[str, ...] | float) -> str:
 def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
     """Score a stored set on the reported split of its task."""
     from registry.data import load_task
-    from registry.evaluation import answer_rows
     from registry.metrics import score
+    from registry.scoring import answer_task
 
     Reference.parse(reference)
     registry = settings.open_registry()
@@ -142,18 +142,8 @@ def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: An
         limit=options["limit"],
         limit_reported=options["limit_reported"],
     )
-    if manifest.head.label_names != data.spec.label_names or manifest.head.problem_type != data.spec.problem_type:
-        raise RequestError(
-            f"score '{reference}' on task '{data.spec.name}'",
-            f"labels {', '.join(manifest.head.label_names)}",
-            ", ".join(data.spec.label_names or ()),
-        )
-    if manifest.pair not in (None, data.spec.pair):
-        texts = ("one text per row", "two") if data.spec.pair else ("two texts per row", "one")
-        raise RequestError(f"score '{reference}' on task '{data.spec.name}'", *texts)
-    tokens = registry.backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
-    answers = answer_rows(registry.backbone.encoder, adapter_set, tokens)
-    scores = score(data.spec.problem_type, data.reported.labels, answers, data.spec.metrics)
+    answered = answer_task(registry.backbone, reference, manifest, adapter_set, data)
+    scores = score(data.spec.problem_type, data.reported.labels, answered.probabilities, data.spec.metrics)
     if data.sample:
         note("scores from the bundled sample: for trying the program out, not evidence")
     if as_json:
@@ -163,7 +153,7 @@ def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: An
                 "task": data.spec.name,
                 "split": data.spec.reported_split,
                 "rows": len(data.reported),
-                "truncated": tokens.truncated,
+                "truncated": answered.truncated,
                 "sample": data.sample,
                 "scores": scores,
             }

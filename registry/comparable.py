@@ -14,22 +14,32 @@ import msgspec
 from registry.errors import RunError
 from registry.provenance import DIRTY
 from registry.schema import RunRecord
+from registry.variants import swept_train_rows
 
+FULL = "full_fine_tuning"  # what every method is compared with
 LOWER_IS_BETTER = ("mse",)
 
 
 def check_comparable(records: Sequence[RunRecord]) -> None:
     """Refuse records that one table must not mix.
 
+    Runs of one task have the same rows, but for those that tell in their method's name on how many they trained:
+    these share the rows with all others of that number.
+
     Raises:
         RunError: there are none, or two of one task differ in data, backbone or split, or two of one task and
-            method differ in dtype or in any setting but the seed.
+            method differ in dtype or in any setting but the seed, or a name tells another number of training rows.
     """
     if not records:
         raise RunError("this table", "at least one run record", "none", "make some with 'adapter-registry bench'")
     ordered = sorted(records, key=lambda record: (record.task, record.method, record.seed))
+    for record in ordered:
+        _check_named_rows(record)
     for _, task in groupby(ordered, key=lambda record: record.task):
-        _check_equal(list(task), _task_conditions)
+        of_task = list(task)
+        _check_equal(of_task, _task_conditions)
+        for rows in {swept_train_rows(record.method): None for record in of_task}:
+            _check_equal([record for record in of_task if swept_train_rows(record.method) == rows], _data_conditions)
     for _, cell in groupby(ordered, key=lambda record: (record.task, record.method)):
         _check_equal(list(cell), _cell_conditions)
 
@@ -51,6 +61,12 @@ def why_not_averaged(cell: Sequence[RunRecord]) -> str:
     if len(done) > 1 and is_dirty(done[0]):
         return f"runs of uncommitted code ({codes[0]})"
     return ""
+
+
+def reference_of(method: str) -> str:
+    """Return what ``method`` is compared with: full fine-tuning, on as few rows where its name tells how many."""
+    rows = swept_train_rows(method)
+    return FULL if rows is None else f"{FULL}-n{rows}"
 
 
 def is_dirty(record: RunRecord) -> bool:
@@ -94,6 +110,13 @@ def _check_equal(records: Sequence[RunRecord], conditions: Callable[[RunRecord],
                 )
 
 
+def _check_named_rows(record: RunRecord) -> None:
+    named, found = swept_train_rows(record.method), record.data.train_rows
+    if named not in (None, found):
+        expected = f"{named:,} training rows, as its method's name says"
+        raise RunError(_place(record), expected, f"{found:,}", "delete it and run it again")
+
+
 def _place(record: RunRecord) -> str:
     return f"runs/{record.task}/{record.method}/seed-{record.seed}.json"
 
@@ -104,12 +127,16 @@ def _short(value: object) -> str:
 
 def _task_conditions(record: RunRecord) -> dict[str, object]:
     return {
-        "data fingerprint": record.data.fingerprint,
+        "number of reported rows": record.data.reported_rows,
         "backbone fingerprint": record.backbone.fingerprint,
         "tokenizer": record.backbone.tokenizer_digest,
         "split": record.split,
         "main metric": record.main_metric,
     }
+
+
+def _data_conditions(record: RunRecord) -> dict[str, object]:
+    return {"data fingerprint": record.data.fingerprint}
 
 
 def _cell_conditions(record: RunRecord) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from registry.errors import ConfigError, DataError, closest, shorten
 from registry.hub import fetch_from_hub
 from registry.metrics import check_metrics, default_metrics
 from registry.overlap import Overlap, find_overlap
-from registry.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
+from registry.rows import Rows, find_label_names, hold_out, limit_further, limit_rows, rows_from_table
 from registry.tables import EXTENSIONS, Table, read_table, table_from_arrow
 from registry.tasks import BUILT_IN, HubSource, TaskSpec
 from registry.validation import require
@@ -43,6 +43,7 @@ class TaskData:
         sample: whether it is the bundled sample, whose scores are no evidence.
         train_available: training rows before any limit.
         reported_available: rows to score on before any limit.
+        seed: of the draw, which a smaller number of training rows repeats.
     """
 
     spec: TaskSpec
@@ -52,6 +53,7 @@ class TaskData:
     sample: bool
     train_available: int
     reported_available: int
+    seed: int = 0
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the training rows, then the reported rows."""
@@ -62,6 +64,29 @@ class TaskData:
     def overlap(self) -> Overlap:
         """Return the rows whose texts stand in both splits; looked for once, since every run asks."""
         return find_overlap(self.train, self.reported)
+
+    def with_train_rows(self, count: int) -> TaskData:
+        """Return the task with so many of its training rows: those that ``load_task`` gives with that limit.
+
+        Asked again, it returns the same object, so runs on these rows share their tokens and what is known of them.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        there = len(self.train)
+        if not 1 <= count <= there:
+            limited = f", limited from {self.train_available:,}" if there < self.train_available else ""
+            raise ConfigError("train_rows", f"1 to {there:,}, the training rows of '{self.spec.name}'{limited}", count)
+        if count == there:
+            return self
+        if count not in self._with_fewer_rows:
+            train = limit_further(self.train, count, self.seed, self.train_available)
+            self._with_fewer_rows[count] = replace(self, train=train)
+        return self._with_fewer_rows[count]
+
+    @functools.cached_property
+    def _with_fewer_rows(self) -> dict[int, TaskData]:
+        return {}
 
 
 def load_task(
@@ -112,6 +137,7 @@ def load_task(
         sample=source == SAMPLE,
         train_available=len(train),
         reported_available=len(reported),
+        seed=seed,
     )
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from registry.cli_settings import Settings, make_console, note
 from registry.data import load_task
 from registry.errors import ConfigError, RegistryError
+from registry.evidence import read_evidence
 from registry.predictor import Predictor
 from registry.progress import TrainingProgress
-from registry.records import read_records
 from registry.registry import Registry
 from registry.reports import render_terminal, write_report
 from registry.runner import Cell, run_cell
@@ -61,9 +61,9 @@ def run_demo(settings: Settings, folder: Path) -> None:
                     observe=progress.observe,
                     keep_in=keep,
                 )
-    records = read_records(folder / "reports")
-    paths = write_report(folder / "reports", records)
-    make_console(100).print(render_terminal(records))
+    evidence = read_evidence(folder / "reports")
+    paths = write_report(folder / "reports", evidence)
+    make_console(100).print(render_terminal(evidence))
     _answer_mixed(settings, registry)
     unchanged = "unchanged" if registry.backbone.memory_digest() == mark else "CHANGED"
     click.echo(f"backbone after three trainings: {unchanged}")

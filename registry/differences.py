@@ -1,6 +1,7 @@
-"""Where two contents of a file differ, field by field: cells of a csv, values of a JSON, lines of other texts.
+"""Where two contents of a file differ, field by field: cells of a csv or parquet, values of a JSON, lines of texts.
 
-Contents that differ in a single byte have at least one difference. Nothing here knows what the files are about.
+Contents that differ in a single byte have at least one difference; but for parquet, which every version of its library
+packs in its own way, it is the table in it that counts. Nothing here knows what the files are about.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 _KEYS = ("task", "method", "seed")
 _EXCERPT = 60  # characters of a line that are shown
@@ -37,6 +41,8 @@ def compare_contents(file: str, expected: bytes, found: bytes) -> list[Differenc
     """Return where ``found`` is not ``expected``; the end of the name decides how they are read."""
     if expected == found:
         return []
+    if file.endswith(".parquet"):
+        return [Difference(file, *each) for each in _compare_parquet(expected, found)]
     try:
         texts = expected.decode(), found.decode()
         readers = {"csv": _compare_csv, "json": _compare_json}
@@ -46,6 +52,17 @@ def compare_contents(file: str, expected: bytes, found: bytes) -> list[Differenc
         told = []
     told = told or [("bytes", _identity(expected), _identity(found))]
     return [Difference(file, *each) for each in told]
+
+
+def _compare_parquet(expected: bytes, found: bytes) -> list[tuple[str, str, str]]:
+    try:
+        old, new = (pq.read_table(pa.BufferReader(content)) for content in (expected, found))
+    except (pa.ArrowException, OSError):
+        return [("bytes", _identity(expected), _identity(found))]
+    told = list(_compare_csv(*(str(table.to_pandas().to_csv(index=False)) for table in (old, new))))
+    if not told and not old.schema.equals(new.schema):
+        return [("columns", *_excerpts(str(old.schema), str(new.schema)))]
+    return told
 
 
 def _compare_csv(expected: str, found: str) -> Iterator[tuple[str, str, str]]:

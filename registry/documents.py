@@ -1,6 +1,7 @@
-"""What people read: numbers in human form, sentences, and tables as Markdown, LaTeX and HTML.
+"""What people read: numbers in human form, and tables as Markdown and LaTeX.
 
-Everything comes from the tables of frames.py; nothing is computed anew and no file is written here.
+Everything comes from the tables of frames.py; nothing is computed anew and no file is written here. Sentences are
+findings.py's, the page is page.py's.
 """
 
 from __future__ import annotations
@@ -10,68 +11,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import pandas as pd
 
-from registry.comparable import LOWER_IS_BETTER
-from registry.frames import FULL, NOT_RUN, main_score
-from registry.schema import BASELINES
-from registry.variants import split_name
+from registry.comparable import FULL, LOWER_IS_BETTER
+from registry.frames import NOT_RUN, score_in
+from registry.verdicts import UNDECIDED
 
 TITLE = "Benchmark report"
 DASH = "\N{EN DASH}"
 
 _LEFT = ("task", "method")
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --text: #1d1f23; --page: #fdfdfc; --line: #d8d8d4; --soft: #5c6068; --warn: #a33b00; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e7e7e4; --page: #17191c; --line: #3a3d42; --soft: #a4a8b0; --warn: #ffb083; }
-}
-body { max-width: 76rem; margin: 2.5rem auto; padding: 0 1.25rem; background: var(--page); color: var(--text);
-  font: 16px/1.55 system-ui, sans-serif; }
-h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: 0.35rem 0.8rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-.left { text-align: left; }
-tr.first td { border-top: 2px solid var(--line); }
-img { max-width: 100%; background: #fff; border-radius: 6px; }
-.notes { color: var(--soft); font-size: 0.9rem; }
-.notice { color: var(--warn); font-weight: 700; }
-</style>
-</head>
-<body>
-{% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
-<h1>{{ title }}</h1>
-{% for sentence in sentences %}<p>{{ sentence }}</p>
-{% endfor %}
-{% for heading, frame in tables.items() %}<h2>{{ heading }}</h2>
-<div class="table"><table>
-<thead><tr>
-{%- for name in frame.columns %}<th{% if name in left %} class="left"{% endif %}>{{ name }}</th>{% endfor -%}
-</tr></thead>
-<tbody>
-{% for row in frame.to_dict("records") %}<tr{% if loop.changed(row.task) %} class="first"{% endif %}>
-{%- for name in frame.columns %}<td{% if name in left %} class="left"{% endif %}>{{ row[name] }}</td>{% endfor %}</tr>
-{% endfor %}</tbody>
-</table></div>
-{% endfor %}<h2>Score against trainable parameters</h2>
-<p><img alt="Score against trainable parameters, one panel per task" src="data:image/png;base64,{{ picture }}"></p>
-<h2>Notes</h2>
-<ul class="notes">
-{% for note in notes %}<li>{{ note }}</li>
-{% endfor %}</ul>
-</body>
-</html>
-"""
 
 
 def display_table(summary: pd.DataFrame) -> pd.DataFrame:
@@ -87,13 +36,31 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
                 "seeds": _seeds(row),
                 "trainable": DASH if pd.isna(row["trainable"]) else f"{row['trainable']:,} ({share(row['percent'])})",
                 "stored": readable_bytes(row["stored_bytes"]),
-                **{metric: plus_minus(row[f"{metric}_mean"], row[f"{metric}_std"]) for metric in shown},
-                "vs full (points)": DASH if row["method"] == FULL else number(row["difference_points"], "+.1f"),
+                **{metric: plus_minus(*score_in(row, metric)) for metric in shown},
+                "vs full (points)": DASH if row["method"] == FULL else difference_text(row),
                 "training": readable_seconds(row["train_seconds"]),
                 "rows/s": number(row["rows_per_second"], ",.0f"),
                 "peak memory": readable_bytes(row["peak_memory_bytes"]),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def display_comparisons(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return the comparisons with full fine-tuning as text cells."""
+    rows = [
+        {
+            "task": row["task"],
+            "method": row["method"],
+            "reference": row["reference"],
+            "difference": format(row["difference"], _form(row)),
+            "95 % interval": f"{row['low']:{_form(row)}} to {row['high']:{_form(row)}}",
+            "p (Holm)": p_value(row["adjusted_p"]),
+            "McNemar p by seed": row["seed_tests"] or DASH,
+            "verdict": row["verdict"],
+        }
+        for row in comparisons.to_dict("records")
+    ]
     return pd.DataFrame(rows)
 
 
@@ -104,6 +71,8 @@ def display_totals(totals: pd.DataFrame, tasks: int) -> pd.DataFrame:
             "method": row["method"],
             "tasks": f"{row['tasks']} of {tasks}",
             "mean of main metrics": number(row["main_metrics_mean"], ".3f"),
+            "vs full (points)": DASH if row["method"] == FULL else number(row["difference_points"], "+.1f"),
+            "worse than full on": f"{row['worse_tasks']} tasks" if row["method"] != FULL else DASH,
             "on disk": readable_bytes(row["bytes"]),
             "as full models": readable_bytes(row["full_models_bytes"]),
             "training": readable_seconds(row["train_seconds"]),
@@ -111,11 +80,6 @@ def display_totals(totals: pd.DataFrame, tasks: int) -> pd.DataFrame:
         for row in totals.to_dict("records")
     ]
     return pd.DataFrame(rows)
-
-
-def sentences(summary: pd.DataFrame) -> list[str]:
-    """Return one sentence per task: its best adapter method against full fine-tuning."""
-    return [_sentence(str(task), rows.to_dict("records")) for task, rows in summary.groupby("task", sort=False)]
 
 
 def to_markdown(
@@ -145,21 +109,30 @@ def to_latex(warning: str, frame: pd.DataFrame, remarks: Sequence[str]) -> str:
     return f"{head}{comments}{table}"
 
 
-def to_html(
-    warning: str, lead: Sequence[str], tables: Mapping[str, pd.DataFrame], picture: str, remarks: Sequence[str]
-) -> str:
-    """Return the report as one page that needs no other file, with ``picture`` the plot's PNG in base64."""
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined).from_string(_PAGE)
-    return page.render(
-        title=TITLE, notice=warning, sentences=lead, tables=tables, picture=picture, notes=remarks, left=_LEFT
-    )
-
-
-def plus_minus(mean: float, deviation: float) -> str:
-    """Return "0.864 ± 0.006", or the mean alone where there is one seed."""
+def plus_minus(mean: float, low: float, high: float) -> str:
+    """Return "0.864 ± 0.006", half the interval's width after the sign, or the mean alone where there is none."""
     if math.isnan(mean):
         return DASH
-    return f"{mean:.3f}" if math.isnan(deviation) else f"{mean:.3f} ± {deviation:.3f}"
+    return f"{mean:.3f}" if math.isnan(low) or math.isnan(high) else f"{mean:.3f} ± {(high - low) / 2:.3f}"
+
+
+def starred_points(row: Mapping[Any, Any]) -> str:
+    """Return "-1.2", with a star where the two can be told apart."""
+    star = " *" if row["verdict"] not in ("", UNDECIDED) else ""
+    return number(row["difference_points"], "+.1f") + star
+
+
+def difference_text(row: Mapping[Any, Any]) -> str:
+    """Return "-1.2 [-3.4, +1.0]", with a star where the two can be told apart."""
+    if pd.isna(row["difference_low"]):
+        return starred_points(row)
+    star = " *" if row["verdict"] not in ("", UNDECIDED) else ""
+    return f"{row['difference_points']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]{star}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with three places, or what it is below."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def share(percent: float) -> str:
@@ -200,33 +173,16 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _form(comparison: Mapping[Any, Any]) -> str:
+    """Return how a difference is written: points with one place, errors with three digits."""
+    return "+.3g" if comparison["metric"] in LOWER_IS_BETTER else "+.1f"
+
+
 def _seeds(row: Mapping[Any, Any]) -> str:
     left_out = [f"{row[name]} {name.replace('_', ' ')}" for name in ("failed", "not_averaged") if row[name]]
     if left_out:
         return f"{row['seeds']} ({', '.join(left_out)})"
     return str(row["seeds"]) if row["seeds"] else NOT_RUN
-
-
-def _sentence(task: str, rows: Sequence[dict[Any, Any]]) -> str:
-    metric, split = rows[0]["main_metric"], rows[0]["split"]
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    done = [row for row in rows if not math.isnan(main_score(row)[0])]
-    adapters = [row for row in done if split_name(row["method"])[0] not in BASELINES]
-    if not adapters:
-        return f"{task} ({split}): no adapter method was run to its end."
-    best = max(adapters, key=lambda row: sign * main_score(row)[0])
-    full = next(row for row in rows if row["method"] == FULL)
-    text = (
-        f"{task} ({split}): of the adapter methods, {best['method']} has the best mean {metric}, "
-        f"{plus_minus(*main_score(best))}, training {share(best['percent'])} of the backbone's parameters; "
-    )
-    if math.isnan(main_score(full)[0]):
-        return f"{text}there is no finished full fine-tuning to compare with."
-    gap = round(best["difference_points"], 1)
-    if math.isnan(gap):
-        return f"{text}full fine-tuning has {plus_minus(*main_score(full))}."
-    distance = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if gap else "level with"
-    return f"{text}that is {distance} full fine-tuning ({plus_minus(*main_score(full))})."
 
 
 def _escape_markdown(text: str) -> str:

@@ -1,7 +1,8 @@
-"""Run records as pandas frames: long, one row per run, means over seeds, totals over tasks.
+"""Run records as pandas frames: long, one row per run, means over seeds, comparisons, totals over tasks.
 
 The long table (task, method, seed, split, metric, value) is the source of every mean; what may be averaged is
-comparable.py's to say. This file knows nothing of files or how numbers look.
+comparable.py's to say, intervals and comparisons are measured.py's. This file knows nothing of files or how numbers
+look.
 """
 
 from __future__ import annotations
@@ -15,28 +16,35 @@ import msgspec
 import pandas as pd
 
 from registry.comparable import (
+    FULL,
     LOWER_IS_BETTER,
     averaged_runs,
     check_comparable,
     is_dirty,
     not_above_majority,
+    reference_of,
     why_not_averaged,
 )
+from registry.measured import Comparison, Measured
 from registry.schema import BASELINES, PLACEMENTS, RunRecord
 from registry.variants import split_name
 
 SAMPLE_NOTICE = "Scores from the bundled sample: for trying the program out, not evidence."
 NOT_RUN = "not run"
 DIRTY_NOTICE = "Uncommitted code: cannot be repeated."
-FULL = "full_fine_tuning"
 
 _METRICS = ("accuracy", "f1_binary", "f1_weighted")
 _METHODS = ("majority", "head_only", *PLACEMENTS)
 _LONG = ["task", "method", "seed", "split", "metric", "value"]
 _LEADING = ["task", "split", "method", "seeds", "train_rows", "trainable", "percent", "stored_bytes"]
+_DIFFERENCE = ["difference_points", "difference_low", "difference_high", "difference_p", "verdict"]
 _TRAILING = [
-    *("main_metric", "difference_points", "train_seconds", "rows_per_second", "peak_memory_bytes"),
+    *("main_metric", *_DIFFERENCE, "train_seconds", "rows_per_second", "peak_memory_bytes"),
     *("dtype", "failed", "not_averaged", "notes"),
+]
+_COMPARED = [
+    *("task", "method", "reference", "metric", "difference", "low", "high", "p", "adjusted_p", "verdict"),
+    *("seeds", "reference_seeds", "rows", "seed_tests", "discordance", "notes"),
 ]
 _WHOLE = ["train_rows", "trainable", "stored_bytes", "peak_memory_bytes"]
 _BYTES_PER_PARAMETER = 4  # float32
@@ -63,12 +71,16 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     return frame.join(pd.DataFrame(scores, columns=metrics, index=frame.index))
 
 
-def summary_table(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row per task and method: mean and sample standard deviation over the finished seeds, and the costs.
+def summary_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+    """Return one row per task and method: means over the finished seeds with their intervals, and the costs.
 
     The baselines always have a row, so that nobody reads a score without them: one that was not run is empty
     and says so in ``notes``. Failed runs are counted and never averaged in, nor are runs of different or uncommitted
     code: their row has no scores and its notes say why.
+
+    Args:
+        records: of one table.
+        measured: their intervals and comparisons, by ``measure``; what it lacks stays empty.
 
     Raises:
         RunError: there are no records, or records of one table were made under different conditions.
@@ -78,27 +90,50 @@ def summary_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     frame = pd.DataFrame([_summary_row(records, task, method) for task, method in cells])
     counted = [run for task, method in cells for run in averaged_runs(_cell(records, task, method))]
     scores = long_table(counted).groupby(["task", "method", "metric"])["value"].agg(["mean", "std"]).unstack()
-    columns = []
-    for metric in score_names(records):
+    columns = {}
+    for metric in _measured_names(records, measured):
+        intervals = [measured.intervals.get(cell, {}).get(metric) for cell in cells]
         for statistic in ("mean", "std"):
             values = scores.get((statistic, metric), pd.Series(dtype=float))
-            frame[f"{metric}_{statistic}"] = [values.get(cell, _NAN) for cell in cells]
-            columns.append(f"{metric}_{statistic}")
+            columns[f"{metric}_{statistic}"] = [values.get(cell, _NAN) for cell in cells]
+        if metric not in score_names(records):
+            columns[f"{metric}_mean"] = [one.mean if one else _NAN for one in intervals]
+        columns[f"{metric}_low"] = [one.low if one else _NAN for one in intervals]
+        columns[f"{metric}_high"] = [one.high if one else _NAN for one in intervals]
+    frame = frame.join(pd.DataFrame(columns, index=frame.index))
     frame["difference_points"] = _differences(frame)
+    found = [_comparison_columns(measured.comparisons.get(cell)) for cell in cells]
+    frame = frame.join(pd.DataFrame(found, columns=_DIFFERENCE[1:], index=frame.index))
     return frame[[*_LEADING, *columns, *_TRAILING]].astype(dict.fromkeys(_WHOLE, "Int64"))
 
 
-def total_table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def comparison_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+    """Return one row per comparison with full fine-tuning: interval, p-values, exact McNemar of each seed, verdict."""
+    samples = {record.task for record in records if record.data.sample}
+    rows = []
+    for (task, method), one in sorted(measured.comparisons.items(), key=_comparison_order):
+        found, scale = one.difference, points_of(one.metric)
+        tests = ", ".join(f"{seed}: {p:.3g}" for seed, p in sorted(one.seed_tests.items()))
+        numbers = (scale * found.mean, scale * found.low, scale * found.high, found.p, one.adjusted_p, one.verdict)
+        label = SAMPLE_NOTICE if task in samples else ""
+        rows.append(
+            (task, method, one.reference, one.metric, *numbers, *found.seeds, found.rows, tests, one.discordance, label)
+        )
+    return pd.DataFrame(rows, columns=_COMPARED)
+
+
+def total_table(records: Sequence[RunRecord], summary: pd.DataFrame) -> pd.DataFrame:
     """Return one row per method: what it costs and scores over all tasks together.
 
     ``bytes`` is one backbone in float32 and one set per task, or as many full models; ``full_models_bytes`` is what
     the same tasks need as full models. ``train_seconds`` adds up one run (the mean over seeds) per task. The mean of
-    the main metrics is empty where a task is missing, since means over different tasks do not compare.
+    the main metrics, and how far it is from full fine-tuning's, are empty where a task is missing, since means over
+    different tasks do not compare. ``worse_tasks`` counts those on which the method is told to be worse than that.
 
-    Raises:
-        RunError: as in ``summary_table``.
+    Args:
+        records: of one table.
+        summary: of the same records.
     """
-    summary = summary_table(records)
     backbones = {record.task: record.parameters.backbone * _BYTES_PER_PARAMETER for record in records}
     methods = sorted(set(summary["method"]), key=method_order)
     rows = []
@@ -112,12 +147,26 @@ def total_table(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "method": method,
                 "tasks": len(done),
                 "main_metrics_mean": statistics.fmean(scores) if len(scores) == len(backbones) else _NAN,
+                "difference_points": _mean_difference(done, len(backbones)),
+                "worse_tasks": int((done["verdict"] == "worse").sum()),
                 "bytes": shared + int(done["stored_bytes"].sum()) if len(done) else None,
                 "full_models_bytes": sum(backbones[task] for task in done["task"]) if len(done) else None,
                 "train_seconds": float(done["train_seconds"].sum()) if len(done) else _NAN,
             }
         )
     return pd.DataFrame(rows).astype({"bytes": "Int64", "full_models_bytes": "Int64"})
+
+
+def unswept(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of methods with settings of their own; all rows where every method was swept."""
+    own = frame[[not split_name(method)[1] for method in frame["method"]]]
+    trained = own[~own["method"].isin(BASELINES)]
+    return own if len(trained) or len(own) == len(frame) else frame
+
+
+def swept(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that ``unswept`` leaves out."""
+    return frame.drop(unswept(frame).index)
 
 
 def missing_baselines(records: Sequence[RunRecord]) -> list[str]:
@@ -127,10 +176,20 @@ def missing_baselines(records: Sequence[RunRecord]) -> list[str]:
     return [f"{method} on {task}" for task in task_names(records) for method in ordered if (task, method) not in ran]
 
 
-def main_score(row: dict[Any, Any]) -> tuple[float, float]:
-    """Return mean and standard deviation of the main metric in one row of the summary."""
-    metric = row["main_metric"]
-    return row.get(f"{metric}_mean", _NAN), row.get(f"{metric}_std", _NAN)
+def main_score(row: dict[Any, Any]) -> tuple[float, float, float]:
+    """Return mean of the main metric in one row of the summary, and the ends of its interval."""
+    return score_in(row, row["main_metric"])
+
+
+def score_in(row: dict[Any, Any], metric: str) -> tuple[float, float, float]:
+    """Return mean of a metric in one row of the summary, and the ends of its interval; NaN where there is none."""
+    mean, low, high = (row.get(f"{metric}_{statistic}", _NAN) for statistic in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def points_of(metric: str) -> float:
+    """Return what a difference is multiplied by: scores up to 1 count in hundredths, errors in their own unit."""
+    return 1.0 if metric in LOWER_IS_BETTER else 100.0
 
 
 def score_names(records: Iterable[RunRecord]) -> list[str]:
@@ -239,6 +298,31 @@ def _cell_notes(cell: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> list
     return found
 
 
+def _measured_names(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+    """Return the metric columns, those that only the answers tell after those that are in records."""
+    names = score_names(records)
+    return [*names, *sorted({name for found in measured.intervals.values() for name in found} - set(names))]
+
+
+def _comparison_columns(one: Comparison | None) -> tuple[float, float, float, str]:
+    if one is None:
+        return _NAN, _NAN, _NAN, ""
+    if one.metric in LOWER_IS_BETTER:  # has no points
+        return _NAN, _NAN, one.adjusted_p, one.verdict
+    return 100 * one.difference.low, 100 * one.difference.high, one.adjusted_p, one.verdict
+
+
+def _mean_difference(done: pd.DataFrame, tasks: int) -> float:
+    """Return the mean over all tasks of a method's differences to full fine-tuning, in points."""
+    found = done["difference_points"].dropna()
+    return float(found.mean()) if len(found) == tasks else _NAN
+
+
+def _comparison_order(item: tuple[tuple[str, str], Comparison]) -> tuple[Any, ...]:
+    (task, method), _ = item
+    return task, method_order(method)
+
+
 def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else _NAN
 
@@ -246,8 +330,9 @@ def _mean(values: Sequence[float]) -> float:
 def _differences(frame: pd.DataFrame) -> list[float]:
     """Return the main metric's distance to full fine-tuning in points, for metrics that count in hundredths."""
     rows = frame.to_dict("records")
-    full = {row["task"]: main_score(row)[0] for row in rows if row["method"] == FULL}
+    means = {(row["task"], row["method"]): main_score(row)[0] for row in rows}
+    references = [means.get((row["task"], reference_of(row["method"])), _NAN) for row in rows]
     return [
-        _NAN if row["main_metric"] in LOWER_IS_BETTER else 100 * (main_score(row)[0] - full[row["task"]])
-        for row in rows
-    ]  # fmt: skip
+        _NAN if row["main_metric"] in LOWER_IS_BETTER else 100 * (main_score(row)[0] - reference)
+        for row, reference in zip(rows, references, strict=True)
+    ]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import msgspec
@@ -30,11 +30,14 @@ from registry.page_content import (
     PageTable,
     RowGroup,
     Scatter,
+    SizeCurve,
     TaskConfusions,
     TaskCurves,
     TaskErrors,
 )
+from registry.size_chart import size_chart
 from registry.svg import signed
+from registry.verdicts import Verdict
 
 MOST_ERRORS = 2000  # rows of one task; the page stays a size that mail and repositories take
 
@@ -73,13 +76,17 @@ def render_page(content: PageContent) -> str:
 
 def _parts(content: PageContent) -> dict[str, Any]:
     errors = [task for task in content.errors if task.rows]
+    lines = [line.method for curve in (*content.bottlenecks, *content.amounts) for line in curve.lines]
+    styles = {method: index for index, method in enumerate(dict.fromkeys(lines))}
     return {
         "scatters": [_scatter(each, f"scatter-{index}") for index, each in enumerate(content.scatters)],
+        "bottlenecks": [_sizes(each, f"bottleneck-{i}", styles) for i, each in enumerate(content.bottlenecks)],
+        "amounts": [_sizes(each, f"amount-{i}", styles) for i, each in enumerate(content.amounts)],
         "forests": [_forest(each, f"forest-{index}") for index, each in enumerate(content.forests)],
         "curves": [_curves(each, f"curve-{index}") for index, each in enumerate(content.curves)],
         "confusions": [_confusions(each) for each in content.confusions],
         "errors": [task.task for task in errors],
-        "error_notes": [note for note in map(_cut_note, errors) if note],
+        "error_notes": [note for task in errors for note in (task.how, _cut_note(task)) if note],
         "error_data": _json([_encoded(task) for task in errors]),
     }
 
@@ -89,6 +96,8 @@ def _sections(content: PageContent) -> list[tuple[str, str]]:
         ("scores", "Scores", True),
         ("totals", "All tasks", content.totals),
         ("parameters", "Score against parameters", content.scatters),
+        ("bottlenecks", "Bottleneck size", content.bottlenecks),
+        ("amounts", "Training rows", content.amounts),
         ("differences", "Differences", content.forests),
         ("curves", "Learning curves", content.curves),
         ("confusions", "Confusions", content.confusions),
@@ -113,26 +122,48 @@ def _scatter(scatter: Scatter, name: str) -> dict[str, Any]:
     return {"task": scatter.task, "metric": scatter.metric, "drawing": scatter_chart(scatter, name), "table": table}
 
 
-def _forest(forest: Forest, name: str) -> dict[str, Any]:
+def _sizes(curve: SizeCurve, name: str, styles: Mapping[str, int]) -> dict[str, Any]:
     rows = [
         (
-            Cell(text=row.method, value=row.method),
-            Cell(text=signed(row.difference), value=row.difference),
-            Cell(text=f"{signed(row.low)} to {signed(row.high)}"),
-            Cell(text=_p_value(row.p), value=row.p),
-            Cell(text=row.verdict, value=row.verdict),
+            Cell(text=line.method, value=line.method),
+            Cell(text=f"{point.size:,}", value=point.size),
+            Cell(text=f"{point.mean:.3f}", value=point.mean),
+            Cell(text=_interval(point.low, point.high)),
         )
-        for row in forest.rows
+        for line in curve.lines
+        for point in line.points
     ]
-    table = _table(("method", "points", "interval", "adjusted p", "verdict"), rows)
-    detectable = None if forest.detectable is None else f"{forest.detectable:.1f}"
+    table = _table(("method", curve.axis, curve.metric, "interval"), rows)
+    drawing = size_chart(curve, name, styles)
+    return {"task": curve.task, "metric": curve.metric, "axis": curve.axis, "drawing": drawing, "table": table}
+
+
+def _forest(forest: Forest, name: str) -> dict[str, Any]:
+    tested = any(row.seed_tests for row in forest.rows)
+    rows = []
+    for row in forest.rows:
+        cells = (
+            Cell(text=row.method, value=row.method),
+            Cell(text=row.verdict, value=row.verdict, tone=tone_of(row.verdict)),
+            Cell(text=signed(row.difference), value=row.difference, detail=_points(row.low, row.high)),
+            Cell(text=_p_value(row.p), value=row.p),
+            Cell(text=", ".join(f"{seed}: {_p_value(p)}" for seed, p in row.seed_tests) or _DASH),
+        )
+        rows.append(cells if tested else cells[:-1])
+    titles = ("method", "verdict", "points", "adjusted p", "McNemar p by seed")
     return {
         "task": forest.task,
         "reference": forest.reference,
         "drawing": forest_chart(forest, name),
-        "table": table,
-        "detectable": detectable,
+        "table": _table(titles if tested else titles[:-1], rows, left=2),
+        "power": forest.power,
     }
+
+
+def tone_of(verdict: Verdict) -> Literal["better", "worse", "soft"]:
+    """Return how a verdict is set in a cell."""
+    tones: dict[Verdict, Literal["better", "worse", "soft"]] = {"better": "better", "worse": "worse"}
+    return tones.get(verdict, "soft")
 
 
 def _curves(task: TaskCurves, name: str) -> dict[str, Any]:
@@ -269,6 +300,10 @@ def _sort_value(cell: Cell) -> Markup:
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell(text=_DASH if value is None else format(value, form), value=value)
+
+
+def _points(low: float, high: float) -> str:
+    return f"{signed(low)} to {signed(high)}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

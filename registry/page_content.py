@@ -9,11 +9,9 @@ import math
 from typing import Literal
 
 from registry.validation import Record, require
+from registry.verdicts import UNDECIDED, Verdict
 
 MethodGroup = Literal["baseline", "adapter", "full"]
-Verdict = Literal["better", "worse", "not distinguishable"]
-
-UNDECIDED: Verdict = "not distinguishable"
 
 
 class Column(Record, frozen=True, kw_only=True):
@@ -26,10 +24,17 @@ class Column(Record, frozen=True, kw_only=True):
 
 
 class Cell(Record, frozen=True, kw_only=True):
-    """What a cell shows, and the value it sorts by; None sorts last, either way round."""
+    """What a cell shows, and the value it sorts by; None sorts last, either way round.
+
+    Attributes:
+        detail: what stands small below the text, an interval say.
+        tone: how it is set: ``strong`` for the number that counts, a verdict in its colour.
+    """
 
     text: str
     value: float | str | None = None
+    detail: str = ""
+    tone: Literal["", "strong", "soft", "better", "worse"] = ""
 
 
 class RowGroup(Record, frozen=True, kw_only=True):
@@ -73,8 +78,49 @@ class Scatter(Record, frozen=True, kw_only=True):
     points: tuple[ScatterPoint, ...]
 
 
+class SizePoint(Record, frozen=True, kw_only=True):
+    """A mean score, with its interval if there is one, at one size of what was swept."""
+
+    size: int
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.size > 0, "size", "a number above 0, as the axis is logarithmic", self.size)
+        _require_finite(str(self.size), self.mean, self.low, self.high)
+
+
+class SizeLine(Record, frozen=True, kw_only=True):
+    """One method at several sizes, rising."""
+
+    method: str
+    points: tuple[SizePoint, ...]
+    group: MethodGroup = "adapter"
+
+
+class SizeCurve(Record, frozen=True, kw_only=True):
+    """Score against something that was swept, on one task.
+
+    Attributes:
+        axis: what it is: a bottleneck's size, or training rows.
+        reference: mean of the method that all are compared with; None where there is none.
+    """
+
+    task: str
+    metric: str
+    axis: str
+    lines: tuple[SizeLine, ...]
+    reference: float | None = None
+    reference_name: str = ""
+
+
 class ForestRow(Record, frozen=True, kw_only=True):
-    """A method's difference to the reference in points (hundredths), its interval, Holm-adjusted p and verdict."""
+    """A method's difference to the reference in points (hundredths), its interval, Holm-adjusted p and verdict.
+
+    Attributes:
+        seed_tests: p-values of the runs with equal seeds, one against one, as (seed, p).
+    """
 
     method: str
     difference: float
@@ -83,6 +129,7 @@ class ForestRow(Record, frozen=True, kw_only=True):
     p: float | None = None
     verdict: Verdict = UNDECIDED
     group: MethodGroup = "adapter"
+    seed_tests: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         _require_finite(self.method, self.difference, self.low, self.high)
@@ -92,7 +139,9 @@ class Forest(Record, frozen=True, kw_only=True):
     """Differences of all methods to one reference on one task.
 
     Attributes:
-        detectable: the smallest difference, in points, that this many rows can show; None where not computed.
+        detectable: the smallest difference, in points of ``metric``, that this many rows can show; None where not
+            computed.
+        power: a sentence about that, or about another metric's.
     """
 
     task: str
@@ -100,16 +149,22 @@ class Forest(Record, frozen=True, kw_only=True):
     reference: str
     rows: tuple[ForestRow, ...]
     detectable: float | None = None
+    power: str = ""
 
 
 class SeedCurve(Record, frozen=True, kw_only=True):
-    """The losses of one run at its steps, and the scores on held-out rows where there were any."""
+    """The losses of one run at its steps, and the scores on held-out rows where there were any.
+
+    Attributes:
+        failed: whether the run diverged, so that it counts in no mean.
+    """
 
     seed: int
     steps: tuple[int, ...]
     losses: tuple[float, ...]
     score_steps: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
+    failed: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.steps) == len(self.losses), "losses", f"{len(self.steps)} numbers", len(self.losses))
@@ -172,13 +227,18 @@ class ErrorRow(Record, frozen=True, kw_only=True):
 
 
 class TaskErrors(Record, frozen=True, kw_only=True):
-    """All rows of one task that any method got wrong, with the number of seeds of each method."""
+    """All rows of one task that any method got wrong, with the number of seeds of each method.
+
+    Attributes:
+        how: what a reader must know of these numbers in particular; or empty.
+    """
 
     task: str
     label_names: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     rows: tuple[ErrorRow, ...]
+    how: str = ""
 
     def __post_init__(self) -> None:
         count = len(self.methods)
@@ -195,6 +255,9 @@ class PageContent(Record, frozen=True, kw_only=True):
     Attributes:
         notice: what must be read first, such as that the data is the sample's; or empty.
         summary: sentences that stand above all tables.
+        reading: how the numbers of ``table`` are to be read.
+        caveats: runs and means that are missing in it.
+        bottlenecks, amounts: scores against the size of bottlenecks, and against the number of training rows.
         commands: exact command lines that made the records.
         provenance: names and values: versions, machine, fingerprints.
     """
@@ -203,8 +266,12 @@ class PageContent(Record, frozen=True, kw_only=True):
     notice: str = ""
     summary: tuple[str, ...] = ()
     table: PageTable
+    reading: str = ""
+    caveats: tuple[str, ...] = ()
     totals: PageTable | None = None
     scatters: tuple[Scatter, ...] = ()
+    bottlenecks: tuple[SizeCurve, ...] = ()
+    amounts: tuple[SizeCurve, ...] = ()
     forests: tuple[Forest, ...] = ()
     curves: tuple[TaskCurves, ...] = ()
     confusions: tuple[TaskConfusions, ...] = ()

@@ -1,6 +1,6 @@
 """The one picture: what a method scores against how many parameters it trains.
 
-It uses figure objects only, no pyplot, so drawing changes no state of the process. Bytes are equal for equal records.
+It uses figure objects only, no pyplot, so drawing changes no state of the process. Bytes are equal for equal tables.
 Colours: Okabe and Ito 2008, which keep apart for all common forms of colour blindness.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,9 +24,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Bbox, IdentityTransform, ScaledTranslation, Transform
 
-from registry.frames import FULL, SAMPLE_NOTICE, main_score, method_order, summary_table
+from registry.comparable import FULL
+from registry.frames import main_score, method_order, unswept
 from registry.records import replace_file
-from registry.schema import RunRecord
 
 _COLOURS = {
     "majority": "#7f7f7f",
@@ -50,18 +51,24 @@ class _Point:
     method: str
     parameters: float
     mean: float
-    deviation: float  # 0 for one seed
+    low: float  # the interval's ends, or the mean
+    high: float
     aside: float  # points to the right
     colour: str
 
 
-def score_against_parameters(records: Sequence[RunRecord], path: pathlib.Path) -> None:
-    """Draw one panel per task, mean and standard deviation of the main metric over trainable parameters, as PNG.
+def score_against_parameters(summary: pd.DataFrame, warning: str, path: pathlib.Path) -> None:
+    """Draw one panel per task, mean and interval of the main metric over trainable parameters, as PNG.
+
+    Args:
+        summary: by ``summary_table``; methods with swept settings are left out where there are others.
+        warning: a title, where one must be read first.
+        path: of the file.
 
     Raises:
-        RunError: there are no records, they do not belong in one table, or the folder cannot be written.
+        RunError: the folder cannot be written.
     """
-    rows = summary_table(records).to_dict("records")
+    rows = unswept(summary).to_dict("records")
     panels = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["task"])]
     colours = _colours(row["method"] for row in rows)
     columns = min(len(panels), _COLUMNS)
@@ -74,8 +81,8 @@ def score_against_parameters(records: Sequence[RunRecord], path: pathlib.Path) -
         axes.set_axis_off()
     for axes, panel in zip(panel_axes, panels, strict=False):
         _draw_panel(axes, panel, _points(panel, colours))
-    if any(record.data.sample for record in records):
-        figure.suptitle(SAMPLE_NOTICE, fontsize=10, fontweight="bold", color="#a33b00")
+    if warning:
+        figure.suptitle(warning, fontsize=10, fontweight="bold", color="#a33b00")
     figure.draw_without_rendering()  # the layout must stand before labels can be placed between the points
     figure.set_layout_engine("none")
     for axes, panel in zip(panel_axes, panels, strict=False):
@@ -96,11 +103,11 @@ def _points(panel: Sequence[dict[Any, Any]], colours: dict[str, str]) -> list[_P
     done = [row for row in panel if not math.isnan(main_score(row)[0])]
     found = []
     for row in done:
-        mean, deviation = main_score(row)
+        mean, low, high = main_score(row)
         equal = [other["method"] for other in done if other["trainable"] == row["trainable"]]
         aside = (equal.index(row["method"]) - (len(equal) - 1) / 2) * _STEP_ASIDE
-        spread = 0.0 if math.isnan(deviation) else deviation
-        found.append(_Point(row["method"], float(row["trainable"]), mean, spread, aside, colours[row["method"]]))
+        low, high = (mean if math.isnan(end) else end for end in (low, high))
+        found.append(_Point(row["method"], float(row["trainable"]), mean, low, high, aside, colours[row["method"]]))
     return found
 
 
@@ -109,7 +116,7 @@ def _draw_panel(axes: Axes, panel: Sequence[dict[Any, Any]], points: Sequence[_P
         if point.method in ("majority", FULL):
             axes.axhline(point.mean, color=point.colour, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.6, zorder=1)
         axes.errorbar(
-            point.parameters, point.mean, yerr=point.deviation or None, color=point.colour, marker="o", markersize=6,
+            point.parameters, point.mean, yerr=_error_bar(point), color=point.colour, marker="o", markersize=6,
             capsize=2.5, elinewidth=1.3, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
             transform=_place(axes, point),
         )  # fmt: skip
@@ -120,8 +127,8 @@ def _draw_panel(axes: Axes, panel: Sequence[dict[Any, Any]], points: Sequence[_P
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    lowest = min((point.mean - point.deviation for point in points), default=0.0)
-    highest = max((point.mean + point.deviation for point in points), default=1.0)
+    lowest = min((point.low for point in points), default=0.0)
+    highest = max((point.high for point in points), default=1.0)
     room = 0.12 * (highest - lowest) or 0.1
     axes.set_ylim(lowest - room, highest + room)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
@@ -133,6 +140,10 @@ def _draw_panel(axes: Axes, panel: Sequence[dict[Any, Any]], points: Sequence[_P
     beside = " (equal counts side by side)" if any(point.aside for point in points) else ""
     axes.set_xlabel(f"trainable parameters{beside}", fontsize=9.5, color=_SOFT)
     axes.set_ylabel(panel[0]["main_metric"], fontsize=9.5, color=_SOFT, parse_math=False)
+
+
+def _error_bar(point: _Point) -> list[list[float]] | None:
+    return None if point.low == point.high else [[point.mean - point.low], [point.high - point.mean]]
 
 
 def _place(axes: Axes, point: _Point) -> Transform:
@@ -176,8 +187,8 @@ def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
 
 def _marker_box(axes: Axes, point: _Point) -> Bbox:
     place = _place(axes, point)
-    x, low = place.transform((point.parameters, point.mean - point.deviation))
-    _, high = place.transform((point.parameters, point.mean + point.deviation))
+    x, low = place.transform((point.parameters, point.low))
+    _, high = place.transform((point.parameters, point.high))
     return Bbox.from_extents(x - 8, low - 8, x + 8, high + 8)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from registry.errors import ConfigError, RunError
 from registry.references import check_name
-from registry.schema import FileEntry, RunRecord
+from registry.schema import FileEntry, ProblemType, RunRecord
 from registry.validation import from_json, require, to_json
 
 _RUN_AGAIN = "delete the record, and bench runs that cell again"
@@ -51,6 +51,13 @@ class Predictions:
         one = labels.ndim == 1 and labels.dtype.kind in "iuf"
         many = labels.ndim == 2 and labels.dtype.kind in "iub" and labels.shape == probabilities.shape
         require((one or many) and len(labels) == len(rows), "labels", f"{len(rows)} rows of numbers", _form(labels))
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """What the form of the labels tells: values, rows of zeros and ones, or classes."""
+        if self.labels.dtype.kind == "f":
+            return "regression"
+        return "multi_label" if self.labels.ndim == 2 else "classification"
 
 
 def record_path(out: Path, task: str, method: str, seed: int) -> Path:

@@ -1,28 +1,31 @@
-"""What a reader is told beside the numbers: seeds, rows, overlap, machine, versions, and which runs to be wary of.
+"""What a reader is told beside the numbers: how sure they are, seeds, rows, machine, and which runs to be wary of.
 
 The tables are frames.py's, their form is documents.py's; nothing is computed anew here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from registry.comparable import is_dirty, not_above_majority, why_not_averaged
 from registry.documents import one_line, readable_bytes, share
 from registry.frames import SAMPLE_NOTICE, missing_baselines, source_name
+from registry.measured import Measured
 from registry.schema import Hardware, RunRecord
-from registry.variants import split_name
+from registry.statistics import LEVEL, RESAMPLES, Interval
+from registry.variants import has_swept_choices, split_name, swept_train_rows
+from registry.verdicts import ALPHA
 
 
-def notes(records: Sequence[RunRecord]) -> list[str]:
-    """Return what a reader needs to judge the numbers: seeds, rows, machine, versions, what is missing."""
+def notes(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+    """Return what a reader needs to judge the numbers: how sure they are, seeds, rows, machine, what is missing."""
     records = sorted(records, key=lambda record: (record.task, record.method, record.seed))
     found = [
-        "± is the standard deviation over seeds (sample form, n - 1); a score without it comes from one seed.",
+        *_statistics_notes(records, measured),
         f"Seeds: {_listed(record.seed for record in records)}; all of them count, none was chosen.",
         f"Main metric: {_listed(f'{record.task} {record.main_metric}' for record in records)}.",
-        "A point is a hundredth of the main metric; differences are between means, and no significance test was made.",
         *_rows_notes(records),
         f"Backbone: {_listed(_backbone(record) for record in records)}. Trainable percentages are of its parameters.",
         f"Machine: {'; '.join(sorted({_machine(record) for record in records}))}.",
@@ -38,7 +41,7 @@ def notes(records: Sequence[RunRecord]) -> list[str]:
             f"Of {len(records)} runs, {len(together)} were trained in passes of up to {max(together)} sets: their "
             "training seconds are shares of a joint pass by tokens, and their peak memory is the whole pass's."
         )
-    if any(split_name(record.method)[1] for record in records):
+    if any(has_swept_choices(record.method) for record in records):
         found.append(
             "Methods with swept settings in their names are compared on the reported split itself: the best of them is "
             "chosen there, so its score flatters it."
@@ -73,12 +76,68 @@ def notice(records: Sequence[RunRecord]) -> str:
     return SAMPLE_NOTICE if any(record.data.sample for record in records) else ""
 
 
+def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+    """Return how intervals, differences and tests were made, and what so few rows cannot show."""
+    if not measured.intervals:
+        return ["No intervals and no tests: there are no predictions to make them from."]
+    percent = f"{100 * LEVEL:.0f} %"
+    found = [
+        f"± is half of a {percent} interval that holds the chance of seeds and of reported rows (two-level bootstrap, "
+        f"{RESAMPLES:,} resamples); csv and json have its ends, and the standard deviation over seeds."
+    ]
+    if alone := sorted({name for (_, name), scores in measured.intervals.items() if not _cover_seeds(scores)}):
+        found.append(f"One seed only, so that its interval holds the chance of the rows alone: {', '.join(alone)}.")
+    if measured.comparisons:
+        found.append(
+            "A difference is to full fine-tuning on the same rows, in points (hundredths of the main metric), with a "
+            f"paired {percent} interval; * where that leaves out zero and the p-value, by Holm's method over "
+            f"{_families(measured)}, is below {ALPHA}. All others are not distinguishable from it."
+        )
+    for task, one in sorted(measured.detectable.items()):
+        least = "no difference" if isnan(one.difference) else f"{100 * one.difference:.1f} points of accuracy"
+        found.append(
+            f"{task}: two runs on {one.rows:,} rows of which one alone is right on {share(100 * one.discordance)}, as "
+            f"here, would probably show {least} (exact McNemar test, power 0.8) and nothing smaller."
+        )
+    return found
+
+
+def _families(measured: Measured) -> str:
+    """Return over which comparisons p-values were adjusted."""
+    swept = sum(bool(split_name(method)[1]) for _, method in measured.comparisons)
+    own = f"all {len(measured.comparisons) - swept} comparisons of the table"
+    return f"{own} and, apart from them, all {swept} of swept settings" if swept else own
+
+
+def _cover_seeds(scores: Mapping[str, Interval]) -> bool:
+    return all(interval.covers_seeds for interval in scores.values())
+
+
 def _rows_notes(records: Sequence[RunRecord]) -> list[str]:
-    """Return one line for each task and what its runs saw; a run that read no texts cannot say how many were cut."""
-    read = [record for record in records if record.training is not None and record.status == "finished"]
-    tasks = {record.task for record in read}
-    told = [*read, *(record for record in records if record.task not in tasks)]
-    return sorted(set(map(_rows_note, told)))
+    """Return one line for each task and what its runs saw, and one for numbers of training rows that names tell."""
+    by_task: dict[str, list[RunRecord]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+    seen = {_rows_note(record) for of_task in by_task.values() for record in _telling_rows(of_task)}
+    return [*sorted(seen), *(note for task in sorted(by_task) if (note := _fewer_rows_note(by_task[task])))]
+
+
+def _telling_rows(of_task: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the runs of one task that tell its rows: finished ones that read the texts, on all its training rows.
+
+    Where there are none, those on most of them; a run that read no texts cannot say how many were cut.
+    """
+    read = [record for record in of_task if record.training is not None and record.status == "finished"]
+    whole = [record for record in read if swept_train_rows(record.method) is None]
+    most = max((record.data.train_rows for record in read), default=0)
+    return whole or [record for record in read if record.data.train_rows == most] or list(of_task)
+
+
+def _fewer_rows_note(of_task: Sequence[RunRecord]) -> str:
+    sizes = sorted({rows for record in of_task if (rows := swept_train_rows(record.method)) is not None})
+    fewer = ", ".join(f"{rows:,}" for rows in sizes if rows < of_task[0].data.train_available)
+    told = f"{of_task[0].task}, fewer training rows: {fewer} (drawn once, the same for all methods and seeds)."
+    return told if fewer else ""
 
 
 def _rows_note(record: RunRecord) -> str:

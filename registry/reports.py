@@ -1,117 +1,132 @@
-"""Run records to files: tables for programs and for people, and the picture.
+"""Run records to files: tables for programs and for people, the page, and the picture.
 
-``write_report`` decides which files there are; their numbers come from frames.py and their wording from documents.py
-and remarks.py.
+``write_report`` decides which files there are; their numbers come from frames.py, their wording from documents.py,
+findings.py and remarks.py, the page from page_report.py.
 Equal records give equal bytes: nothing of the moment or the machine that writes a report is in it.
 """
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
+from registry.comparable import FULL
 from registry.documents import (
+    DASH,
+    display_comparisons,
     display_table,
     display_totals,
     plus_minus,
     readable_seconds,
-    sentences,
     share,
-    to_html,
+    starred_points,
     to_latex,
     to_markdown,
 )
-from registry.frames import long_table, missing_baselines, runs_table, summary_table, task_names, total_table
+from registry.evidence import Evidence
+from registry.findings import sentences
+from registry.frames import comparison_table, runs_table, score_in, swept, task_names, unswept
+from registry.page_report import render_report_page
+from registry.page_texts import Texts
 from registry.plots import score_against_parameters
 from registry.records import replace_file
 from registry.remarks import missing_and_failed, notes, notice
-from registry.schema import RunRecord
 from registry.validation import choose
 
-__all__ = [
-    "FORMATS",
-    "long_table",
-    "missing_baselines",
-    "render_terminal",
-    "runs_table",
-    "summary_table",
-    "total_table",
-    "write_report",
-]
-
-FORMATS = ("csv", "json", "markdown", "latex", "html")
+FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 _PICTURE = "score_vs_parameters.png"
 _TERMINAL_METRICS = 4
 _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 
 
-def write_report(out: Path, records: Sequence[RunRecord], formats: Sequence[str] = FORMATS) -> list[Path]:
+def write_report(
+    out: Path, evidence: Evidence, formats: Sequence[str] = FORMATS, texts: Mapping[str, Texts] | None = None
+) -> list[Path]:
     """Write the report's files into ``out`` and return their paths; the picture is always among them.
+
+    Args:
+        out: the folder.
+        evidence: what to report.
+        formats: from FORMATS.
+        texts: of the reported rows, for a page that stays on the user's machine; the page has none otherwise.
 
     Raises:
         ConfigError: an unknown format.
-        RunError: there are no records, they do not belong in one table, or ``out`` cannot be written.
+        RunError: ``out`` cannot be written.
     """
     wanted = [choose(name, FORMATS, "report format") for name in formats]
-    summary, totals = summary_table(records), total_table(records)
-    warning, remarks, lead = notice(records), notes(records), sentences(summary)
-    shown = {"Scores": display_table(summary), "All tasks together": display_totals(totals, len(task_names(records)))}
+    files = {name: text.encode() for name, text in _texts(evidence, wanted).items()}
+    if "parquet" in wanted:
+        files |= {f"{name}.parquet": _to_parquet(frame) for name, frame in _tables(evidence).items()}
+    if "html" in wanted:
+        # A page with texts has a name of its own, so that it is neither checked nor committed in the other's place.
+        files["report-with-text.html" if texts else "report.html"] = render_report_page(evidence, texts).encode()
+    for name, content in files.items():
+        replace_file(Path(out) / name, content)
     picture = Path(out) / _PICTURE
-    score_against_parameters(records, picture)
+    score_against_parameters(evidence.summary, notice(evidence.records), picture)
+    return [*(Path(out) / name for name in files), picture]
+
+
+def _tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
+    comparisons = comparison_table(evidence.records, evidence.measured)
+    return {"table": evidence.summary, "runs": runs_table(evidence.records), "comparisons": comparisons}
+
+
+def _texts(evidence: Evidence, wanted: Sequence[str]) -> dict[str, str]:
+    """Return the report's text files that are wanted, by name."""
+    warning, remarks = notice(evidence.records), notes(evidence.records, evidence.measured)
+    lead, tables = sentences(evidence.summary, evidence.totals), _tables(evidence)
+    shown = {
+        "Scores": display_table(unswept(evidence.summary)),
+        "Swept settings": display_table(swept(evidence.summary)),
+        "Differences to full fine-tuning": display_comparisons(tables["comparisons"]),
+        "All tasks together": display_totals(evidence.totals, len(task_names(evidence.records))),
+    }
+    shown = {heading: frame for heading, frame in shown.items() if len(frame)}
     files: dict[str, str] = {}
     if "csv" in wanted:
-        files |= {"table.csv": _to_csv(summary), "runs.csv": _to_csv(runs_table(records))}
+        files |= {f"{name}.csv": _to_csv(frame) for name, frame in tables.items()}
     if "json" in wanted:
-        tables = {"table": _plain(summary), "totals": _plain(totals)}
-        files["table.json"] = _to_json({"notice": warning, "notes": remarks, "summary": lead, **tables})
+        plain = {name: _plain(frame) for name, frame in tables.items() if name != "runs"}
+        told = {"notice": warning, "notes": remarks, "summary": lead}
+        files["table.json"] = _to_json({**told, **plain, "totals": _plain(evidence.totals)})
     if "markdown" in wanted:
         files["report.md"] = to_markdown(warning, lead, shown, _PICTURE, remarks)
     if "latex" in wanted:
         files["table.tex"] = to_latex(warning, shown["Scores"], remarks)
-    if "html" in wanted:
-        encoded = base64.b64encode(picture.read_bytes()).decode("ascii")
-        files["report.html"] = to_html(warning, lead, shown, encoded, remarks)
-    for name, text in files.items():
-        replace_file(Path(out) / name, text.encode())
-    return [*(Path(out) / name for name in files), picture]
+    return files
 
 
-def render_terminal(records: Sequence[RunRecord]) -> Table:
-    """Return the short form for a terminal of 100 columns: trainable share, main metrics and training time.
-
-    Raises:
-        RunError: there are no records, or they do not belong in one table.
-    """
-    summary = summary_table(records)
+def render_terminal(evidence: Evidence) -> Table:
+    """Return the short form for a terminal of 100 columns: share, main metrics, difference and training time."""
+    summary = evidence.summary
     metrics = list(dict.fromkeys(["accuracy", *summary["main_metric"]]))[:_TERMINAL_METRICS]
-    caption = "\n".join(line for line in (notice(records), *missing_and_failed(records)) if line)
+    caption = "\n".join(line for line in (notice(evidence.records), *missing_and_failed(evidence.records)) if line)
     table = Table(caption=Text(caption) if caption else None, caption_justify="left", min_width=_CAPTION_WIDTH)
     table.add_column("task", overflow="fold")
     table.add_column("method", overflow="fold")
-    for name in ("trainable", *metrics, "training"):
+    for name in ("trainable", *metrics, "vs full", "training"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in summary.to_dict("records"):
         if previous not in (None, row["task"]):
             table.add_section()
-        scores = [_score(row, metric) for metric in metrics]
+        scores = [plus_minus(*score_in(row, metric)) for metric in metrics]
+        distance = DASH if row["method"] == FULL else starred_points(row)
         cells = [row["task"] if row["task"] != previous else "", row["method"], share(row["percent"]), *scores]
-        table.add_row(*(Text(cell) for cell in [*cells, readable_seconds(row["train_seconds"])]))
+        table.add_row(*(Text(cell) for cell in [*cells, distance, readable_seconds(row["train_seconds"])]))
         previous = row["task"]
     return table
-
-
-def _score(row: dict[Any, Any], metric: str) -> str:
-    nan = float("nan")
-    return plus_minus(row.get(f"{metric}_mean", nan), row.get(f"{metric}_std", nan))
 
 
 def _to_csv(frame: pd.DataFrame) -> str:
@@ -121,6 +136,12 @@ def _to_csv(frame: pd.DataFrame) -> str:
 def _safe_cell(value: Any) -> Any:
     """Return text that a spreadsheet takes as text, never as a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _to_parquet(frame: pd.DataFrame) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), sink)
+    return bytes(sink.getvalue())
 
 
 def _plain(frame: pd.DataFrame) -> list[dict[Any, Any]]:

@@ -76,6 +76,20 @@ def limit_rows(rows: Rows, limit: int | None, seed: int) -> Rows:
     return rows.take(sorted(shuffled(len(rows), seed)[:limit]))
 
 
+def limit_further(rows: Rows, limit: int, seed: int, available: int) -> Rows:
+    """Return of already limited rows those that ``limit_rows`` draws with a smaller limit from all there were.
+
+    Args:
+        rows: what ``limit_rows`` returned.
+        limit: at most as many as ``rows``.
+        seed: as it was then.
+        available: how many rows there were before any limit.
+    """
+    order = shuffled(available, seed)
+    chosen = set(order[:limit])
+    return rows.take(index for index, position in enumerate(sorted(order[: len(rows)])) if position in chosen)
+
+
 def hold_out(rows: Rows, share: float, seed: int, stratify: bool) -> tuple[Rows, Rows]:
     """Return the kept and the held-out rows, both in their old order, the same for the same seed.
 

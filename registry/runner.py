@@ -136,13 +136,14 @@ def make_job(
         backbone: of the run.
         recipe: where the choices come from; the default recipe when None.
         overrides: training fields that win over the recipe's.
-        variant: the method with swept settings, which win over both.
+        variant: the method with swept settings, which win over both, or with fewer rows to train on.
         keeps: whether the trained set is wanted.
 
     Raises:
-        ConfigError: choices that do not fit the backbone.
+        ConfigError: choices that do not fit the backbone, or more training rows than there are.
     """
     variant = variant or Variant(name=cell.method, method=cell.method)
+    data = data if variant.train_rows is None else data.with_train_rows(variant.train_rows)
     training = {**(overrides or {}), **variant.training}
     plan = make_plan(variant.method, data, backbone, cell.seed, recipe, bottlenecks=variant.adapter, **training)
     return CellJob(cell, plan, data, plan.digest(backbone, data), keeps)

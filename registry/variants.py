@@ -27,9 +27,11 @@ _CODES = {
     "batch_size": "bs",
     "weight_decay": "wd",
     "adapter_dropout": "do",
+    "train_rows": "n",
 }
 _OF_BOTTLENECKS = {"reduction_factor": "reduction_factor", "adapter_dropout": "dropout"}  # as an adapter names them
-_WHOLE = ("reduction_factor", "epochs", "batch_size")
+_OF_DATA = "train_rows"  # a fact of the run's data, and no choice that scores are compared to make
+_WHOLE = ("reduction_factor", "epochs", "batch_size", _OF_DATA)
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?"
 _SWEPT = re.compile(rf"-({'|'.join(_CODES.values())})({_NUMBER})(?=-|$)")
 _NAME = re.compile(rf"(.+?)((?:-(?:{'|'.join(_CODES.values())}){_NUMBER})+)")
@@ -45,12 +47,14 @@ class Variant(Record, frozen=True, kw_only=True):
         method: a placement, a baseline or a recipe.
         adapter: bottleneck choices under the names a recipe uses.
         training: training fields.
+        train_rows: how many of the task's training rows it sees; all of them when None.
     """
 
     name: str
     method: str
     adapter: dict[str, Value] = {}
     training: dict[str, Value] = {}
+    train_rows: int | None = None
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Value, ...]]:
@@ -100,13 +104,27 @@ def split_name(name: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     return found[1], tuple((code, float(value)) for code, value in _SWEPT.findall(found[2]))
 
 
+def swept_train_rows(name: str) -> int | None:
+    """Return the number of training rows in a variant's name, None where it has the task's."""
+    found = dict(split_name(name)[1]).get(_CODES[_OF_DATA])
+    return None if found is None else int(found)
+
+
+def has_swept_choices(name: str) -> bool:
+    """Return whether a variant's name has settings that one would choose by their scores: all but training rows."""
+    return any(code != _CODES[_OF_DATA] for code, _ in split_name(name)[1])
+
+
 def _make_variant(method: str, settings: Mapping[str, Value]) -> Variant:
     spelled = "".join(f"-{_CODES[field]}{_spell(value)}" for field, value in settings.items())
     adapter = {_OF_BOTTLENECKS[field]: value for field, value in settings.items() if field in _OF_BOTTLENECKS}
-    training = {field: value for field, value in settings.items() if field not in _OF_BOTTLENECKS}
+    training = {field: value for field, value in settings.items() if field not in (*_OF_BOTTLENECKS, _OF_DATA)}
+    rows = int(settings[_OF_DATA]) if _OF_DATA in settings else None
     replace_fields(AdapterConfig(), adapter)  # a wrong value shows now, not when the rows are read
     replace_fields(TrainingConfig(), training)
-    return Variant(name=check_name(f"{method}{spelled}", "method"), method=method, adapter=adapter, training=training)
+    require(rows is None or rows >= 1, f"--sweep {_OF_DATA}", "at least 1 row", rows)
+    name = check_name(f"{method}{spelled}", "method")
+    return Variant(name=name, method=method, adapter=adapter, training=training, train_rows=rows)
 
 
 def _parse_value(field: str, text: str) -> Value:

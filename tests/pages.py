@@ -22,6 +22,9 @@ from registry.page_content import (
     Scatter,
     ScatterPoint,
     SeedCurve,
+    SizeCurve,
+    SizeLine,
+    SizePoint,
     TaskConfusions,
     TaskCurves,
     TaskErrors,
@@ -61,7 +64,7 @@ def make_table() -> PageTable:
         (
             Cell(text=method, value=method),
             Cell(text=f"{SIZES[method]:,}" if SIZES[method] else "–", value=SIZES[method] or None),
-            Cell(text=f"{0.5 + index / 10:.3f} ± 0.010", value=0.5 + index / 10),
+            Cell(text=f"{0.5 + index / 10:.3f}", value=0.5 + index / 10, detail="± 0.010", tone="strong"),
             Cell(text="as recorded"),
         )
         for index, method in enumerate(METHODS)
@@ -80,14 +83,32 @@ def make_scatter(task: str) -> Scatter:
     return Scatter(task=task, metric="f1_binary", points=tuple(points))
 
 
+def make_sizes(task: str, axis: str, sizes: tuple[int, ...]) -> SizeCurve:
+    """Two methods that rise by two hundredths from size to size, the second one full fine-tuning."""
+    lines = []
+    for index, (method, group) in enumerate((("houlsby", "adapter"), ("full_fine_tuning", "full"))):
+        means = [0.7 + 0.03 * index + 0.02 * place for place in range(len(sizes))]
+        points = tuple(
+            SizePoint(size=size, mean=mean, low=mean - 0.02, high=mean + 0.02)
+            for size, mean in zip(sizes, means, strict=True)
+        )
+        lines.append(SizeLine(method=method, points=points, group=group))
+    return SizeCurve(
+        task=task, metric="f1_binary", axis=axis, lines=tuple(lines), reference=0.79, reference_name="full_fine_tuning"
+    )
+
+
 def make_forest(task: str) -> Forest:
     """A baseline far away, a method that cannot be told apart, and a better one."""
+    tests = ((0, 0.04), (1, 0.0004))
     rows = (
         ForestRow(method="majority", difference=-30, low=-33, high=-27, p=0.0, verdict="worse", group="baseline"),
-        ForestRow(method="houlsby", difference=-0.4, low=-1.5, high=0.7, p=0.6),
+        ForestRow(method="houlsby", difference=-0.4, low=-1.5, high=0.7, p=0.6, seed_tests=tests),
         ForestRow(method="pfeiffer", difference=2.5, low=1.0, high=4.0, p=0.004, verdict="better"),
     )
-    return Forest(task=task, metric="f1_binary", reference="full_fine_tuning", rows=rows, detectable=3.2)
+    return Forest(
+        task=task, metric="f1_binary", reference="full_fine_tuning", rows=rows, detectable=3.2, power="Smallest: 3.2."
+    )
 
 
 def make_curves(task: str) -> TaskCurves:
@@ -116,8 +137,12 @@ def make_content(**changes: Any) -> PageContent:
         notice="Made from the sample.",
         summary=("mrpc: houlsby is not distinguishable from full fine-tuning.",),
         table=table,
+        reading="Below each score stands its interval.",
+        caveats=("Failed: houlsby on mrpc, seed 3.",),
         totals=PageTable(columns=table.columns, groups=(RowGroup(rows=table.groups[0].rows),)),
         scatters=tuple(map(make_scatter, TASKS)),
+        bottlenecks=tuple(make_sizes(task, "bottleneck size M", (2, 24, 192)) for task in TASKS),
+        amounts=(make_sizes(TASKS[0], "training rows", (100, 300, 67_349)),),
         forests=tuple(map(make_forest, TASKS)),
         curves=tuple(map(make_curves, TASKS)),
         confusions=tuple(map(make_confusions, TASKS)),
@@ -132,11 +157,20 @@ def make_content(**changes: Any) -> PageContent:
 def make_hostile() -> PageContent:
     """Hostile texts wherever a text can stand."""
     names, evil = HOSTILE[:4], HOSTILE[0]
-    row = tuple(Cell(text=text, value=text) for text in names)
+    row = tuple(Cell(text=text, value=text, detail=evil) for text in names)
     columns = tuple(Column(key=text, title=text) for text in names)
     table = PageTable(columns=columns, groups=(RowGroup(name=evil, rows=(row, row)),))
     points = tuple(ScatterPoint(method=name, parameters=9, mean=0.5) for name in names)
     rows = tuple(ForestRow(method=name, difference=1, low=0, high=2) for name in names)
+    places = (SizePoint(size=1, mean=0.5), SizePoint(size=9, mean=0.6))
+    sizes = SizeCurve(
+        task=evil,
+        metric=HOSTILE[2],
+        axis=HOSTILE[4],
+        lines=tuple(SizeLine(method=name, points=places) for name in names),
+        reference=0.55,
+        reference_name=evil,
+    )
     curve = SeedCurve(seed=0, steps=(1, 2), losses=(0.7, float("nan")))
     confusion = MethodConfusion(method=evil, seeds=1, counts=((1, 2), (3, 4)))
     wrong = ErrorRow(row=7, label=0, probabilities=(0.1, 0.2), wrong=(1, 1), texts=HOSTILE)
@@ -145,12 +179,16 @@ def make_hostile() -> PageContent:
         notice=HOSTILE[1],
         summary=HOSTILE,
         table=table,
+        reading=HOSTILE[1],
+        caveats=HOSTILE,
         totals=table,
+        bottlenecks=(sizes,),
+        amounts=(sizes,),
         scatters=(Scatter(task=evil, metric=HOSTILE[2], points=points),),
-        forests=(Forest(task=HOSTILE[4], metric=evil, reference=HOSTILE[2], rows=rows),),
+        forests=(Forest(task=HOSTILE[4], metric=evil, reference=HOSTILE[2], rows=rows, power=evil),),
         curves=(TaskCurves(task=evil, methods=tuple(MethodCurves(method=name, seeds=(curve,)) for name in names)),),
         confusions=(TaskConfusions(task=HOSTILE[4], label_names=names[:2], methods=(confusion,)),),
-        errors=(TaskErrors(task=evil, label_names=names, methods=names[:2], seeds=(1, 1), rows=(wrong,)),),
+        errors=(TaskErrors(task=evil, label_names=names, methods=names[:2], seeds=(1, 1), rows=(wrong,), how=evil),),
         provenance=((evil, HOSTILE[1]),),
         commands=HOSTILE,
         notes=HOSTILE,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import pandas as pd
+from rich.table import Table
 
-from registry.records import find_records, read_record, replace_file
+from registry.answers import Answers, CellKey
+from registry.evidence import Evidence, gather_evidence
+from registry.metrics import score
+from registry.records import Predictions, find_records, read_record, replace_file, write_record
+from registry.reports import FORMATS, render_terminal, write_report
 from registry.schema import (
     BackboneInfo,
     DataInfo,
@@ -90,3 +98,51 @@ def pass_as_committed(out: Path) -> None:
 def make_records() -> list[RunRecord]:
     """Return two tasks, five methods, three seeds."""
     return [make_record(task, method, seed) for task in ("sst2", "mrpc") for method in SCORES for seed in (0, 1, 2)]
+
+
+def answer(record: RunRecord, right: float, rows: int = 200) -> tuple[RunRecord, Predictions]:
+    """Return the record with the scores of made-up answers, of which about a share of ``right`` is right, and those.
+
+    Labels are the same for all records; answers differ by method and seed.
+    """
+    labels = np.arange(rows) % 3 % 2
+    generator = np.random.default_rng([record.seed, *record.method.encode()])
+    sure = generator.uniform(0.5, 1, rows)
+    on_label = np.where(generator.random(rows) < right, sure, 1 - sure)
+    probabilities = np.stack([np.where(labels == n, on_label, 1 - on_label) for n in (0, 1)], axis=1)
+    predictions = Predictions(np.arange(rows), labels, probabilities.astype(np.float32))
+    scores = score("classification", labels.tolist(), predictions.probabilities, ("accuracy", "f1_binary"))
+    data = msgspec.structs.replace(record.data, reported_rows=rows, reported_available=rows)
+    return msgspec.structs.replace(record, scores=scores, data=data), predictions
+
+
+def write_answered(out: Path, task: str, rights: Mapping[str, float], seeds: int = 3, **changes: object) -> None:
+    """Write records with answers to them: for each method as many seeds, each right on about that share of rows."""
+    for method, right in rights.items():
+        for seed in range(seeds):
+            write_record(out, *answer(make_record(task, method, seed, **changes), right))
+
+
+def evidence_of(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers] | None = None) -> Evidence:
+    """Return what follows from records, by default without any predictions."""
+    return gather_evidence(records, answers or {})
+
+
+def summary_of(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return the summary of records without predictions."""
+    return evidence_of(records).summary
+
+
+def totals_of(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return the totals of records without predictions."""
+    return evidence_of(records).totals
+
+
+def report_of(out: Path, records: Sequence[RunRecord], formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write the report of records without predictions."""
+    return write_report(out, evidence_of(records), formats)
+
+
+def terminal_of(records: Sequence[RunRecord]) -> Table:
+    """Return the terminal's table of records without predictions."""
+    return render_terminal(evidence_of(records))

@@ -18,7 +18,8 @@ LAYERS = (
     ("store_errors",),
     ("version",),
     ("validation",),
-    ("references", "curves", "differences", "origins", "page_content", "svg", "charts", "page"),
+    ("references", "curves", "differences", "origins", "verdicts"),
+    ("page_content", "svg", "charts", "size_chart", "page"),
     ("schema",),
     ("families", "projection", "bottlenecks", "tasks", "recipes", "variants"),
     ("weights", "adapters", "grouping"),
@@ -29,24 +30,27 @@ LAYERS = (
     ("encoder", "sources"),
     ("backbone", "evaluation", "checkpoints"),
     ("store", "records", "huggingface", "pool"),
-    ("registry", "prefix", "runs", "comparable", "frames"),
+    ("registry", "prefix", "runs", "comparable", "answers", "measured", "frames", "evidence"),
     ("training",),
-    ("documents", "remarks", "plots", "fitting", "predictor", "progress", "trackers", "tracking"),
+    ("documents", "findings", "remarks", "page_tables", "page_figures", "page_rows", "page_texts", "page_report"),
+    ("plots", "fitting", "predictor", "progress", "trackers", "tracking", "comparing", "pairing", "scoring"),
     ("reports", "checking", "repeating", "runner"),
     ("cli_settings", "cli_options"),
     ("demo",),
-    ("cli_bench", "cli_list", "cli_predict", "cli_store", "cli_train"),
+    ("cli_bench", "cli_contrast", "cli_compare", "cli_list", "cli_predict", "cli_store", "cli_train"),
     ("cli",),
 )  # fmt: skip
 TORCH_FREE = {
-    "archive", "catalog", "charts", "checking", "cli", "cli_bench", "cli_list", "cli_options", "cli_predict",
-    "cli_settings", "cli_store", "cli_train", "comparable", "curves", "data", "differences", "documents",
-    "errors", "families", "files", "frames", "hub", "inspection", "interruption", "listing", "manifests",
-    "memory", "metrics", "origins", "overlap", "page", "page_content", "plots", "provenance", "reach", "recipes",
-    "records", "references", "remarks", "reports", "resampling", "rows", "schema", "statistics", "store_errors",
-    "svg", "tables", "tasks", "trackers", "tracking", "validation", "variants", "version", "view",
+    "answers", "archive", "catalog", "charts", "checking", "cli", "cli_bench", "cli_compare", "cli_contrast",
+    "cli_list", "cli_options", "cli_predict", "cli_settings", "cli_store", "cli_train", "comparable",
+    "comparing", "curves", "data", "differences", "documents", "errors", "evidence", "families", "files",
+    "findings", "frames", "hub", "inspection", "interruption", "listing", "manifests", "measured", "memory",
+    "metrics", "origins", "overlap", "page", "page_content", "page_figures", "page_report", "page_rows",
+    "page_tables", "page_texts", "pairing", "plots", "provenance", "reach", "recipes", "records", "references",
+    "remarks", "reports", "resampling", "rows", "schema", "size_chart", "statistics", "store_errors", "svg",
+    "tables", "tasks", "trackers", "tracking", "validation", "variants", "verdicts", "version", "view",
 }  # fmt: skip
-LATE_IMPORTS = {"cli_bench", "cli_predict", "cli_settings", "cli_store", "cli_train"}
+LATE_IMPORTS = {"cli_bench", "cli_compare", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 
 
 def layer_of(name: str) -> int:

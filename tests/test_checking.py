@@ -11,12 +11,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from registry.backbone import Backbone
 from registry.checking import Checked, check_report
 from registry.data import TaskData, load_task
 from registry.errors import RunError
+from registry.evidence import read_evidence
 from registry.records import Predictions, read_predictions, read_record, replace_file, write_record
 from registry.reports import write_report
 from registry.runner import Cell, run_cell
@@ -37,7 +39,7 @@ def bench(out: Path, data: TaskData, backbone: Backbone, methods: tuple[str, ...
         for seed in seeds:
             run_cell(out, Cell(data.spec.name, method, seed), data, backbone, overrides=dict(QUICK))
     pass_as_committed(out)
-    write_report(out, [read_record(path) for path in sorted(out.rglob("seed-?.json"))])
+    write_report(out, read_evidence(out))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_report_that_follows_passes(benched: Path) -> None:
     checked = check_report(benched)
     assert (4, ()) == (checked.records, checked.differences)
     assert {path.name for path in benched.iterdir() if path.is_file()} == set(checked.files)
-    assert 7 == len(checked.files)
+    assert 11 == len(checked.files)
     assert before == {path: path.stat().st_mtime_ns for path in benched.rglob("*")}
 
 
@@ -111,10 +113,11 @@ def test_wrong_digit_of_a_probability_is_found(out: Path) -> None:
         return Predictions(answers.row_numbers, answers.labels, probabilities)
 
     change_answers(out, change)
-    first, second = check_report(out).differences
+    first, *others = check_report(out).differences
     assert (str(ANSWERS), "probabilities of row 3, the first of 1") == (first.file, first.field)
     assert "shares that add up to 1" == first.expected
-    assert ("runs.csv", "mrpc pfeiffer 1: predictions_sha256") == (second.file, second.field)
+    field = "mrpc pfeiffer 1: predictions_sha256"
+    assert {("runs.csv", field), ("runs.parquet", field)} <= {(other.file, other.field) for other in others}
 
 
 def test_wrong_label_is_found_by_the_other_runs(out: Path) -> None:
@@ -165,7 +168,7 @@ def test_wrong_digit_in_a_record_is_found(out: Path) -> None:
     record = read_record(out / RECORD)
     wrong = record.scores["accuracy"] + 1e-9
     replace_file(out / RECORD, to_json(msgspec.structs.replace(record, scores={**record.scores, "accuracy": wrong})))
-    write_report(out, [read_record(path) for path in sorted(out.rglob("seed-?.json"))])
+    write_report(out, read_evidence(out))
     checked = check_report(out)
     assert f"{RECORD}: scores.accuracy: expected {record.scores['accuracy']!r}, found {wrong!r}" == str(
         checked.differences[0]
@@ -195,6 +198,22 @@ def test_wrong_digit_in_any_file_is_found(out: Path, name: str) -> None:
     (out / name).write_text(text[:place] + "3" + text[place + 1 :])
     checked = check_report(out)
     assert ({name}, 1) == (files_of(checked), len(checked.differences))
+
+
+@pytest.mark.parametrize("name", ["table", "runs", "comparisons"])
+def test_wrong_number_in_a_parquet_file_is_found(out: Path, name: str) -> None:
+    """A changed cell of a parquet table is told by its column; one that is packed otherwise holds the same table."""
+    path = out / f"{name}.parquet"
+    frame = pd.read_parquet(path)
+    frame.to_parquet(path, compression="gzip", index=False)
+    assert () == check_report(out).differences
+    column = "trainable" if name == "runs" else "task"
+    frame[column] = frame[column] * 2 if name == "runs" else [f"{task}s" for task in frame[column]]
+    frame.to_parquet(path, index=False)
+    if len(frame):
+        first = check_report(out).differences[0]
+        assert path.name == first.file
+        assert first.field.endswith(f": {column}")
 
 
 def test_other_picture_is_found(out: Path) -> None:
@@ -278,7 +297,7 @@ def test_folder_without_records_is_refused(tmp_path: Path) -> None:
 
 def test_command_tells_each_difference_in_a_line(out: Path) -> None:
     """``report --check`` is quiet and 0 on a whole report; else a line or JSON record each, and exit code 4."""
-    assert "4 records and 7 report files follow from the predictions\n" == succeed("report", out, "--check").out
+    assert "4 records and 11 report files follow from the predictions\n" == succeed("report", out, "--check").out
     assert [] == succeed("report", out, "--check", "--json").rows
     change_answers(out, swap_first)
     told = call("report", out, "--check")

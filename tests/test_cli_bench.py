@@ -64,7 +64,7 @@ def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tm
     shutil.copytree(benched[0] / "out" / "runs", tmp_path / "runs")
     pass_as_committed(tmp_path)
     told = succeed("report", tmp_path, "--format", "csv")
-    assert {"table.csv", "runs.csv", "score_vs_parameters.png"} == {
+    assert {"table.csv", "runs.csv", "comparisons.csv", "score_vs_parameters.png"} == {
         path.name for path in tmp_path.iterdir() if path.is_file()
     }
     assert "wrote " in told.err
@@ -115,3 +115,57 @@ def test_keep_tells_when_the_weights_are_gone(tmp_path: Path, tiny_folder: Path,
     told = succeed(*arguments, "--keep", "head_only")
     assert "sst2 head_only seed 0: nothing to keep; its weights are gone" in told.err
     assert not succeed("--store", tmp_path / "store", "list", "--json").out
+
+
+def test_fewer_training_rows_are_methods_of_one_table(tmp_path: Path, tiny_folder: Path, folder: Path) -> None:
+    """``train_rows`` trains every method on the same drawn rows, those of ``--limit``; a kept set can be repeated."""
+    arguments = ("mrpc", "--data", folder, "--backbone", tiny_folder, *QUICK)
+    methods = [part for name in ("head_only", "pfeiffer", "full_fine_tuning") for part in ("--method", name)]
+    sweep = ("--sweep", "train_rows=16,8", "--sweep", "weight_decay=0", "--together", "--keep", "pfeiffer-wd0-n8")
+    store, out = ("--store", tmp_path / "store"), tmp_path / "out"
+    succeed(*store, "bench", *arguments, "--out", out, *methods, *sweep, "--limit", 20)
+    for whole in ("majority", "pfeiffer"):
+        succeed(*store, "bench", *arguments, "--out", out, "--method", whole, "--limit", 20)
+    succeed("bench", *arguments, "--out", tmp_path / "limited", *methods, "--limit", 8, "--weight-decay", 0)
+    paths = sorted((out / "runs" / "mrpc").glob("*/seed-0.json"))
+    records = {path.parent.name: from_json(RunRecord, path.read_bytes()) for path in paths}
+    assert 2 * 3 + 2 == len(records)
+    assert {"head_only-wd0-n8": (8, 24, 1), "pfeiffer-wd0-n16": (16, 24, 2), "pfeiffer": (20, 24, 3)} == {
+        name: (records[name].data.train_rows, records[name].data.train_available, records[name].steps)
+        for name in ("head_only-wd0-n8", "pfeiffer-wd0-n16", "pfeiffer")
+    }
+    assert 4 == records["pfeiffer-wd0-n8"].together
+    for method in methods[1::2]:
+        limited = from_json(RunRecord, (tmp_path / f"limited/runs/mrpc/{method}/seed-0.json").read_bytes())
+        assert (limited.data, limited.settings) == (
+            records[f"{method}-wd0-n8"].data,
+            records[f"{method}-wd0-n8"].settings,
+        )
+    told = (out / "report.md").read_text()
+    assert "mrpc, fewer training rows: 8, 16 (drawn once, the same for all methods and seeds)." in told
+    assert 1 == told.count("trained on 20 of 24 rows")
+    assert "the best of them is chosen there" in told  # of the weight decays
+    assert "mrpc:1" == succeed(*store, "train", "--from", "mrpc", "--json").rows[0]["repeats"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train_rows=8,25", "cannot use train_rows: expected 1 to 24, the training rows of 'mrpc', found 25"),
+        (
+            "train_rows=8,20 --limit 16",
+            "cannot use train_rows: expected 1 to 16, the training rows of 'mrpc', limited from 24, found 20",
+        ),
+        ("train_rows=8,0", "cannot use --sweep train_rows: expected at least 1 row, found 0"),
+        ("train_rows=8.5", "cannot use --sweep train_rows: expected whole numbers with commas, found '8.5'"),
+    ],
+)
+def test_more_training_rows_than_there_are(
+    tmp_path: Path, tiny_folder: Path, folder: Path, arguments: str, message: str
+) -> None:
+    """A number of training rows that no run can have is told in one line before anything is trained."""
+    places = ("--store", tmp_path / "store", "bench", "sst2", "mrpc", "--data", folder, "--backbone", tiny_folder)
+    outcome = call(*places, *QUICK, "--method", "pfeiffer", "--out", tmp_path / "out", "--sweep", *arguments.split())
+    assert 2 == outcome.code
+    assert message.replace("'mrpc'", "'sst2'") in outcome.message
+    assert [] == list(tmp_path.iterdir())

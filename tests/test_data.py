@@ -219,3 +219,26 @@ def test_research_data_has_its_published_size(name: str, split: str, train: int,
     """The three tasks have the Hub's numbers of rows."""
     data = load_task(replace_split(find_task(name), split), str(DATA), limit=100)
     assert (train, reported, 100) == (data.train_available, data.reported_available, len(data.train))
+
+
+def test_fewer_training_rows_are_those_of_a_limit(tmp_path: Path) -> None:
+    """With or without a limit before it, a number of training rows draws what that limit draws, once."""
+    rows = [{"body": f"row {n}", "y": "no" if n % 3 else "yes"} for n in range(40)]
+    write_lines(tmp_path / "own.jsonl", rows)
+    whole, limited, expected = (
+        load_own(tmp_path / "own.jsonl", seed=3, **limit) for limit in ({}, {"limit": 20}, {"limit": 7})
+    )
+    assert (32, 20, 7) == (len(whole.train), len(limited.train), len(expected.train))
+    for data in (whole, limited):
+        fewer = data.with_train_rows(7)
+        assert expected == fewer
+        assert expected.fingerprint() == fewer.fingerprint()
+        assert fewer is data.with_train_rows(7)
+        assert data.reported is fewer.reported
+        assert set(fewer.train.row_numbers) < set(data.with_train_rows(8).train.row_numbers)
+        assert data is data.with_train_rows(len(data.train))
+    assert expected == limited.with_train_rows(12).with_train_rows(7)
+    with pytest.raises(ConfigError, match="train_rows: expected 1 to 20, the training rows of 'own', limited from 32"):
+        limited.with_train_rows(21)
+    with pytest.raises(ConfigError, match="train_rows: expected 1 to 32, the training rows of 'own', found 0"):
+        whole.with_train_rows(0)

@@ -6,10 +6,12 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from registry.charts import curve_panels, forest_chart, scatter_chart
@@ -28,10 +30,14 @@ from registry.page_content import (
     Scatter,
     ScatterPoint,
     SeedCurve,
+    SizeCurve,
+    SizeLine,
+    SizePoint,
     TaskConfusions,
     TaskCurves,
     TaskErrors,
 )
+from registry.size_chart import size_chart
 from registry.svg import Box, Layout, compact, padded, path, pixel, signed, ticks
 from tests.pages import HOSTILE, PageReader, make_content, make_errors, make_hostile
 
@@ -85,7 +91,7 @@ def test_every_section_is_in_the_contents_and_none_is_empty() -> None:
     reader = PageReader(render_page(make_content()))
     links = [str(each["href"])[1:] for each in reader.all("a") if each.get("class") != "skip"]
     assert [each["id"] for each in reader.all("section")] == links
-    assert 9 == len(links)
+    assert 11 == len(links)
     few = PageContent(title="t", table=make_content().table)
     assert ["scores"] == [each["id"] for each in PageReader(render_page(few)).all("section")]
 
@@ -99,7 +105,7 @@ def test_structure_is_told_to_those_who_do_not_see_it() -> None:
     ids = [str(attributes["id"]) for _, attributes in reader.elements if "id" in attributes]
     assert sorted(set(ids)) == sorted(ids)
     drawings = reader.all("svg")
-    assert 2 + 2 + 2 * 3 * 2 == len(drawings)
+    assert 2 + 3 + 2 + 2 * 3 * 2 == len(drawings)
     for each in drawings:
         assert each["role"] == "img"
         assert {each["aria-labelledby"], each["aria-describedby"]} <= set(ids)
@@ -164,6 +170,10 @@ def test_numbers_of_every_drawing_stand_in_a_table() -> None:
         "houlsby, seed 2",
         "90",
         "85.0% right, 3 seeds",
+        "67,349",
+        "0.750 to 0.790",
+        "0: 0.040, 1: <0.001",
+        "Smallest: 3.2.",
     )
     assert set(told) <= texts
 
@@ -175,6 +185,52 @@ def test_far_baselines_do_not_squeeze_the_forest() -> None:
     assert ">−30.0</text>" in drawing
     assert ">+4</text>" in drawing
     assert ">−20</text>" not in drawing
+
+
+def test_sizes_stand_on_a_logarithmic_axis_with_the_reference() -> None:
+    """Equal ratios are equal distances, every line ends in its name, and the reference is named once."""
+    curve = make_content().bottlenecks[0]
+    drawing = str(size_chart(curve, "s", {"houlsby": 0, "full_fine_tuning": 1}))
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawing)]
+    assert (math.log(12) / math.log(8)) == pytest.approx((xs[1] - xs[0]) / (xs[2] - xs[1]), abs=0.01)
+    assert 1 == drawing.count(">full_fine_tuning</text>")
+    assert ["2", "24", "192"] == re.findall(r'text-anchor="middle" class="soft">(\d+)<', drawing)
+    assert 1 == drawing.count('class="reference"')
+    alone = msgspec.structs.replace(curve, lines=curve.lines[:1])
+    assert ">full_fine_tuning</text>" in str(size_chart(alone, "s", {"houlsby": 0}))
+    without = msgspec.structs.replace(alone, reference=None)
+    assert 'class="reference"' not in str(size_chart(without, "s", {"houlsby": 0}))
+
+
+def test_many_lines_that_end_alike_have_names_apart() -> None:
+    """Nine methods with one score each have a name in a place of its own, within the drawing."""
+    points = (SizePoint(size=2, mean=0.5), SizePoint(size=192, mean=0.75))
+    lines = tuple(SizeLine(method=f"method-{index}", points=points) for index in range(9))
+    curve = SizeCurve(task="t", metric="accuracy", axis="bottleneck size M", lines=lines)
+    drawing = str(size_chart(curve, "s", {line.method: index for index, line in enumerate(lines)}))
+    heights = sorted(float(y) for y in re.findall(r'<text x="[\d.]+" y="([\d.-]+)" class="name', drawing))
+    assert 9 == len(heights)
+    assert all(second - first >= 13 for first, second in itertools.pairwise(heights))
+    assert 0 < heights[0] < heights[-1] < 265
+
+
+def test_sizes_that_fit_no_logarithm_are_refused() -> None:
+    """There is no place for nothing on a logarithmic axis."""
+    with pytest.raises(ConfigError, match="size: expected a number above 0"):
+        SizePoint(size=0, mean=0.5)
+
+
+def test_a_diverged_run_is_drawn_and_counts_in_no_mean() -> None:
+    """Its line is broken and leaves the axis at the top; the mean is that of the others."""
+    good = SeedCurve(seed=0, steps=(1, 2, 3), losses=(0.5, 0.25, 0.125))
+    bad = SeedCurve(seed=1, steps=(1, 2), losses=(0.5, 1e9), failed=True)
+    (panel,) = curve_panels(TaskCurves(task="t", methods=(MethodCurves(method="houlsby", seeds=(good, bad)),)), "c")
+    assert 1 == str(panel).count('class="seed failed"')
+    mean, drawn = (re.findall(rf'<path d="([^"]*)" {end}', str(panel)) for end in ('id="c-line-0"', 'class="seed"'))
+    assert mean == drawn
+    assert ">1</text>" in str(panel)
+    alone = TaskCurves(task="t", methods=(MethodCurves(method="houlsby", seeds=(bad,)),))
+    assert 1 == len(curve_panels(alone, "c"))
 
 
 def test_names_of_a_crowd_of_points_do_not_overlap() -> None:
@@ -245,6 +301,8 @@ def test_colours_are_told_apart_in_light_and_dark() -> None:
     for theme in (0, 1):
         page = colours["page"][theme]
         for name in ("text", "soft", "accent", "warn", "better", "worse"):
+            assert contrast(colours[name][theme], page) >= 4.5, (name, theme)
+        for name in ("vermilion", "green", "pink", "ochre", "violet"):  # of names at lines
             assert contrast(colours[name][theme], page) >= 4.5, (name, theme)
         for name in ("adapter", "baseline"):
             assert contrast(colours[name][theme], page) >= 3, (name, theme)

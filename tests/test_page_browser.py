@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from registry.evidence import read_evidence
 from registry.page import render_page
 from registry.page_content import PageContent
+from registry.page_report import render_report_page
+from tests.benchmarks import SKILLS, SWEEPS, write_benchmark
 from tests.browser import CHROMIUM, Browser, running
 from tests.pages import HOSTILE, METHODS, PageReader, make_content, make_hostile
 
@@ -29,6 +32,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the page of ``make_content`` lies."""
     return save(tmp_path_factory.mktemp("page") / "report.html", make_content())
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where a page made from run records and their predictions lies."""
+    out = tmp_path_factory.mktemp("bench")
+    write_benchmark(out)
+    target = out / "report.html"
+    target.write_text(render_report_page(read_evidence(out)), encoding="utf-8")
+    return target.as_uri()
 
 
 def save(target: Path, content: PageContent) -> str:
@@ -59,6 +72,48 @@ def test_browser_has_nothing_to_complain(browser: Browser, address: str, width: 
     assert [address] == browser.requests()
     assert [] == browser.complaints()
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_from_records_is_quiet_and_whole(browser: Browser, report: str, width: int, dark: bool) -> None:
+    """A page of real records has every section, complains of nothing and is never wider than its window."""
+    browser.open(report, width=width, dark=dark)
+    sections = browser.evaluate("[...document.querySelectorAll('section')].map((each) => each.id)")
+    expected = "scores totals parameters bottlenecks amounts differences curves confusions errors provenance notes"
+    assert expected.split() == sections
+    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert [report] == browser.requests()
+    assert [] == browser.complaints()
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert 4 == browser.evaluate("document.querySelectorAll('#bottlenecks svg, #amounts svg').length")
+    inside = (
+        "[...document.querySelectorAll('.chart svg text')].every((each) => {"
+        "const [box, whole] = [each, each.closest('figure')].map((one) => one.getBoundingClientRect());"
+        "return box.left >= whole.left - 4 && box.right <= whole.right + 4; })"
+    )
+    assert browser.evaluate(inside), "a name of a drawing is cut"
+
+
+def test_page_from_records_sorts_and_filters(browser: Browser, report: str) -> None:
+    """Methods sort by score within their group, swept ones below the others; errors filter by task and method."""
+    browser.open(report)
+    browser.click("#scores thead th:nth-child(4) button")
+    groups = browser.evaluate(
+        "[...document.querySelectorAll('#scores tbody')].map((body) =>"
+        "[...body.querySelectorAll('.row td:nth-child(4)')].map((cell) => Number(cell.dataset.number)))"
+    )
+    assert [len(SKILLS), len(SWEEPS)] * 2 == [len(group) for group in groups]
+    assert groups == [sorted(group, reverse=True) for group in groups]
+    count = "Number(document.getElementById('error-status').textContent.match(/of ([0-9,]+)/)[1])"
+    every = browser.evaluate(count)
+    choose(browser, "error-method", "0")
+    assert 0 < browser.evaluate(count) < every
+    choose(browser, "error-task", "1")
+    assert ["row", "true label", "head_only", "after_layer", "pfeiffer", "full_fine_tuning"] == texts_of(
+        browser, "#error-table thead th"
+    )
+    assert {"negative", "positive"} == set(texts_of(browser, "#error-table tbody td:nth-child(2)"))
 
 
 def test_clicks_sort_by_values_within_each_task(browser: Browser, address: str) -> None:

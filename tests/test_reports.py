@@ -5,27 +5,38 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from registry.errors import ConfigError, RunError
+from registry.evidence import read_evidence
 from registry.frames import SAMPLE_NOTICE
 from registry.plots import score_against_parameters
 from registry.records import read_records, write_record
-from registry.reports import render_terminal, write_report
+from registry.reports import write_report
 from registry.schema import RunRecord
-from tests.runs import fail, from_sample, make_record, make_records
+from tests.runs import (
+    evidence_of,
+    fail,
+    from_sample,
+    make_record,
+    make_records,
+    report_of,
+    summary_of,
+    terminal_of,
+    write_answered,
+)
 
-FILES = {
-    *("table.csv", "runs.csv", "table.json", "report.md", "table.tex", "report.html", "score_vs_parameters.png"),
-}
+TABLES = {f"{name}.{form}" for name in ("table", "runs", "comparisons") for form in ("csv", "parquet")}
+TEXTS = {"table.json", "report.md", "table.tex", "report.html"}
+FILES = TABLES | TEXTS | {"score_vs_parameters.png"}
 
 
 @pytest.fixture
@@ -35,7 +46,7 @@ def records() -> list[RunRecord]:
 
 def test_failed_runs_are_told_with_their_error(records: list[RunRecord], tmp_path: Path) -> None:
     """A diverged run shows in its row and, with its error, in the notes."""
-    write_report(tmp_path, [*records, fail(make_record("mrpc", "houlsby", seed=7))], ["markdown"])
+    report_of(tmp_path, [*records, fail(make_record("mrpc", "houlsby", seed=7))], ["markdown"])
     report = (tmp_path / "report.md").read_text()
     assert "3 (1 failed)" in report
     assert "- Failed: houlsby on mrpc, seed 7: training stopped at step 3: found nan" in report
@@ -43,7 +54,7 @@ def test_failed_runs_are_told_with_their_error(records: list[RunRecord], tmp_pat
 
 def test_missing_baselines_are_told(tmp_path: Path) -> None:
     """A report without a baseline says so in its sentence and notes, and its CSV keeps whole numbers whole."""
-    write_report(tmp_path, [make_record("mrpc", "pfeiffer"), make_record("mrpc", "head_only")])
+    report_of(tmp_path, [make_record("mrpc", "pfeiffer"), make_record("mrpc", "head_only")])
     report = (tmp_path / "report.md").read_text()
     assert "- Baselines not run: majority on mrpc, full_fine_tuning on mrpc." in report
     assert "there is no finished full fine-tuning to compare with." in report
@@ -53,13 +64,14 @@ def test_missing_baselines_are_told(tmp_path: Path) -> None:
 
 def test_report_writes_all_files(records: list[RunRecord], tmp_path: Path) -> None:
     """Every file that is returned exists, nothing else was written, and the numbers are in human form."""
-    paths = write_report(tmp_path, records)
+    paths = report_of(tmp_path, records)
     assert FILES == {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     report = (tmp_path / "report.md").read_text()
-    for part in ("0.891 ± 0.016", "226,850 (1.00 %)", "907 kB", "![Score against", "Main metric: mrpc f1_binary"):
+    for part in (" 0.891 |", "226,850 (1.00 %)", "907 kB", "![Score against", "Main metric: mrpc f1_binary"):
         assert part in report
-    assert "houlsby has the best mean f1_binary, 0.891 ± 0.016, training 1.00 % of" in report
-    assert "that is 6.2 points below full fine-tuning (0.953 ± 0.016)." in report
+    assert "houlsby has the best mean f1_binary, 0.891, training 1.00 % of" in report
+    assert "that is 6.2 points below full fine-tuning (0.953)." in report
+    assert "- No intervals and no tests: there are no predictions to make them from." in report
     assert "(12 truncated, 0.33 %), reported on 408 of 408 rows of validation" in report
     assert (tmp_path / "score_vs_parameters.png").read_bytes().startswith(b"\x89PNG")
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
@@ -67,14 +79,14 @@ def test_report_writes_all_files(records: list[RunRecord], tmp_path: Path) -> No
 
 def test_report_of_one_format_writes_only_that(records: list[RunRecord], tmp_path: Path) -> None:
     """A format that was not asked for is not written; the picture always is."""
-    write_report(tmp_path, records, ["json"])
+    report_of(tmp_path, records, ["json"])
     assert {"table.json", "score_vs_parameters.png"} == {path.name for path in tmp_path.iterdir()}
 
 
 def test_unknown_format_is_refused_with_the_nearest(records: list[RunRecord], tmp_path: Path) -> None:
     """A misspelt format is told before anything is written."""
     with pytest.raises(ConfigError, match=r"report format: .* found 'markdwon'; did you mean 'markdown'\?"):
-        write_report(tmp_path, records, ["csv", "markdwon"])
+        report_of(tmp_path, records, ["csv", "markdwon"])
     assert [] == list(tmp_path.iterdir())
 
 
@@ -83,8 +95,8 @@ def test_equal_records_give_equal_bytes(records: list[RunRecord], tmp_path: Path
     records = records[:15]
     for record in records:
         write_record(tmp_path, record, None)
-    first = {path.name: path.read_bytes() for path in write_report(tmp_path / "a", records)}
-    second = {path.name: path.read_bytes() for path in write_report(tmp_path / "b", read_records(tmp_path)[::-1])}
+    first = {path.name: path.read_bytes() for path in report_of(tmp_path / "a", records)}
+    second = {path.name: path.read_bytes() for path in report_of(tmp_path / "b", read_records(tmp_path)[::-1])}
     assert FILES == set(first)
     for name in FILES:
         assert first[name] == second[name], name
@@ -95,7 +107,7 @@ def test_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     base = make_record("mrpc", "pfeiffer")
     data = msgspec.structs.replace(base.data, source="/home/someone/rows")
     backbone = msgspec.structs.replace(base.backbone, source="/home/someone/model")
-    write_report(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone)])
+    report_of(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone)])
     for name in FILES:
         assert b"someone" not in (tmp_path / name).read_bytes()
     assert "- mrpc, from rows: " in (tmp_path / "report.md").read_text()
@@ -103,10 +115,16 @@ def test_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
 
 def test_sample_scores_are_labelled_in_every_output(records: list[RunRecord], tmp_path: Path) -> None:
     """Whoever meets a table from the bundled sample is told, in whatever form; others carry no such line."""
-    sample = [from_sample(record) for record in records[:15]]
-    write_report(tmp_path / "sample", sample)
-    write_report(tmp_path / "hub", records[:15])
-    for name in FILES - {"score_vs_parameters.png"}:
+    write_answered(tmp_path / "hub", "mrpc", {"pfeiffer": 0.8, "full_fine_tuning": 0.9})
+    evidence = read_evidence(tmp_path / "hub")
+    sample = [from_sample(record) for record in evidence.records]
+    write_report(tmp_path / "hub", evidence)
+    write_report(tmp_path / "sample", evidence_of(sample, evidence.answers))
+    for name in TABLES:
+        read = pd.read_csv if name.endswith("csv") else pd.read_parquet
+        assert read(tmp_path / "sample" / name)["notes"].str.contains(SAMPLE_NOTICE).all()
+        assert not read(tmp_path / "hub" / name)["notes"].astype(str).str.contains("sample").any()
+    for name in TEXTS:
         assert SAMPLE_NOTICE in (tmp_path / "sample" / name).read_text()
         assert SAMPLE_NOTICE not in (tmp_path / "hub" / name).read_text()
     assert f"**{SAMPLE_NOTICE}**" == (tmp_path / "sample" / "report.md").read_text().splitlines()[0]
@@ -119,12 +137,12 @@ def test_sample_scores_are_labelled_in_every_output(records: list[RunRecord], tm
 def test_names_are_escaped_in_every_form(tmp_path: Path) -> None:
     """A hostile task name is text everywhere: no formula, no tag, no macro, no extra column."""
     name = "=cmd|<script>alert(1)</script>&50%_$x$"
-    write_report(tmp_path, [make_record(name, "pfeiffer"), make_record("@home", "pfeiffer")])
+    report_of(tmp_path, [make_record(name, "pfeiffer"), make_record("@home", "pfeiffer")])
     for table in ("table.csv", "runs.csv"):
         rows = csv.DictReader(io.StringIO((tmp_path / table).read_text()))
         assert {f"'{name}", "'@home"} == {row["task"] for row in rows}
     page = (tmp_path / "report.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "=cmd|&lt;script&gt;alert(1)&lt;/script&gt;&amp;50%_$x$ (validation)" in page
     latex = (tmp_path / "table.tex").read_text().split(r"\midrule")[1]
     assert r"=cmd|<script>alert(1)</script>\&50\%\_\$x\$ (validation) &" in latex
@@ -135,33 +153,18 @@ def test_names_are_escaped_in_every_form(tmp_path: Path) -> None:
 
 def test_json_has_numbers_and_nulls(records: list[RunRecord], tmp_path: Path) -> None:
     """The JSON table keeps full precision and spells what is missing as null, never NaN."""
-    write_report(tmp_path, [*records, make_record("imdb", "pfeiffer")], ["json"])
+    report_of(tmp_path, [*records, make_record("imdb", "pfeiffer")], ["json"])
     report = json.loads((tmp_path / "table.json").read_text(), parse_constant=pytest.fail)
     rows = {(row["task"], row["method"]): row for row in report["table"]}
     assert 226_850 == rows["mrpc", "houlsby"]["trainable"]
     assert None is rows["imdb", "majority"]["trainable"]
     assert None is rows["imdb", "pfeiffer"]["accuracy_std"]
-    assert {"notice", "notes", "summary", "table", "totals"} == set(report)
-
-
-def test_html_is_one_whole_page(records: list[RunRecord], tmp_path: Path) -> None:
-    """The page asks for no other file, closes every tag and follows light and dark."""
-    write_report(tmp_path, records, ["html"])
-    page = (tmp_path / "report.html").read_text()
-    still_open: list[str] = []
-    for slash, tag in re.findall(r"<(/?)([a-z][a-z0-9]*)", page):
-        if slash:
-            assert tag == still_open.pop()
-        elif tag not in ("meta", "img"):
-            still_open.append(tag)
-    assert [] == still_open
-    assert ["data:image/png;base64,"] == re.findall(r"(?:src|href)=\"([^\"]{22})", page)
-    assert "prefers-color-scheme: dark" in page
+    assert {"notice", "notes", "summary", "table", "comparisons", "totals"} == set(report)
 
 
 def terminal(records: list[RunRecord]) -> str:
     console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(render_terminal(records))
+    console.print(terminal_of(records))
     return console.file.getvalue()
 
 
@@ -169,7 +172,7 @@ def test_terminal_table_fits_100_columns(records: list[RunRecord]) -> None:
     """The short form keeps its scores whole in 100 columns and names failed runs below."""
     text = terminal([*records, fail(make_record("mrpc", "parallel"))])
     assert max(len(line) for line in text.splitlines()) <= 100
-    assert "0.891 ± 0.016" in text
+    assert " 0.891 " in text
     assert "Failed: parallel on mrpc, seed 0" in text
 
 
@@ -181,13 +184,14 @@ def test_picture_draws_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
         lambda task: make_record(task, "own-recipe"),
         lambda task: fail(make_record(task, "houlsby")),
     ]
-    score_against_parameters([make(f"task-{n}") for n in range(tasks) for make in methods], tmp_path / "plot.png")
+    summary = summary_of([make(f"task-{n}") for n in range(tasks) for make in methods])
+    score_against_parameters(summary, "", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_of_failed_runs_only_is_still_written(tmp_path: Path) -> None:
     """When nothing finished there is a report that says so, not a traceback."""
-    write_report(tmp_path, [fail(make_record("mrpc", "pfeiffer"))])
+    report_of(tmp_path, [fail(make_record("mrpc", "pfeiffer"))])
     assert "no adapter method was run to its end." in (tmp_path / "report.md").read_text()
     assert "0 (1 failed)" in (tmp_path / "report.md").read_text()
     assert "Failed: pfeiffer" in terminal([fail(make_record("mrpc", "pfeiffer", main_metric="pearson"))])
@@ -196,7 +200,7 @@ def test_report_of_failed_runs_only_is_still_written(tmp_path: Path) -> None:
 def test_no_records_is_one_of_our_errors(tmp_path: Path) -> None:
     """A table of nothing names the command that makes records."""
     with pytest.raises(RunError, match="expected at least one run record, found none; make some with"):
-        write_report(tmp_path, [])
+        report_of(tmp_path, [])
 
 
 def test_reports_need_no_torch() -> None:
