@@ -21,6 +21,7 @@ from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
 from registry.schema import BASELINES, PLACEMENTS
 from registry.tasks import read_task_file
+from registry.validation import choose
 from registry.variants import SWEEPABLE, Variant, make_variants, parse_sweeps
 
 if TYPE_CHECKING:
@@ -215,6 +216,8 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
     for name in ("data", "task_file"):
         if options[name] and not with_text:
             raise ConfigError(f"--{name.replace('_', '-')}", "--with-text beside it, as tables need no texts", "none")
+    for name in formats:
+        choose(name, FORMATS, "report format")
     if with_text and (check or as_json or (formats and "html" not in formats)):
         raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
     if check:

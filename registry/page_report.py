@@ -6,6 +6,7 @@ Equal records and answers give equal bytes: nothing of the moment or of the mach
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -141,8 +142,18 @@ def _commands(records: Sequence[RunRecord]) -> list[str]:
     """Return every distinct command, in the order in which they were first given."""
     first: dict[str, str] = {}
     for record in records:
-        first[record.command] = min(record.started, first.get(record.command, record.started))
+        command = _without_folders(record.command)
+        first[command] = min(record.started, first.get(command, record.started))
     return sorted(first, key=lambda command: (first[command], command))
+
+
+def _without_folders(command: str) -> str:
+    """Return a command with whole paths named by their last part, as the page is read on other machines."""
+    try:
+        parts = shlex.split(command)
+    except ValueError:  # not of a shell's making
+        return command
+    return shlex.join("=".join(map(source_name, part.split("=", 1))) for part in parts)
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
 
-from registry.comparable import is_dirty, not_above_majority, why_not_averaged
+from registry.comparable import FULL, is_dirty, not_above_majority, why_not_averaged
 from registry.documents import one_line, readable_bytes, share
 from registry.frames import SAMPLE_NOTICE, missing_baselines, source_name
 from registry.measured import Measured
@@ -93,6 +93,8 @@ def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[
             f"paired {percent} interval; * where that leaves out zero and the p-value, by Holm's method over "
             f"{_families(measured)}, is below {ALPHA}. All others are not distinguishable from it."
         )
+    if any(one.reference != FULL for one in measured.comparisons.values()):
+        found.append("A method on fewer training rows is compared with full fine-tuning on as many.")
     for task, one in sorted(measured.detectable.items()):
         least = "no difference" if isnan(one.difference) else f"{100 * one.difference:.1f} points of accuracy"
         found.append(

@@ -45,6 +45,7 @@ FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 _PICTURE = "score_vs_parameters.png"
 _TERMINAL_METRICS = 4
+_READING = "± is half a 95 % interval over seeds and rows; vs full in points, * where it can be told from none."
 _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 
 
@@ -111,7 +112,9 @@ def render_terminal(evidence: Evidence) -> Table:
     """Return the short form for a terminal of 100 columns: share, main metrics, difference and training time."""
     summary = evidence.summary
     metrics = list(dict.fromkeys(["accuracy", *summary["main_metric"]]))[:_TERMINAL_METRICS]
-    caption = "\n".join(line for line in (notice(evidence.records), *missing_and_failed(evidence.records)) if line)
+    reading = _READING if evidence.measured.intervals else ""
+    told = (notice(evidence.records), reading, *missing_and_failed(evidence.records))
+    caption = "\n".join(line for line in told if line)
     table = Table(caption=Text(caption) if caption else None, caption_justify="left", min_width=_CAPTION_WIDTH)
     table.add_column("task", overflow="fold")
     table.add_column("method", overflow="fold")

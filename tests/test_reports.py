@@ -107,7 +107,12 @@ def test_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     base = make_record("mrpc", "pfeiffer")
     data = msgspec.structs.replace(base.data, source="/home/someone/rows")
     backbone = msgspec.structs.replace(base.backbone, source="/home/someone/model")
-    report_of(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone)])
+    command = "adapter-registry --store=/home/someone/store bench mrpc --data /home/someone/rows"
+    report_of(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone, command=command)])
+    page = (tmp_path / "report.html").read_text()
+    assert "adapter-registry --store=store bench mrpc --data rows" in re.sub("</?span>", "", page)
+    report_of(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone, command="no shell's")])
+    assert "shell&#39;s" in (tmp_path / "report.html").read_text()
     for name in FILES:
         assert b"someone" not in (tmp_path / name).read_bytes()
     assert "- mrpc, from rows: " in (tmp_path / "report.md").read_text()
