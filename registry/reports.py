@@ -45,7 +45,7 @@ FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 _PICTURE = "score_vs_parameters.png"
 _TERMINAL_METRICS = 4
-_READING = "± is half a 95 % interval over seeds and rows; vs full in points, * where it can be told from none."
+_READING = "± is half a 95 % interval; vs full in points, * where it can be told from none."
 _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 
 
