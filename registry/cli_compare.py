@@ -117,7 +117,7 @@ def _contrast_sets(
         label_names=data.spec.label_names or (),
         sample=data.sample,
         answers=(ours, theirs),
-        compared=compare_answers(ours, theirs, told_metrics(data.spec.metrics)),
+        compared=compare_answers(ours, theirs, told_metrics(data.spec.metrics, data.spec.problem_type)),
         texts=_texts(data) if with_text else None,
     )
 
@@ -150,7 +150,8 @@ def _contrast_folders(
         reason = f"; {pairing.left_out[0].task}: {pairing.left_out[0].reason}" if pairing.left_out else ""
         raise RequestError(f"compare {names[0]} with {names[1]}", "a task and method in both", f"none{reason}")
     compared = adjust_together({pair.key: compare_answers(*pair.answers, pair.metrics) for pair in pairing.pairs})
-    data = {pair.task: _load_rows(settings, pair, options) for pair in pairing.pairs} if with_text else {}
+    first = {pair.task: pair for pair in reversed(pairing.pairs)} if with_text else {}  # all have the same rows
+    data = {task: _load_rows(settings, pair, options) for task, pair in first.items()}
     contrasts = [
         Contrast(
             task=pair.task,

@@ -69,6 +69,11 @@ def reference_of(method: str) -> str:
     return FULL if rows is None else f"{FULL}-n{rows}"
 
 
+def is_reference(method: str) -> bool:
+    """Return whether ``method`` is what others are compared with: full fine-tuning, on all rows or on fewer."""
+    return reference_of(method) == method
+
+
 def is_dirty(record: RunRecord) -> bool:
     """Return whether the package had uncommitted changes, so that nobody else can run the same code."""
     return record.code.endswith(DIRTY)

@@ -156,7 +156,6 @@ def compare_answers(first: Answers, second: Answers, metrics: Sequence[str]) -> 
     }
     discordance = statistics.fmean(pair.discordance for pair in pairs) if pairs else 0.0
     rows = len(first.row_numbers)
-    shows = 0 < discordance < 1
     return Compared(
         main_metric=metrics[0],
         metrics=found,
@@ -164,19 +163,23 @@ def compare_answers(first: Answers, second: Answers, metrics: Sequence[str]) -> 
         changed=changed,
         largest_change=float(_changes(first, second).max()),
         identical=_same_bits(first.probabilities, second.probabilities),
-        detectable=minimum_detectable_difference(rows, discordance, ALPHA) if shows else math.nan,
+        detectable=minimum_detectable_difference(rows, discordance, ALPHA) if discordance else math.nan,
     )
 
 
 def adjust_together(found: Mapping[CellKey, Compared]) -> dict[CellKey, Compared]:
-    """Return the comparisons with p-values adjusted by Holm's method over all of them, metric by metric."""
-    adjusted = dict(found)
+    """Return the comparisons with p-values adjusted by Holm's method over all of them.
+
+    The main metrics, which decide, are one family, whatever each cell's is; any other metric is adjusted with the same
+    metric of all cells.
+    """
+    main = adjust({cell: one.main.comparison for cell, one in found.items()})
+    adjusted = {cell: _replace_comparison(one, one.main_metric, main[cell]) for cell, one in found.items()}
     for metric in dict.fromkeys(metric for one in found.values() for metric in one.metrics):
         family = {cell: one.metrics[metric].comparison for cell, one in found.items() if metric in one.metrics}
         for cell, comparison in adjust(family).items():
-            metrics = adjusted[cell].metrics
-            new = replace(metrics[metric], comparison=comparison)
-            adjusted[cell] = replace(adjusted[cell], metrics={**metrics, metric: new})
+            if metric != found[cell].main_metric:
+                adjusted[cell] = _replace_comparison(adjusted[cell], metric, comparison)
     return adjusted
 
 
@@ -221,9 +224,14 @@ def _power(compared: Compared) -> str:
     if not compared.pairs:
         return ""
     if math.isnan(compared.detectable):
-        return f"; {compared.rows:,} rows with so few different answers cannot show any difference"
+        return f"; so few of the {compared.rows:,} rows tell them apart that probably no difference would show"
     least = f"{100 * compared.detectable:.1f} points on"
-    return f"; two trainings on {compared.rows:,} rows would show a difference in right rows from {least}"
+    return f"; two trainings on {compared.rows:,} rows would probably show a difference in right rows from {least}"
+
+
+def _replace_comparison(compared: Compared, metric: str, comparison: Comparison) -> Compared:
+    new = replace(compared.metrics[metric], comparison=comparison)
+    return replace(compared, metrics={**compared.metrics, metric: new})
 
 
 def _training_pairs(first: Answers, second: Answers) -> tuple[TrainingPair, ...]:

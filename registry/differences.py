@@ -62,6 +62,9 @@ def _compare_parquet(expected: bytes, found: bytes) -> list[tuple[str, str, str]
     told = list(_compare_csv(*(str(table.to_pandas().to_csv(index=False)) for table in (old, new))))
     if not told and not old.schema.equals(new.schema):
         return [("columns", *_excerpts(str(old.schema), str(new.schema)))]
+    if not told and not old.equals(new):  # a csv spells what is missing and what is empty alike
+        names = [name for name in old.column_names if not old.column(name).equals(new.column(name))]
+        return [("cells", f"others missing in {', '.join(names)}", "empty ones, or the other way round")]
     return told
 
 

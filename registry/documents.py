@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from registry.comparable import FULL, LOWER_IS_BETTER
+from registry.comparable import LOWER_IS_BETTER
 from registry.frames import NOT_RUN, score_in
 from registry.verdicts import UNDECIDED
 
@@ -37,7 +37,7 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
                 "trainable": DASH if pd.isna(row["trainable"]) else f"{row['trainable']:,} ({share(row['percent'])})",
                 "stored": readable_bytes(row["stored_bytes"]),
                 **{metric: plus_minus(*score_in(row, metric)) for metric in shown},
-                "vs full (points)": DASH if row["method"] == FULL else difference_text(row),
+                "vs full (points)": difference_text(row),
                 "training": readable_seconds(row["train_seconds"]),
                 "rows/s": number(row["rows_per_second"], ",.0f"),
                 "peak memory": readable_bytes(row["peak_memory_bytes"]),
@@ -71,8 +71,8 @@ def display_totals(totals: pd.DataFrame, tasks: int) -> pd.DataFrame:
             "method": row["method"],
             "tasks": f"{row['tasks']} of {tasks}",
             "mean of main metrics": number(row["main_metrics_mean"], ".3f"),
-            "vs full (points)": DASH if row["method"] == FULL else number(row["difference_points"], "+.1f"),
-            "worse than full on": f"{row['worse_tasks']} tasks" if row["method"] != FULL else DASH,
+            "vs full (points)": number(row["difference_points"], "+.1f"),
+            "worse than full on": worse_on(row),
             "on disk": readable_bytes(row["bytes"]),
             "as full models": readable_bytes(row["full_models_bytes"]),
             "training": readable_seconds(row["train_seconds"]),
@@ -128,6 +128,11 @@ def difference_text(row: Mapping[Any, Any]) -> str:
         return starred_points(row)
     star = " *" if row["verdict"] not in ("", UNDECIDED) else ""
     return f"{row['difference_points']:+.1f} [{row['difference_low']:+.1f}, {row['difference_high']:+.1f}]{star}"
+
+
+def worse_on(row: Mapping[Any, Any]) -> str:
+    """Return "1 of 3", the tasks on which a method is told to be worse, or a dash where it was compared on none."""
+    return f"{row['worse_tasks']} of {row['compared_tasks']}" if row["compared_tasks"] else DASH
 
 
 def p_value(p: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from registry.comparable import FULL, LOWER_IS_BETTER
+from registry.comparable import FULL, LOWER_IS_BETTER, reference_of
 from registry.documents import plus_minus, share
 from registry.frames import main_score, unswept
 from registry.schema import BASELINES
@@ -35,19 +35,21 @@ def _task_sentence(task: str, rows: Sequence[dict[Any, Any]]) -> str:
     sign = -1 if metric in LOWER_IS_BETTER else 1
     adapters = [row for row in rows if _is_adapter(row["method"]) and not math.isnan(main_score(row)[0])]
     if not adapters:
-        return f"{task} ({split}): no adapter method was run to its end."
+        return f"{task} ({split}): no adapter method has a mean score."
     best = max(adapters, key=lambda row: sign * main_score(row)[0])
-    full = next(row for row in rows if row["method"] == FULL)
+    reference = reference_of(best["method"])
+    full = next((row for row in rows if row["method"] == reference), None)
+    named = "full fine-tuning" if reference == FULL else "full fine-tuning on as many rows"
     text = (
         f"{task} ({split}): of the adapter methods, {best['method']} has the best mean {metric}, "
         f"{plus_minus(*main_score(best))}, training {share(best['percent'])} of the backbone's parameters; "
     )
-    if math.isnan(main_score(full)[0]):
-        return f"{text}there is no finished full fine-tuning to compare with."
+    if full is None or math.isnan(main_score(full)[0]):
+        return f"{text}there is no mean of {named} to compare with."
     if math.isnan(best["difference_points"]):
-        return f"{text}full fine-tuning has {plus_minus(*main_score(full))}{_said(best)}."
+        return f"{text}{named} has {plus_minus(*main_score(full))}{_said(best)}."
     distance = _distance(best["difference_points"])
-    return f"{text}that is {distance} full fine-tuning ({plus_minus(*main_score(full))}){_told(best)}."
+    return f"{text}that is {distance} {named} ({plus_minus(*main_score(full))}){_told(best)}."
 
 
 def _total_sentence(summary: pd.DataFrame, totals: pd.DataFrame) -> str:
@@ -57,6 +59,7 @@ def _total_sentence(summary: pd.DataFrame, totals: pd.DataFrame) -> str:
         row
         for row in totals.to_dict("records")
         if _is_adapter(row["method"])
+        and reference_of(row["method"]) == FULL  # else means are over other numbers of training rows
         and largest.get(row["method"], math.inf) <= SMALL
         and not math.isnan(row["difference_points"])
     ]
@@ -64,10 +67,11 @@ def _total_sentence(summary: pd.DataFrame, totals: pd.DataFrame) -> str:
         return ""
     best, count = max(rows, key=lambda row: row["difference_points"]), summary["task"].nunique()
     worse = best["worse_tasks"]
-    told = f"worse than it on {worse} of {count}" if worse else f"on none of {count} can it be told to be worse"
+    told = f"; worse than it on {worse} of {count}" if worse else f"; on none of {count} can it be told to be worse"
+    told = told if best["compared_tasks"] == count else ""
     return (
         f"Over all tasks: of the adapter methods that train at most {SMALL:.0f} % of the parameters, {best['method']} "
-        f"has the best mean of the main metrics, {_distance(best['difference_points'])} full fine-tuning; {told}."
+        f"has the best mean of the main metrics, {_distance(best['difference_points'])} full fine-tuning{told}."
     )
 
 

@@ -21,6 +21,7 @@ from registry.comparable import (
     averaged_runs,
     check_comparable,
     is_dirty,
+    is_reference,
     not_above_majority,
     reference_of,
     why_not_averaged,
@@ -96,8 +97,8 @@ def summary_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFr
         for statistic in ("mean", "std"):
             values = scores.get((statistic, metric), pd.Series(dtype=float))
             columns[f"{metric}_{statistic}"] = [values.get(cell, _NAN) for cell in cells]
-        if metric not in score_names(records):
-            columns[f"{metric}_mean"] = [one.mean if one else _NAN for one in intervals]
+        means = zip(columns[f"{metric}_mean"], intervals, strict=True)  # some are told by the answers alone
+        columns[f"{metric}_mean"] = [one.mean if one and pd.isna(mean) else mean for mean, one in means]
         columns[f"{metric}_low"] = [one.low if one else _NAN for one in intervals]
         columns[f"{metric}_high"] = [one.high if one else _NAN for one in intervals]
     frame = frame.join(pd.DataFrame(columns, index=frame.index))
@@ -128,7 +129,8 @@ def total_table(records: Sequence[RunRecord], summary: pd.DataFrame) -> pd.DataF
     ``bytes`` is one backbone in float32 and one set per task, or as many full models; ``full_models_bytes`` is what
     the same tasks need as full models. ``train_seconds`` adds up one run (the mean over seeds) per task. The mean of
     the main metrics, and how far it is from full fine-tuning's, are empty where a task is missing, since means over
-    different tasks do not compare. ``worse_tasks`` counts those on which the method is told to be worse than that.
+    different tasks do not compare. ``compared_tasks`` counts those on which the method was compared with full
+    fine-tuning, ``worse_tasks`` those of them on which it is told to be worse.
 
     Args:
         records: of one table.
@@ -148,6 +150,7 @@ def total_table(records: Sequence[RunRecord], summary: pd.DataFrame) -> pd.DataF
                 "tasks": len(done),
                 "main_metrics_mean": statistics.fmean(scores) if len(scores) == len(backbones) else _NAN,
                 "difference_points": _mean_difference(done, len(backbones)),
+                "compared_tasks": int((done["verdict"] != "").sum()),
                 "worse_tasks": int((done["verdict"] == "worse").sum()),
                 "bytes": shared + int(done["stored_bytes"].sum()) if len(done) else None,
                 "full_models_bytes": sum(backbones[task] for task in done["task"]) if len(done) else None,
@@ -216,7 +219,8 @@ def method_order(method: str) -> tuple[int, str, tuple[tuple[str, float], ...]]:
 def source_name(source: str) -> str:
     """Return a data or backbone source without the folders of the machine it was read on."""
     path = PurePath(source)
-    return path.name if path.is_absolute() else source
+    outside = path.is_absolute() or path.parts[:1] in (("..",), ("~",))
+    return path.name if outside else source
 
 
 def _ordered(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -333,6 +337,8 @@ def _differences(frame: pd.DataFrame) -> list[float]:
     means = {(row["task"], row["method"]): main_score(row)[0] for row in rows}
     references = [means.get((row["task"], reference_of(row["method"])), _NAN) for row in rows]
     return [
-        _NAN if row["main_metric"] in LOWER_IS_BETTER else 100 * (main_score(row)[0] - reference)
+        _NAN
+        if row["main_metric"] in LOWER_IS_BETTER or is_reference(row["method"])
+        else 100 * (main_score(row)[0] - reference)
         for row, reference in zip(rows, references, strict=True)
     ]

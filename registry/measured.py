@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from registry.answers import Answers, CellKey, methods_of
 from registry.comparable import FULL, LOWER_IS_BETTER, reference_of
 from registry.metrics import answers as answers_in
-from registry.schema import RunRecord
+from registry.schema import ProblemType, RunRecord
 from registry.statistics import (
     Difference,
     Interval,
@@ -29,7 +29,6 @@ from registry.statistics import (
     score_interval,
     wilson_interval,
 )
-from registry.tasks import METRICS
 from registry.variants import split_name
 from registry.verdicts import ALPHA, Verdict, verdict_of
 
@@ -105,10 +104,11 @@ def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers]) ->
     Raises:
         ConfigError: scores and answers that do not fit each other.
     """
-    metrics = {(record.task, record.method): told_metrics(tuple(record.scores)) for record in records if record.scores}
+    metrics = {(record.task, record.method): tuple(record.scores) for record in records if record.scores}
     main = {record.task: record.main_metric for record in records}
     intervals = {
-        cell: {name: interval_of(found, name) for name in metrics.get(cell, ())} for cell, found in answers.items()
+        cell: {name: interval_of(found, name) for name in told_metrics(metrics.get(cell, ()), found.problem_type)}
+        for cell, found in answers.items()
     }
     comparisons: dict[CellKey, Comparison] = {}
     for task in sorted(main):
@@ -156,7 +156,7 @@ def paired_places(first: Answers, second: Answers) -> list[tuple[int, int]]:
 
 
 def changed_rows(first: Answers, second: Answers) -> NDArray[np.bool_]:
-    """Return (R,) whether the two trainings of any pair, as in ``Compared.pairs``, answered a row differently."""
+    """Return (R,) whether the two trainings of any pair, by ``paired_places``, answered a row differently."""
     differ = np.zeros(len(first.row_numbers), dtype=bool)
     for one, other in paired_places(first, second):
         ours, theirs = first.probabilities[one], second.probabilities[other]
@@ -174,20 +174,19 @@ def adjust(comparisons: Mapping[CellKey, Comparison]) -> dict[CellKey, Compariso
     }
 
 
-def told_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+def told_metrics(names: tuple[str, ...], problem_type: ProblemType) -> tuple[str, ...]:
     """Return a task's metrics, and Matthews' correlation for every classification."""
-    classifies = all(name in METRICS["classification"] for name in names)
-    return (*names, _ALWAYS) if classifies and _ALWAYS not in names else names
+    return (*names, _ALWAYS) if names and problem_type == "classification" and _ALWAYS not in names else names
 
 
 def interval_of(answers: Answers, metric: str) -> Interval:
-    """Return a mean score with its interval; Wilson's where all answers are right or all are wrong.
+    """Return a mean score with its interval; of a share of right rows Wilson's where all are right or all are wrong.
 
     Raises:
         ConfigError: a metric that does not fit the answers.
     """
     found = score_interval(answers.problem_type, metric, answers.labels, answers.probabilities)
-    if metric == "accuracy" and found.low == found.high:  # all right or all wrong: resamples cannot differ
+    if metric in SHARES and found.low == found.high:  # all right or all wrong: resamples cannot differ
         rows = found.rows
         sure = wilson_interval(round(found.mean * rows), rows)
         return Interval(mean=found.mean, low=sure.low, high=sure.high, seeds=found.seeds, rows=rows)
@@ -201,7 +200,7 @@ def _detectable(
     found = [
         one.discordance
         for (name, method), one in comparisons.items()
-        if name == task and method != "majority" and one.reference == FULL and 0 < one.discordance < 1
+        if name == task and method != "majority" and one.reference == FULL and one.discordance > 0
     ]
     if not found:
         return None

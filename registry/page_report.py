@@ -6,6 +6,7 @@ Equal records and answers give equal bytes: nothing of the moment or of the mach
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def page_content(evidence: Evidence, texts: Mapping[str, Texts] | None = None) -
     return PageContent(
         title=TITLE,
         notice=notice(records),
-        summary=tuple(sentences(summary, evidence.totals)),
+        summary=tuple(_unbroken(sentence) for sentence in sentences(summary, evidence.totals)),
         table=scores_table(summary),
         reading=READING if measured.intervals else "",
         caveats=tuple(caveats),
@@ -68,6 +69,12 @@ def page_content(evidence: Evidence, texts: Mapping[str, Texts] | None = None) -
         commands=tuple(_commands(records)),
         notes=tuple(note for note in notes(records, measured) if note not in caveats),
     )
+
+
+def _unbroken(sentence: str) -> str:
+    """Return a sentence whose scores stay on one line with their intervals, and whose minus signs are such."""
+    sentence = re.sub(r"(?<=\d) (?=± \d)|(?<=±) (?=\d)|(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", sentence)
+    return re.sub(r"(?<= )-(?=\d)", "\N{MINUS SIGN}", sentence)
 
 
 def _row_sections(

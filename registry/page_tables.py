@@ -10,13 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from registry.comparable import FULL
-from registry.documents import DASH, number, p_value, readable_bytes, readable_seconds, share
+from registry.comparable import FULL, is_reference, reference_of
+from registry.documents import DASH, number, p_value, readable_bytes, readable_seconds, share, worse_on
 from registry.frames import NOT_RUN, score_in, swept, unswept
 from registry.page import tone_of
 from registry.page_content import Cell, Column, PageTable, RowGroup
 from registry.statistics import LEVEL
 from registry.svg import signed
+from registry.variants import split_name
 
 READING = (
     f"Below each score stands its {100 * LEVEL:.0f} % interval over seeds and reported rows; the main metric of each "
@@ -61,11 +62,11 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
         *("method", "tasks", "mean of main metrics", "vs full", "worse on"),
         *("one backbone + sets", "full models", "training"),
     )
-    full = next((row for row in totals.to_dict("records") if row["method"] == FULL), {})
+    seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
     groups = []
     for name, part in (("", unswept(totals)), ("Swept settings", swept(totals))):
         if len(part):
-            rows = tuple(_total_row(row, full, tasks) for row in part.to_dict("records"))
+            rows = tuple(_total_row(row, seconds, tasks) for row in part.to_dict("records"))
             groups.append(RowGroup(name=name, rows=rows))
     return _table(titles, groups)
 
@@ -104,7 +105,7 @@ def _score(row: dict[Any, Any], metric: str) -> Cell:
 
 def _difference(row: Mapping[Any, Any]) -> Cell:
     points = row["difference_points"]
-    if row["method"] == FULL or pd.isna(points):
+    if pd.isna(points):
         return Cell(text=DASH)
     low, high = row["difference_low"], row["difference_high"]
     detail = "" if pd.isna(low) else f"{signed(low)} to {signed(high)}"
@@ -114,30 +115,38 @@ def _difference(row: Mapping[Any, Any]) -> Cell:
 def _verdict(row: Mapping[Any, Any]) -> Cell:
     verdict = row["verdict"]
     if not verdict:
-        return Cell(text="reference" if row["method"] == FULL and row["seeds"] else DASH, tone="soft")
+        return Cell(text="reference" if is_reference(row["method"]) and row["seeds"] else DASH, tone="soft")
     detail = f"p {p_value(row['difference_p'])}"
     return Cell(text=verdict, value=verdict, detail=detail, tone=tone_of(verdict))
 
 
-def _total_row(row: Mapping[Any, Any], full: Mapping[Any, Any], tasks: int) -> tuple[Cell, ...]:
-    is_full, mean, points = row["method"] == FULL, row["main_metrics_mean"], row["difference_points"]
-    comparable = bool(full) and full["tasks"] == row["tasks"] and not is_full
-    seconds, full_seconds = row["train_seconds"], full.get("train_seconds", float("nan"))
+def _total_row(row: Mapping[Any, Any], seconds: Mapping[str, float], tasks: int) -> tuple[Cell, ...]:
+    """Return one row of the totals.
+
+    Args:
+        row: of the frame.
+        seconds: of the methods that ran on all tasks, since times of other tasks do not compare.
+        tasks: how many there are.
+    """
+    method, mean, points = row["method"], row["main_metrics_mean"], row["difference_points"]
+    full_seconds = None if is_reference(method) else seconds.get(reference_of(method))
     return (
-        Cell(text=row["method"], value=row["method"]),
+        Cell(text=method, value=method),
         Cell(text=f"{row['tasks']} of {tasks}", value=float(row["tasks"])),
         _cell(mean, number(mean, ".3f")),
-        Cell(text=DASH) if is_full or pd.isna(points) else Cell(text=signed(points), value=float(points)),
-        Cell(text=DASH)
-        if is_full or not row["tasks"]
-        else Cell(text=f"{row['worse_tasks']} of {row['tasks']}", value=float(row["worse_tasks"])),
+        Cell(text=DASH) if pd.isna(points) else Cell(text=signed(points), value=float(points)),
+        Cell(text=worse_on(row), value=float(row["worse_tasks"]) if row["compared_tasks"] else None),
         _cell(
             row["bytes"],
             readable_bytes(row["bytes"]),
-            "" if is_full else _ratio(row["bytes"], row["full_models_bytes"]),
+            "" if split_name(method)[0] == FULL else _ratio(row["bytes"], row["full_models_bytes"]),
         ),
         _bytes(row["full_models_bytes"]),
-        _cell(seconds, readable_seconds(seconds), _ratio(seconds, full_seconds) if comparable else ""),
+        _cell(
+            row["train_seconds"],
+            readable_seconds(row["train_seconds"]),
+            _ratio(row["train_seconds"], full_seconds) if method in seconds else "",
+        ),
     )
 
 

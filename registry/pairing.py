@@ -39,7 +39,8 @@ class CellPair:
     def metrics(self) -> tuple[str, ...]:
         """Metrics that both were scored by, the main one first, and Matthews' correlation for classes."""
         main, both = self.records[0].main_metric, set(self.records[0].scores) & set(self.records[1].scores)
-        return told_metrics((main, *(name for name in self.records[0].scores if name in both and name != main)))
+        names = (main, *(name for name in self.records[0].scores if name in both and name != main))
+        return told_metrics(names, self.answers[0].problem_type)
 
     @property
     def sample(self) -> bool:
@@ -85,7 +86,7 @@ class _Folder:
             self.cells.setdefault((record.task, record.method), []).append(record)
 
     def check_methods(self, methods: Sequence[str]) -> None:
-        """Refuse methods that this folder has no run of."""
+        """Refuse the first of ``methods`` that this folder has no run of."""
         there = sorted({method for _, method in self.cells})
         for method in methods:
             if method not in there:
@@ -124,8 +125,8 @@ def pair_folders(first: Path, second: Path, methods: Sequence[str] = ()) -> Pair
     """
     ours, theirs = _Folder(first), _Folder(second)
     cells = sorted({*ours.cells, *theirs.cells})
-    if methods and not any(method in methods for _, method in cells):
-        ours.check_methods(methods)
+    both = {method for _, method in cells}
+    ours.check_methods([method for method in methods if method not in both])
     return _pair(ours, theirs, [(cell, cell) for cell in cells if not methods or cell[1] in methods])
 
 

@@ -5,7 +5,7 @@ The tables are frames.py's, their form is documents.py's; nothing is computed an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
 from typing import Any
 
@@ -14,7 +14,7 @@ from registry.documents import one_line, readable_bytes, share
 from registry.frames import SAMPLE_NOTICE, missing_baselines, source_name
 from registry.measured import Measured
 from registry.schema import Hardware, RunRecord
-from registry.statistics import LEVEL, RESAMPLES, Interval
+from registry.statistics import LEVEL, RESAMPLES
 from registry.variants import has_swept_choices, split_name, swept_train_rows
 from registry.verdicts import ALPHA
 
@@ -24,7 +24,7 @@ def notes(records: Sequence[RunRecord], measured: Measured) -> list[str]:
     records = sorted(records, key=lambda record: (record.task, record.method, record.seed))
     found = [
         *_statistics_notes(records, measured),
-        f"Seeds: {_listed(record.seed for record in records)}; all of them count, none was chosen.",
+        f"Seeds: {_listed(record.seed for record in records)}; all of them are listed, none was chosen.",
         f"Main metric: {_listed(f'{record.task} {record.main_metric}' for record in records)}.",
         *_rows_notes(records),
         f"Backbone: {_listed(_backbone(record) for record in records)}. Trainable percentages are of its parameters.",
@@ -85,8 +85,11 @@ def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[
         f"± is half of a {percent} interval that holds the chance of seeds and of reported rows (two-level bootstrap, "
         f"{RESAMPLES:,} resamples); csv and json have its ends, and the standard deviation over seeds."
     ]
-    if alone := sorted({name for (_, name), scores in measured.intervals.items() if not _cover_seeds(scores)}):
-        found.append(f"One seed only, so that its interval holds the chance of the rows alone: {', '.join(alone)}.")
+    if alone := _trained_once(measured):
+        found.append(
+            "One seed only, so that intervals of it, and of differences to it, hold the chance of the rows alone: "
+            f"{', '.join(alone)}."
+        )
     if measured.comparisons:
         found.append(
             "A difference is to full fine-tuning on the same rows, in points (hundredths of the main metric), with a "
@@ -107,12 +110,22 @@ def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[
 def _families(measured: Measured) -> str:
     """Return over which comparisons p-values were adjusted."""
     swept = sum(bool(split_name(method)[1]) for _, method in measured.comparisons)
-    own = f"all {len(measured.comparisons) - swept} comparisons of the table"
-    return f"{own} and, apart from them, all {swept} of swept settings" if swept else own
+    own = len(measured.comparisons) - swept
+    if not swept or not own:
+        return f"all {own or swept} comparisons of the table"
+    return f"all {own} comparisons of the table and, apart from them, all {swept} of swept settings"
 
 
-def _cover_seeds(scores: Mapping[str, Interval]) -> bool:
-    return all(interval.covers_seeds for interval in scores.values())
+def _trained_once(measured: Measured) -> list[str]:
+    """Return the methods that one run counts of: on all their tasks, or "method on task" where on others more do."""
+    once: dict[str, dict[str, bool]] = {}
+    for (task, method), scores in sorted(measured.intervals.items()):
+        once.setdefault(method, {})[task] = any(not interval.covers_seeds for interval in scores.values())
+    return [
+        name
+        for method, tasks in sorted(once.items())
+        for name in ([method] if all(tasks.values()) else [f"{method} on {task}" for task in tasks if tasks[task]])
+    ]
 
 
 def _rows_notes(records: Sequence[RunRecord]) -> list[str]:

@@ -18,9 +18,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from registry.comparable import FULL
 from registry.documents import (
-    DASH,
     display_comparisons,
     display_table,
     display_totals,
@@ -125,9 +123,8 @@ def render_terminal(evidence: Evidence) -> Table:
         if previous not in (None, row["task"]):
             table.add_section()
         scores = [plus_minus(*score_in(row, metric)) for metric in metrics]
-        distance = DASH if row["method"] == FULL else starred_points(row)
         cells = [row["task"] if row["task"] != previous else "", row["method"], share(row["percent"]), *scores]
-        table.add_row(*(Text(cell) for cell in [*cells, distance, readable_seconds(row["train_seconds"])]))
+        table.add_row(*(Text(cell) for cell in [*cells, starred_points(row), readable_seconds(row["train_seconds"])]))
         previous = row["task"]
     return table
 

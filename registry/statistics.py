@@ -239,7 +239,7 @@ def minimum_detectable_difference(rows: int, discordance: float, alpha: float = 
 
     Args:
         rows: reported ones.
-        discordance: share of rows on which exactly one of the two is right.
+        discordance: share of rows on which exactly one of the two is right, above 0 and at most 1.
         alpha: the p-value from which on methods count as different.
         power: how probably the difference is noticed.
 
@@ -252,7 +252,8 @@ def minimum_detectable_difference(rows: int, discordance: float, alpha: float = 
     Source: Card et al. 2020, "With little power comes great responsibility"; here summed exactly, not simulated.
     """
     require(rows >= 1, "rows", "at least 1", rows)
-    for name, value in (("discordance", discordance), ("alpha", alpha), ("power", power)):
+    require(0 < discordance <= 1, "discordance", "a fraction above 0 and at most 1", discordance)
+    for name, value in (("alpha", alpha), ("power", power)):
         require(0 < value < 1, name, "a fraction between 0 and 1", value)
     discordant = np.arange(rows + 1)
     weights = stats.binom.pmf(discordant, rows, discordance)

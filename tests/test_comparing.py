@@ -21,7 +21,7 @@ from registry.comparing import (
 from registry.errors import ConfigError
 from registry.measured import compare
 from registry.schema import ProblemType
-from registry.statistics import minimum_detectable_difference, score_interval
+from registry.statistics import holm, minimum_detectable_difference, score_interval
 from registry.tasks import METRICS
 
 
@@ -210,7 +210,9 @@ def test_sentence_says_which_is_better_or_what_could_have_shown() -> None:
     least = 100 * minimum_detectable_difference(100, 0.1)
     told = sentence(found, "a", "b")
     assert told.startswith("a and b are not distinguishable: accuracy +6.0 points [")
-    assert (f"100 rows would show a difference in right rows from {least:.1f} points on" in told) != math.isnan(least)
+    assert (
+        f"100 rows would probably show a difference in right rows from {least:.1f} points on" in told
+    ) != math.isnan(least)
 
 
 def test_lower_error_is_better() -> None:
@@ -238,6 +240,32 @@ def test_p_is_adjusted_over_all_cells_metric_by_metric() -> None:
     )
     alone = adjusted["a", "x"].metrics["matthews"].comparison
     assert alone.difference.p == alone.adjusted_p
+
+
+def test_main_metrics_are_adjusted_together() -> None:
+    """What decides is one family, though one cell goes by accuracy and the other by Matthews' correlation."""
+    first, names = random_answers("classification", 1), ("accuracy", "matthews")
+    cells = {
+        ("a", "x"): compare_answers(first, random_answers("classification", 1, start=1), names),
+        ("b", "x"): compare_answers(first, random_answers("classification", 1, start=2), names[::-1]),
+    }
+    adjusted = adjust_together(cells)
+    raw = [one.main.comparison.difference.p for one in cells.values()]
+    assert holm(raw) == [one.main.comparison.adjusted_p for one in adjusted.values()]
+    for place, other in ((0, "matthews"), (1, "accuracy")):
+        raw = [one.metrics[other].comparison.difference.p for one in cells.values()]
+        assert holm(raw)[place] == list(adjusted.values())[place].metrics[other].comparison.adjusted_p
+
+
+def test_opposite_answers_can_show_a_difference() -> None:
+    """Two trainings that contradict each other on every row have many different answers, and it is not denied."""
+    labels = [0, 1] * 50
+    found = compare_answers(
+        answers_of(labels, sure_of([0] * 100)), answers_of(labels, sure_of([1] * 100)), ["accuracy"]
+    )
+    assert (1.0, "not distinguishable") == (found.pairs[0].discordance, found.verdict)
+    assert minimum_detectable_difference(100, 1.0) == found.detectable
+    assert "two trainings on 100 rows would probably show a difference" in sentence(found, "a", "b")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,17 @@ def test_text_is_told_by_its_lines() -> None:
         "report.md: line 3: expected three\\n, found nothing",
         "report.md: line 5: expected nothing, found five\\n",
     ] == told("report.md", old, new)
+
+
+def test_missing_and_empty_cells_of_a_parquet_are_told_apart() -> None:
+    """A cell that is empty where it was missing is a difference, though both look alike in a csv."""
+    tables = []
+    for note in ("", None):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"task": ["mrpc"], "note": pa.array([note], pa.string())}), sink)
+        tables.append(bytes(sink.getvalue()))
+    (found,) = compare_contents("table.parquet", *tables)
+    assert ("cells", "others missing in note") == (found.field, found.expected)
 
 
 def test_bytes_are_told_by_their_digest() -> None:

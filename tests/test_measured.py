@@ -15,6 +15,7 @@ from registry.evidence import gather_evidence, read_evidence
 from registry.findings import sentences
 from registry.measured import compare, measure
 from registry.records import Predictions, read_predictions, read_records, write_record
+from registry.remarks import notes
 from registry.reports import render_terminal, write_report
 from registry.statistics import holm, mcnemar_exact, minimum_detectable_difference, paired_difference, score_interval
 from tests.runs import answer, fail, make_record, write_answered
@@ -130,6 +131,46 @@ def test_runs_on_fewer_rows_are_compared_with_full_fine_tuning_on_as_many(out: P
     assert np.isnan(points["sst2", "pfeiffer-n100"])
 
 
+def test_sentences_of_fewer_rows_name_full_fine_tuning_on_as_many(tmp_path: Path) -> None:
+    """Where all methods have fewer rows, the best is held against its own reference, which has no distance itself."""
+    for task in ("mrpc", "sst2"):
+        for rows, right in ((100, 0.7), (1000, 0.9)):
+            data = msgspec.structs.replace(make_record(task, "any").data, train_rows=rows, fingerprint=f"{task} {rows}")
+            write_answered(tmp_path, task, {f"pfeiffer-n{rows}": right, f"{FULL}-n{rows}": right}, data=data)
+    evidence = read_evidence(tmp_path)
+    told = sentences(evidence.summary, evidence.totals)
+    assert 2 == len(told)  # means over different numbers of training rows do not compare
+    points = evidence.summary.set_index(["task", "method"])["difference_points"]
+    for task, sentence in zip(("mrpc", "sst2"), told, strict=True):
+        assert "pfeiffer-n1000 has the best mean" in sentence
+        side = "above" if points[task, "pfeiffer-n1000"] > 0 else "below"
+        assert f"{side} full fine-tuning on as many rows (" in sentence
+        assert np.isnan(points[task, f"{FULL}-n1000"])
+    assert "over all 4 comparisons of the table, is" in " ".join(notes(evidence.records, evidence.measured))
+
+
+def test_metrics_of_several_labels_are_no_classes() -> None:
+    """A task of several labels that has only a metric of classes' name is not given Matthews' correlation."""
+    labels = np.array([[0, 1], [1, 1], [1, 0], [0, 1]] * 5)
+    answers = Answers("multi_label", (0,), np.arange(20), labels, np.asarray(labels, dtype=np.float32)[np.newaxis])
+    record = make_record("tags", "pfeiffer", main_metric="f1_macro", scores={"f1_macro": 1.0, "exact_match": 1.0})
+    found = measure([record], {("tags", "pfeiffer"): answers}).intervals["tags", "pfeiffer"]
+    assert ["f1_macro", "exact_match"] == list(found)
+    assert 0.8 < found["exact_match"].low < found["exact_match"].mean == 1.0
+
+
+def test_metrics_of_one_task_have_means_on_the_others(tmp_path: Path) -> None:
+    """A score that only the answers tell has its mean beside its interval, where another task's records have it too."""
+    for task in ("mrpc", "sst2"):
+        record, predictions = answer(make_record(task, "pfeiffer"), 0.8)
+        more = {"matthews": 0.25} if task == "mrpc" else {}
+        write_record(tmp_path, msgspec.structs.replace(record, scores={**record.scores, **more}), predictions)
+    evidence = read_evidence(tmp_path)
+    means = evidence.summary.set_index(["task", "method"])["matthews_mean"]
+    assert evidence.measured.intervals["sst2", "pfeiffer"]["matthews"].mean == means["sst2", "pfeiffer"]
+    assert 0.25 == means["mrpc", "pfeiffer"]
+
+
 def test_verdicts_tell_the_worse_method_and_no_other(written: Path) -> None:
     """A method that is 30 points below is worse; one that is right as often is not distinguishable."""
     comparisons = read_evidence(written).measured.comparisons
@@ -214,6 +255,9 @@ def test_one_seed_is_told_to_hold_the_chance_of_rows_alone(tmp_path: Path) -> No
     """An interval that cannot hold the chance of the seed says so."""
     write_record(tmp_path, *answer(make_record("mrpc", "pfeiffer"), 0.8))
     write_report(tmp_path, read_evidence(tmp_path), ["markdown"])
-    expected = "One seed only, so that its interval holds the chance of the rows alone: pfeiffer."
+    expected = "of it, and of differences to it, hold the chance of the rows alone: pfeiffer."
     assert expected in (tmp_path / "report.md").read_text()
+    write_answered(tmp_path, "sst2", {"pfeiffer": 0.8}, seeds=2)
+    write_report(tmp_path, read_evidence(tmp_path), ["markdown"])
+    assert "the chance of the rows alone: pfeiffer on mrpc." in (tmp_path / "report.md").read_text()
     assert 1 == render_terminal(read_evidence(tmp_path)).columns[0].header.count("task")

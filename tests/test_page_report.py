@@ -104,6 +104,22 @@ def test_totals_set_one_backbone_and_sets_against_full_models(content: PageConte
     assert ["", "Swept settings"] == [group.name for group in content.totals.groups]
 
 
+def test_totals_over_other_tasks_do_not_compare(tmp_path: Path) -> None:
+    """A method has no share of full fine-tuning's time on other tasks, and is not worse on none where none compared."""
+    for task, method in (
+        ("mrpc", "full_fine_tuning"),
+        ("mrpc", "pfeiffer"),
+        ("sst2", "pfeiffer"),
+        ("sst2", "head_only"),
+    ):
+        write_run(tmp_path, task, method, 0)
+    totals = page_content(read_evidence(tmp_path)).totals
+    assert totals is not None
+    head, pfeiffer = row_of(totals, "", "head_only"), row_of(totals, "", "pfeiffer")
+    assert ("1 of 2", "", "–") == (head["tasks"].text, head["training"].detail, head["worse on"].text)
+    assert ("2 of 2", "", "0 of 1") == (pfeiffer["tasks"].text, pfeiffer["training"].detail, pfeiffer["worse on"].text)
+
+
 def test_failed_and_missing_runs_are_told_beside_the_scores(content: PageContent) -> None:
     """What is not in a mean is told once, right below the table, and counted in its row."""
     told = "Failed: after_layer on mrpc, seed 3: training stopped at step 3: found nan"

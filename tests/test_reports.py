@@ -58,7 +58,7 @@ def test_missing_baselines_are_told(tmp_path: Path) -> None:
     report_of(tmp_path, [make_record("mrpc", "pfeiffer"), make_record("mrpc", "head_only")])
     report = (tmp_path / "report.md").read_text()
     assert "- Baselines not run: majority on mrpc, full_fine_tuning on mrpc." in report
-    assert "there is no finished full fine-tuning to compare with." in report
+    assert "there is no mean of full fine-tuning to compare with." in report
     table = {row["method"]: row for row in csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))}
     assert ("", "113810") == (table["majority"]["trainable"], table["pfeiffer"]["trainable"])
 
@@ -104,11 +104,11 @@ def test_equal_records_give_equal_bytes(records: list[RunRecord], tmp_path: Path
 
 
 def test_report_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    """A data folder or local backbone given by its whole path is named by its last part."""
+    """A data folder or local backbone given by its whole path, or one outside, is named by its last part."""
     base = make_record("mrpc", "pfeiffer")
     data = msgspec.structs.replace(base.data, source="/home/someone/rows")
-    backbone = msgspec.structs.replace(base.backbone, source="/home/someone/model")
-    command = "adapter-registry --store=/home/someone/store bench mrpc --data /home/someone/rows"
+    backbone = msgspec.structs.replace(base.backbone, source="../someone/model")
+    command = "adapter-registry --store=/home/someone/store bench mrpc --data ~/someone/rows"
     report_of(tmp_path, [msgspec.structs.replace(base, data=data, backbone=backbone, command=command)])
     page = (tmp_path / "report.html").read_text()
     assert "adapter-registry --store=store bench mrpc --data rows" in re.sub("</?span>", "", page)
@@ -198,7 +198,7 @@ def test_picture_draws_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
 def test_report_of_failed_runs_only_is_still_written(tmp_path: Path) -> None:
     """When nothing finished there is a report that says so, not a traceback."""
     report_of(tmp_path, [fail(make_record("mrpc", "pfeiffer"))])
-    assert "no adapter method was run to its end." in (tmp_path / "report.md").read_text()
+    assert "no adapter method has a mean score." in (tmp_path / "report.md").read_text()
     assert "0 (1 failed)" in (tmp_path / "report.md").read_text()
     assert "Failed: pfeiffer" in terminal([fail(make_record("mrpc", "pfeiffer", main_metric="pearson"))])
 

@@ -320,5 +320,5 @@ def test_detectable_difference_is_detected_as_often_as_said() -> None:
     p_values = 2 * stats.binom.cdf(counts[:, :2].min(axis=1), counts[:, :2].sum(axis=1), 0.5)
     assert pytest.approx(0.8, abs=0.02) == (p_values <= 0.05).mean()
     assert math.isnan(minimum_detectable_difference(50, 0.05))
-    with pytest.raises(ConfigError, match="discordance: expected a fraction between 0 and 1, found 5"):
+    with pytest.raises(ConfigError, match="discordance: expected a fraction above 0 and at most 1, found 5"):
         minimum_detectable_difference(408, 5)

@@ -178,13 +178,16 @@ def _wrong_sets(world: World) -> list[Trial]:
 def _wrong_labels(world: World) -> list[Trial]:
     """Return tasks that a stored set does not answer."""
     tasks = {
-        "labels in another order": ('label_names = ["yes", "no"]\n', "no, yes"),
-        "a label more": ('label_names = ["no", "yes", "maybe"]\n', "maybe"),
-        "other labels": ('label_names = ["bad", "good"]\n', "bad, good"),
-        "labels of another type": ('label_names = ["no", "yes"]\nproblem_type = "multi_label"\n', "labels no, yes"),
+        "labels in another order": ('label_names = ["yes", "no"]\n', ("labels no, yes", "no, yes")),
+        "a label more": ('label_names = ["no", "yes", "maybe"]\n', ("labels no, yes", "maybe")),
+        "other labels": ('label_names = ["bad", "good"]\n', ("labels no, yes", "bad, good")),
+        "labels of another type": (
+            'label_names = ["no", "yes"]\nproblem_type = "multi_label"\n',
+            ("expected classification", "found multi_label"),
+        ),
     }
     return [
-        Trial(f"score on {title}", lambda kind=kind: _evaluate(world, kind), ("labels no, yes", told))  # type: ignore
+        Trial(f"score on {title}", lambda kind=kind: _evaluate(world, kind), told)  # type: ignore
         for title, (kind, told) in tasks.items()
     ]
 
