@@ -54,6 +54,8 @@ def scores_table(summary: pd.DataFrame) -> PageTable:
 def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     """Return one row per method: one backbone and a set for each task against as many full models.
 
+    Swept settings are left out where there are others: they are hardly ever run on all tasks.
+
     Args:
         totals: by ``total_table``.
         tasks: how many there are.
@@ -63,12 +65,8 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
         *("one backbone + sets", "full models", "training"),
     )
     seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
-    groups = []
-    for name, part in (("", unswept(totals)), ("Swept settings", swept(totals))):
-        if len(part):
-            rows = tuple(_total_row(row, seconds, tasks) for row in part.to_dict("records"))
-            groups.append(RowGroup(name=name, rows=rows))
-    return _table(titles, groups)
+    rows = tuple(_total_row(row, seconds, tasks) for row in unswept(totals).to_dict("records"))
+    return _table(titles, [RowGroup(rows=rows)])
 
 
 def _score_row(row: dict[Any, Any], metrics: Sequence[str]) -> tuple[Cell, ...]:

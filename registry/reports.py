@@ -89,7 +89,7 @@ def _texts(evidence: Evidence, wanted: Sequence[str]) -> dict[str, str]:
         "Scores": display_table(unswept(evidence.summary)),
         "Swept settings": display_table(swept(evidence.summary)),
         "Differences to full fine-tuning": display_comparisons(tables["comparisons"]),
-        "All tasks together": display_totals(evidence.totals, len(task_names(evidence.records))),
+        "All tasks together": display_totals(unswept(evidence.totals), len(task_names(evidence.records))),
     }
     shown = {heading: frame for heading, frame in shown.items() if len(frame)}
     files: dict[str, str] = {}

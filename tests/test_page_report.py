@@ -101,7 +101,7 @@ def test_totals_set_one_backbone_and_sets_against_full_models(content: PageConte
         row["full models"].text,
     )
     assert ("22.0 s", "100 % of full") == (row["training"].text, row["training"].detail)
-    assert ["", "Swept settings"] == [group.name for group in content.totals.groups]
+    assert [""] == [group.name for group in content.totals.groups]
 
 
 def test_totals_over_other_tasks_do_not_compare(tmp_path: Path) -> None:
