@@ -19,7 +19,7 @@ from registry.cli_options import (
 from registry.cli_settings import Settings, json_option, make_console, note, print_json, printable
 from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.recipes import Recipe, read_recipe, recipe_names
-from registry.schema import BASELINES, PLACEMENTS
+from registry.schema import BASELINES, PLACEMENTS, REPORT_FORMATS
 from registry.tasks import read_task_file
 from registry.validation import choose
 from registry.variants import SWEEPABLE, Variant, make_variants, parse_sweeps
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from registry.tracking import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
-FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 MOST_SEEDS = 1_000
 MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
 OUT = Path("bench")
@@ -106,7 +105,7 @@ def bench(
     with tracking:
         for jobs in grids:
             _run_task(backbone, jobs, options, registry, tracking)
-    _write(options["out"], FORMATS)
+    _write(options["out"], REPORT_FORMATS)
 
 
 def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
@@ -197,7 +196,7 @@ def _outcome(record: RunRecord) -> str:
 
 @click.command()
 @click.argument("folder", type=FOLDER, default=OUT)
-@click.option("--format", "formats", multiple=True, help=f"One of {', '.join(FORMATS)}; all by default.")
+@click.option("--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}; all by default.")
 @click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
 @click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
 @click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
@@ -217,7 +216,7 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
         if options[name] and not with_text:
             raise ConfigError(f"--{name.replace('_', '-')}", "--with-text beside it, as tables need no texts", "none")
     for name in formats:
-        choose(name, FORMATS, "report format")
+        choose(name, REPORT_FORMATS, "report format")
     if with_text and (check or as_json or (formats and "html" not in formats)):
         raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
     if check:
@@ -234,7 +233,7 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
         print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
         wanted = _TextsWanted(options["data"], settings.offline, options["task_file"]) if with_text else None
-        _write(folder, formats or FORMATS, wanted)
+        _write(folder, formats or REPORT_FORMATS, wanted)
 
 
 @dataclass(frozen=True)

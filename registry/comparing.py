@@ -17,37 +17,14 @@ from numpy.typing import NDArray
 from registry.answers import Answers, CellKey
 from registry.documents import p_value
 from registry.frames import points_of
-from registry.measured import Comparison, adjust, changed_rows, compare, interval_of, paired_places
+from registry.measured import Comparison, adjust, compare, interval_of
 from registry.metrics import answers as answers_in
-from registry.statistics import Interval, mcnemar_exact, minimum_detectable_difference
+from registry.statistics import Interval, minimum_detectable_difference
+from registry.training_pairs import TrainingPair, changed_rows, training_pairs
 from registry.validation import require
 from registry.verdicts import ALPHA, UNDECIDED, Verdict
 
 _SAID = {"better": "is better than", "worse": "is worse than"}
-
-
-@dataclass(frozen=True)
-class TrainingPair:
-    """One training of the first and one of the second, row by row.
-
-    Attributes:
-        seeds: of the two.
-        both, only_first, only_second, neither: rows by who is right; multi-label answers are right as a whole.
-        p: exact McNemar, two-sided.
-    """
-
-    seeds: tuple[int, int]
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-    p: float
-
-    @property
-    def discordance(self) -> float:
-        """Share of rows that exactly one of the two has right."""
-        discordant = self.only_first + self.only_second
-        return discordant / (discordant + self.both + self.neither)
 
 
 @dataclass(frozen=True)
@@ -145,7 +122,7 @@ def compare_answers(first: Answers, second: Answers, metrics: Sequence[str]) -> 
     reason = why_not_same_rows(first, second) or ("", "")
     require(not reason[0], "the second answers", reason[0], reason[1])
     require(bool(metrics), "metrics", "at least one", "none")
-    pairs, changed = _training_pairs(first, second), int(changed_rows(first, second).sum())
+    pairs, changed = training_pairs(first, second), int(changed_rows(first, second).sum())
     found = {
         metric: ComparedMetric(
             interval_of(first, metric),
@@ -232,25 +209,6 @@ def _power(compared: Compared) -> str:
 def _replace_comparison(compared: Compared, metric: str, comparison: Comparison) -> Compared:
     new = replace(compared.metrics[metric], comparison=comparison)
     return replace(compared, metrics={**compared.metrics, metric: new})
-
-
-def _training_pairs(first: Answers, second: Answers) -> tuple[TrainingPair, ...]:
-    if first.problem_type == "regression":
-        return ()
-    ours, theirs = first.correct(), second.correct()
-    pairs = []
-    for one, other in paired_places(first, second):
-        mine, yours = ours[one], theirs[other]
-        pair = TrainingPair(
-            seeds=(first.seeds[one], second.seeds[other]),
-            both=int((mine & yours).sum()),
-            only_first=int((mine & ~yours).sum()),
-            only_second=int((~mine & yours).sum()),
-            neither=int((~mine & ~yours).sum()),
-            p=mcnemar_exact(mine, yours),
-        )
-        pairs.append(pair)
-    return tuple(pairs)
 
 
 def _same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:

@@ -12,23 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from registry.answers import Answers, CellKey, methods_of
 from registry.comparable import FULL, LOWER_IS_BETTER, reference_of
-from registry.metrics import answers as answers_in
 from registry.schema import ProblemType, RunRecord
 from registry.statistics import (
     Difference,
     Interval,
     holm,
-    mcnemar_exact,
     minimum_detectable_difference,
     paired_difference,
     score_interval,
     wilson_interval,
 )
+from registry.training_pairs import changed_rows, training_pairs
 from registry.variants import split_name
 from registry.verdicts import ALPHA, Verdict, verdict_of
 
@@ -135,34 +132,12 @@ def compare(first: Answers, second: Answers, metric: str, reference: str = "") -
         ConfigError: answers to other rows, or a metric that does not fit.
     """
     found = paired_difference(first.problem_type, metric, first.labels, first.probabilities, second.probabilities)
-    tests, discordances = {}, []
-    if first.problem_type != "regression":
-        right, other = first.correct(), second.correct()
-        for one, two in paired_places(first, second):
-            tests[first.seeds[one]] = mcnemar_exact(right[one], other[two])
-            discordances.append(float((right[one] != other[two]).mean()))
-    p = found.p
-    if metric in SHARES and found.seeds == (1, 1):
-        (p,) = tests.values()
+    pairs = training_pairs(first, second)
+    p = pairs[0].p if metric in SHARES and found.seeds == (1, 1) else found.p
     p = max(p, min(1.0, 2.0 ** (1 - int(changed_rows(first, second).sum()))))
-    discordance = statistics.fmean(discordances) if discordances else math.nan
+    tests = {pair.seeds[0]: pair.p for pair in pairs}
+    discordance = statistics.fmean(pair.discordance for pair in pairs) if pairs else math.nan
     return Comparison(reference, metric, msgspec.structs.replace(found, p=p), p, tests, discordance)
-
-
-def paired_places(first: Answers, second: Answers) -> list[tuple[int, int]]:
-    """Return the places of trainings with the same seed, or of all in their order where no seed is shared."""
-    shared = [(first.seeds.index(seed), second.seeds.index(seed)) for seed in first.seeds if seed in second.seeds]
-    return shared or [(place, place) for place in range(min(len(first.seeds), len(second.seeds)))]
-
-
-def changed_rows(first: Answers, second: Answers) -> NDArray[np.bool_]:
-    """Return (R,) whether the two trainings of any pair, by ``paired_places``, answered a row differently."""
-    differ = np.zeros(len(first.row_numbers), dtype=bool)
-    for one, other in paired_places(first, second):
-        ours, theirs = first.probabilities[one], second.probabilities[other]
-        unlike = answers_in(first.problem_type, ours) != answers_in(first.problem_type, theirs)
-        differ |= unlike.reshape(len(differ), -1).any(axis=1)
-    return differ
 
 
 def adjust(comparisons: Mapping[CellKey, Comparison]) -> dict[CellKey, Comparison]:

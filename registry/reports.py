@@ -37,9 +37,8 @@ from registry.page_texts import Texts
 from registry.plots import score_against_parameters
 from registry.records import replace_file
 from registry.remarks import missing_and_failed, notes, notice
+from registry.schema import REPORT_FORMATS
 from registry.validation import choose
-
-FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 _PICTURE = "score_vs_parameters.png"
 _TERMINAL_METRICS = 4
@@ -48,27 +47,28 @@ _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 
 
 def write_report(
-    out: Path, evidence: Evidence, formats: Sequence[str] = FORMATS, texts: Mapping[str, Texts] | None = None
+    out: Path, evidence: Evidence, formats: Sequence[str] = REPORT_FORMATS, texts: Mapping[str, Texts] | None = None
 ) -> list[Path]:
     """Write the report's files into ``out`` and return their paths; the picture is always among them.
 
     Args:
         out: the folder.
         evidence: what to report.
-        formats: from FORMATS.
-        texts: of the reported rows, for a page that stays on the user's machine; the page has none otherwise.
+        formats: from REPORT_FORMATS.
+        texts: of the reported rows, for a second page that stays on the user's machine.
 
     Raises:
         ConfigError: an unknown format.
         RunError: ``out`` cannot be written.
     """
-    wanted = [choose(name, FORMATS, "report format") for name in formats]
+    wanted = [choose(name, REPORT_FORMATS, "report format") for name in formats]
     files = {name: text.encode() for name, text in _texts(evidence, wanted).items()}
     if "parquet" in wanted:
         files |= {f"{name}.parquet": _to_parquet(frame) for name, frame in _tables(evidence).items()}
     if "html" in wanted:
-        # A page with texts has a name of its own, so that it is neither checked nor committed in the other's place.
-        files["report-with-text.html" if texts else "report.html"] = render_report_page(evidence, texts).encode()
+        files["report.html"] = render_report_page(evidence).encode()
+        if texts:  # in a file of its own, so that the page that is checked and passed on never has any
+            files["report-with-text.html"] = render_report_page(evidence, texts).encode()
     for name, content in files.items():
         replace_file(Path(out) / name, content)
     picture = Path(out) / _PICTURE

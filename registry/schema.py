@@ -21,6 +21,7 @@ Baseline = Literal["majority", "head_only", "full_fine_tuning"]
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BASELINES: tuple[str, ...] = get_args(Baseline)
+REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 STORE_FORMAT = 1
 RUN_FORMAT = 1
 

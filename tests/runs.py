@@ -14,8 +14,9 @@ from registry.answers import Answers, CellKey
 from registry.evidence import Evidence, gather_evidence
 from registry.metrics import score
 from registry.records import Predictions, find_records, read_record, replace_file, write_record
-from registry.reports import FORMATS, render_terminal, write_report
+from registry.reports import render_terminal, write_report
 from registry.schema import (
+    REPORT_FORMATS,
     BackboneInfo,
     DataInfo,
     Hardware,
@@ -138,7 +139,7 @@ def totals_of(records: Sequence[RunRecord]) -> pd.DataFrame:
     return evidence_of(records).totals
 
 
-def report_of(out: Path, records: Sequence[RunRecord], formats: Sequence[str] = FORMATS) -> list[Path]:
+def report_of(out: Path, records: Sequence[RunRecord], formats: Sequence[str] = REPORT_FORMATS) -> list[Path]:
     """Write the report of records without predictions."""
     return write_report(out, evidence_of(records), formats)
 

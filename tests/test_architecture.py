@@ -30,7 +30,7 @@ LAYERS = (
     ("encoder", "sources"),
     ("backbone", "evaluation", "checkpoints"),
     ("store", "records", "huggingface", "pool"),
-    ("registry", "prefix", "runs", "comparable", "answers", "measured", "frames", "evidence"),
+    ("registry", "prefix", "runs", "comparable", "answers", "training_pairs", "measured", "frames", "evidence"),
     ("training",),
     ("documents", "findings", "remarks", "page_tables", "page_figures", "page_rows", "page_texts", "page_report"),
     ("plots", "fitting", "predictor", "progress", "trackers", "tracking", "comparing", "pairing", "scoring"),
@@ -48,7 +48,8 @@ TORCH_FREE = {
     "metrics", "origins", "overlap", "page", "page_content", "page_figures", "page_report", "page_rows",
     "page_tables", "page_texts", "pairing", "plots", "provenance", "reach", "recipes", "records", "references",
     "remarks", "reports", "resampling", "rows", "schema", "size_chart", "statistics", "store_errors", "svg",
-    "tables", "tasks", "trackers", "tracking", "validation", "variants", "verdicts", "version", "view",
+    "tables", "tasks", "trackers", "tracking", "training_pairs", "validation", "variants", "verdicts",
+    "version", "view",
 }  # fmt: skip
 LATE_IMPORTS = {"cli_bench", "cli_compare", "cli_predict", "cli_settings", "cli_store", "cli_train"}
 

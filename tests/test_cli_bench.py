@@ -10,7 +10,7 @@ import pytest
 from registry.provenance import code_version
 from registry.schema import RunRecord
 from registry.validation import from_json
-from tests.commands import QUICK, call, succeed, write_data_folder
+from tests.commands import QUICK, call, pair_rows, single_rows, succeed, write_data_folder
 from tests.runs import pass_as_committed
 from tests.stored import tree
 
@@ -57,6 +57,21 @@ def test_bench_keeps_the_sets_of_one_method(benched: tuple[Path, tuple[str, ...]
         assert record.scores == row["scores"]
         scored = succeed("--store", root / "store", "evaluate", row["name"], "--data", folder, "--json").rows[0]
         assert record.scores == pytest.approx(scored["scores"])
+
+
+def test_texts_go_into_a_page_of_their_own(benched: tuple[Path, tuple[str, ...]], folder: Path, tmp_path: Path) -> None:
+    """``--with-text`` writes a second page with the rows' texts; the first has none and still follows."""
+    shutil.copytree(benched[0] / "out" / "runs", tmp_path / "runs")
+    pass_as_committed(tmp_path)
+    succeed("report", tmp_path, "--with-text", "--data", folder)
+    texts = [row["sentence1"] for row in pair_rows(12, 100)] + [row["sentence"] for row in single_rows(12, 100)]
+    pages = {name: (tmp_path / name).read_text() for name in ("report.html", "report-with-text.html")}
+    assert [False, True] == [any(text in page for text in texts) for page in pages.values()]
+    assert "report files follow" in succeed("report", tmp_path, "--check").out
+    for arguments in (["--check"], ["--json"], ["--format", "csv"]):
+        assert "expected html among the formats" in call("report", tmp_path, "--with-text", *arguments).err
+    assert "--with-text beside it" in call("report", tmp_path, "--data", folder).err
+    assert "as the runs had" in call("report", tmp_path, "--with-text", "--data", "sample").err
 
 
 def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tmp_path: Path) -> None:

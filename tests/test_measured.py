@@ -7,9 +7,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from registry.answers import Answers, read_answers
+from registry.checking import check_report
 from registry.errors import RunError
 from registry.evidence import gather_evidence, read_evidence
 from registry.findings import sentences
@@ -239,6 +241,21 @@ def test_the_sentence_over_all_tasks_tells_the_best_small_method(written: Path) 
     side = "above" if points > 0 else "below"
     assert f"pfeiffer has the best mean of the main metrics, {abs(points):.1f} points {side} full fine-tuning" in last
     assert last.endswith("on none of 2 can it be told to be worse.")
+
+
+def test_a_changed_comparison_is_found_in_either_file(out: Path) -> None:
+    """The comparisons are checked like every table: a changed verdict is told in csv and in parquet."""
+    write_report(out, read_evidence(out))
+    assert () == check_report(out).differences
+    for name, read, write in (
+        ("comparisons.csv", pd.read_csv, pd.DataFrame.to_csv),
+        ("comparisons.parquet", pd.read_parquet, pd.DataFrame.to_parquet),
+    ):
+        frame = read(out / name)
+        frame.loc[0, "verdict"] = "better"
+        write(frame, out / name, index=False)
+    files = {difference.file for difference in check_report(out).differences if difference.field.endswith("verdict")}
+    assert {"comparisons.csv", "comparisons.parquet"} == files
 
 
 def test_equal_answers_give_equal_bytes(written: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -38,6 +40,24 @@ def test_commands_and_options_exist(command: str) -> None:
     with context:
         assert isinstance(cli.commands[name], click.Command), name
         cli.commands[name].make_context(name, rest[1:], parent=context)
+
+
+@pytest.mark.parametrize("arguments", [["--smoke"], ["data"]])
+def test_every_command_of_reproduce_exists(tmp_path: Path, arguments: list[str]) -> None:
+    """``scripts/reproduce`` gives commands that can be parsed, and ends with a check of what it made."""
+    listing = tmp_path / "listing"
+    for name, text in (("scripts/setup", ""), (".venv/bin/adapter-registry", f'echo "$@" >> {listing}\n')):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}")
+        path.chmod(0o755)
+    script = shutil.copy(HERE / "scripts" / "reproduce", tmp_path / "scripts")
+    subprocess.run([script, *arguments], check=True)
+    given = listing.read_text().splitlines()
+    for line in given:
+        test_commands_and_options_exist(f"adapter-registry {line}")
+    assert 3 <= sum(" bench " in line for line in given)
+    assert any(line.startswith("report reproduced") and line.endswith(" --check") for line in given[-2:])
 
 
 @pytest.mark.slow
