@@ -12,58 +12,52 @@ from typing import TYPE_CHECKING, Any
 from registry.version import __version__
 
 if TYPE_CHECKING:
-    from registry.adapters import AdapterSet
-    from registry.backbone import Backbone
-    from registry.batching import Batch
-    from registry.data import load_task
+    from registry.adapters.adapter_set import AdapterSet
+    from registry.bench.records import RunRecord
     from registry.errors import RegistryError
-    from registry.fitting import FitJob, fit, fit_together, make_plan
-    from registry.huggingface import TrainerModel
-    from registry.mixing import MixedAdapters
-    from registry.predictor import Prediction, Predictor, Request
-    from registry.recipes import Recipe, read_recipe
-    from registry.references import Reference
-    from registry.registry import Registry
-    from registry.runs import TrainingJob
-    from registry.schema import (
-        AdapterConfig,
-        HeadConfig,
-        Manifest,
-        RunRecord,
-        TrainingConfig,
-    )
-    from registry.tasks import TaskSpec, find_task
-    from registry.training import train, train_together
+    from registry.interop.trainer import TrainerModel
+    from registry.model.backbone import Backbone
+    from registry.model.batching import Batch
+    from registry.model.mixed import MixedAdapters
+    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, TrainingConfig
+    from registry.serving.predictor import Prediction, Predictor, Request
+    from registry.store.registry import Registry
+    from registry.tasks.loading import load_task
+    from registry.tasks.spec import TaskSpec, find_task
+    from registry.training.fit import FitJob, fit, fit_together
+    from registry.training.loop import train, train_together
+    from registry.training.recipes import Recipe, make_plan, read_recipe
+    from registry.training.state import TrainingJob
 
 _HOMES = {
     "AdapterConfig": "schema",
-    "AdapterSet": "adapters",
-    "Backbone": "backbone",
-    "Batch": "batching",
-    "FitJob": "fitting",
+    "AdapterSet": "adapters.adapter_set",
+    "Backbone": "model.backbone",
+    "Batch": "model.batching",
+    "FitJob": "training.fit",
     "HeadConfig": "schema",
     "Manifest": "schema",
-    "MixedAdapters": "mixing",
-    "Prediction": "predictor",
-    "Predictor": "predictor",
-    "Recipe": "recipes",
-    "Reference": "references",
-    "Registry": "registry",
+    "MixedAdapters": "model.mixed",
+    "Prediction": "serving.predictor",
+    "Predictor": "serving.predictor",
+    "Recipe": "training.recipes",
+    "Reference": "schema",
+    "Registry": "store.registry",
     "RegistryError": "errors",
-    "Request": "predictor",
-    "RunRecord": "schema",
-    "TaskSpec": "tasks",
-    "TrainerModel": "huggingface",
+    "Request": "serving.predictor",
+    "RunRecord": "bench.records",
+    "TaskSpec": "tasks.spec",
+    "TrainerModel": "interop.trainer",
     "TrainingConfig": "schema",
-    "TrainingJob": "runs",
-    "find_task": "tasks",
-    "fit": "fitting",
-    "fit_together": "fitting",
-    "load_task": "data",
-    "make_plan": "fitting",
-    "read_recipe": "recipes",
-    "train": "training",
-    "train_together": "training",
+    "TrainingJob": "training.state",
+    "find_task": "tasks.spec",
+    "fit": "training.fit",
+    "fit_together": "training.fit",
+    "load_task": "tasks.loading",
+    "make_plan": "training.recipes",
+    "read_recipe": "training.recipes",
+    "train": "training.loop",
+    "train_together": "training.loop",
 }
 
 __all__ = [

@@ -16,8 +16,20 @@ from pathlib import Path
 
 import psutil
 
-from registry.schema import Hardware
+from registry.validation import Record
 from registry.version import __version__
+
+
+class Hardware(Record, frozen=True, kw_only=True):
+    """The machine of a run; timings are compared only where it is the same."""
+
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    accelerator: str | None = None
+    system: str
+
 
 DIRTY = "-dirty"  # ends the version of code with uncommitted changes
 

@@ -5,12 +5,88 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
+import re
 from typing import Literal, get_args
 
-from registry.curves import LearningCurve
-from registry.origins import Origin
-from registry.references import check_name
+from registry.errors import InvalidNameError
 from registry.validation import Record, require
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+_RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store keeps beside its names
+REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
+
+
+class Reference(Record, frozen=True, kw_only=True):
+    """A name with at most one of a version and an alias: ``mrpc``, ``mrpc:3``, ``mrpc@best``."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Return the reference that ``text`` spells.
+
+        Raises:
+            InvalidNameError: the name or alias breaks the name rule.
+            ConfigError: the version is not a whole number from 1.
+        """
+        if "@" in text:
+            name, alias = text.split("@", 1)
+            return cls(name=check_name(name), alias=check_name(alias, "alias"))
+        name, colon, version = text.partition(":")
+        if not colon:
+            return cls(name=check_name(name))
+        good = version.isascii() and version.isdigit() and len(version) <= 6 and int(version) >= 1
+        require(good, f"reference '{text[:80]}'", "a version from 1 to 999999 after the colon", version[:80])
+        return cls(name=check_name(name), version=int(version))
+
+    def __str__(self) -> str:
+        if self.alias is not None:
+            return f"{self.name}@{self.alias}"
+        return self.name if self.version is None else f"{self.name}:{self.version}"
+
+
+def check_name(name: str, kind: str = "name") -> str:
+    """Return ``name`` if every door of the store may let it in.
+
+    Raises:
+        InvalidNameError: it breaks the rule of DESIGN.md, on this or any other operating system.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
+        raise InvalidNameError(name, kind)
+    return name
+
+
+class Origin(Record, frozen=True, kw_only=True):
+    """Where the rows of a training stand, and what it ran on.
+
+    Attributes:
+        text_columns, label_column, train_split, folder, file, held_out: as in ``TaskSpec``.
+        hub, hub_config, hub_revision: the data set on the Hub, where the task has one.
+        together: how many sets were trained in the same pass of the backbone, this one among them.
+        device: of the training.
+        threads: that torch computed with; another number may round differently.
+        processor: its name.
+        code: commit or release of this package.
+    """
+
+    text_columns: tuple[str, ...]
+    label_column: str
+    train_split: str
+    hub: str | None = None
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    folder: str | None = None
+    file: str | None = None
+    held_out: float
+    together: int
+    device: str
+    threads: int
+    processor: str
+    code: str
+
 
 Placement = Literal["after_layer", "houlsby", "pfeiffer", "parallel"]
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -21,9 +97,7 @@ Baseline = Literal["majority", "head_only", "full_fine_tuning"]
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BASELINES: tuple[str, ...] = get_args(Baseline)
-REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 STORE_FORMAT = 1
-RUN_FORMAT = 1
 
 
 class AdapterConfig(Record, frozen=True, kw_only=True):
@@ -274,71 +348,3 @@ class ParameterCounts(Record, frozen=True, kw_only=True):
     def percent(self) -> float:
         """Return trainable elements per hundred elements of the backbone (the trainable share)."""
         return 100.0 * self.trainable / self.backbone
-
-
-class Hardware(Record, frozen=True, kw_only=True):
-    """The machine of a run; timings are compared only where it is the same."""
-
-    processor: str
-    cores: int
-    threads: int
-    memory_bytes: int
-    accelerator: str | None = None
-    system: str
-
-
-class RunRecord(Record, frozen=True, kw_only=True):
-    """One cell of a benchmark table: one method on one task with one seed.
-
-    Attributes:
-        status: ``finished``, or ``failed`` with ``error`` told (a diverged run is listed, never dropped).
-        settings: SHA-256 over everything that decides the scores; a finished cell is reused only if equal.
-        scores: on ``split``; empty when failed.
-        curve: how the training went, a diverged one too; None without training, and in older records.
-        together: how many sets were trained in the same pass of the backbone, this one among them.
-        train_seconds, evaluate_seconds: wall time; of sets trained together each has its share by tokens.
-        rows_per_second: training rows, all epochs counted, per second of training.
-        evaluate_rows_per_second: rows of the reported split per second.
-        peak_memory_bytes: largest resident set of the process, or the most memory allocated on the GPU.
-        stored_bytes: what this task adds on disk.
-        predictions: the per-row answers beside the record; they hold no text.
-    """
-
-    format: int = RUN_FORMAT
-    status: Literal["finished", "failed"] = "finished"
-    error: str | None = None
-    settings: str
-    task: str
-    method: str
-    seed: int
-    recipe: str
-    split: str
-    main_metric: str
-    scores: dict[str, float] = {}
-    parameters: ParameterCounts
-    stored_bytes: int
-    steps: int = 0
-    final_loss: float | None = None
-    curve: LearningCurve | None = None
-    together: int = 1
-    train_seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-    rows_per_second: float = 0.0
-    evaluate_rows_per_second: float = 0.0
-    peak_memory_bytes: int = 0
-    data: DataInfo
-    backbone: BackboneInfo
-    adapter: AdapterConfig | None = None
-    head: HeadConfig | None = None
-    training: TrainingConfig | None = None
-    device: str
-    dtype: str
-    hardware: Hardware
-    library_versions: dict[str, str]
-    code: str
-    command: str
-    started: str
-    predictions: FileEntry | None = None
-
-    def __post_init__(self) -> None:
-        require(self.format == RUN_FORMAT, "format", f"format {RUN_FORMAT} (a newer program?)", self.format)

@@ -31,12 +31,12 @@ from benchmark_report import Measured, table, write
 from benchmark_rounds import Contender, Result, Results, measure
 from benchmark_scores import plain, score_all
 
-from registry.backbone import Backbone
-from registry.data import load_task
-from registry.evaluation import LabelledRows
-from registry.pool import AdapterPool
-from registry.sources import locate
-from registry.tasks import find_task
+from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows
+from registry.model.pretrained import locate
+from registry.serving.pool import AdapterPool
+from registry.tasks.loading import load_task
+from registry.tasks.spec import find_task
 
 MIXED_ROWS, MIXED_SETS = 32, 16
 PEER_SWITCHES = 20

@@ -18,13 +18,13 @@ from benchmark_profile import forward_flops, matmul_rate, training_flops
 from benchmark_rounds import now
 from transformers import BertConfig, BertModel
 
-from registry.backbone import Backbone
-from registry.batching import TokenRows
-from registry.evaluation import LabelledRows
-from registry.runs import TrainingJob
+from registry.model.backbone import Backbone
+from registry.model.batching import TokenRows
+from registry.model.inference import LabelledRows
+from registry.model.pretrained import locate
 from registry.schema import TrainingConfig
-from registry.sources import locate
-from registry.training import train, train_together
+from registry.training.loop import train, train_together
+from registry.training.state import TrainingJob
 
 ROWS, LENGTH = 128, 128  # 16,384 tokens in one batch
 MIXED_SETS, JOINT_SETS = 64, 8

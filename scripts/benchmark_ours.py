@@ -12,14 +12,14 @@ import psutil
 import torch
 from benchmark_rounds import Contender, timed
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch, TokenRows, sorted_batches
-from registry.encoder import NO_ADAPTERS
-from registry.evaluation import LabelledRows, logits_of, mixed_logits
-from registry.pool import AdapterPool, ResidentSet
+from registry.adapters.adapter_set import AdapterSet
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.encoder import NO_ADAPTERS
+from registry.model.inference import LabelledRows, logits_of, mixed_logits
 from registry.schema import AdapterConfig, HeadConfig, Manifest, TrainingConfig
-from registry.training import train
+from registry.serving.pool import AdapterPool, ResidentSet
+from registry.training.loop import train
 
 DTYPES = ("float32", "bfloat16")
 BATCH, BATCH_TOKENS = 16, 4_096

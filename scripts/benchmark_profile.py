@@ -18,9 +18,9 @@ from benchmark_rounds import Contender, now
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from registry.backbone import Backbone
-from registry.encoder import intermediate_size
-from registry.projection import Projection
+from registry.model.backbone import Backbone
+from registry.model.cpu import Projection
+from registry.model.encoder import intermediate_size
 
 # The first group with a matching piece of the operation's name has it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -16,8 +16,8 @@ from benchmark_picture import draw
 from benchmark_profile import Profile
 from benchmark_rounds import Result, Results
 
+from registry.bench.records import replace_file
 from registry.provenance import code_version, command_line, hardware, library_versions
-from registry.records import replace_file
 
 BOTH, FLOAT32 = ("ours-float32", "ours-bfloat16"), ("ours-float32",)
 NOT_MEASURED = "not measured"

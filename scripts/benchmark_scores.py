@@ -18,15 +18,15 @@ from benchmark_client import PeerWorker
 from benchmark_ours import ADAPTER, DTYPES, HEAD, Backbones, training_config
 from benchmark_rounds import ContenderError, now
 
-from registry.backbone import Backbone
-from registry.data import TaskData, load_task
-from registry.evaluation import LabelledRows, answer_rows
-from registry.metrics import score
+from registry.bench.records import replace_file
+from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows, answer_rows
 from registry.provenance import code_version
-from registry.records import replace_file
-from registry.rows import Rows
-from registry.tasks import find_task
-from registry.training import train
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.metrics import score
+from registry.tasks.rows import Rows
+from registry.tasks.spec import find_task
+from registry.training.loop import train
 
 METRICS = ("accuracy", "f1_binary")
 # Rows to train on and to score (None: all), and epochs by task.

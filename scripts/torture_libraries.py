@@ -141,10 +141,10 @@ class Ours:
     packages = ("transformers", "safetensors", "torch")
 
     def __init__(self, checkpoints: dict[str, Path]) -> None:
-        from registry.adapters import AdapterSet
-        from registry.backbone import Backbone
-        from registry.registry import Registry
+        from registry.adapters.adapter_set import AdapterSet
+        from registry.model.backbone import Backbone
         from registry.schema import AdapterConfig, HeadConfig
+        from registry.store.registry import Registry
 
         self.registry = Registry
         self.backbones = {
@@ -166,8 +166,8 @@ class Ours:
 
     def load(self, folder: Path, backbone: str) -> Any:
         """Return the newest version, after every visible one loaded; the first may not be gone."""
-        from registry.catalog import Catalog
-        from registry.store import load_set
+        from registry.store.store import Catalog
+        from registry.store.tensors import load_set
 
         catalog = Catalog.open(folder)  # not by a Registry, which would refuse a wrong backbone for the whole store
         versions = catalog.versions(NAME)
@@ -182,8 +182,8 @@ class Ours:
 
     def logits(self, loaded: Any, ids: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of the set on its backbone."""
-        from registry.batching import TokenRows
-        from registry.evaluation import answer_rows
+        from registry.model.batching import TokenRows
+        from registry.model.inference import answer_rows
 
         rows = TokenRows(input_ids=ids.tolist(), type_ids=torch.zeros_like(ids).tolist())
         return torch.from_numpy(answer_rows(loaded[0].encoder, loaded[1], rows))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy
 import torch
 
-from registry.backbone import Backbone
-from registry.data import load_task
-from registry.evaluation import LabelledRows, answer_rows
-from registry.metrics import score
-from registry.rows import Rows
+from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows, answer_rows
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.tasks import find_task
-from registry.training import train
+from registry.tasks.loading import load_task
+from registry.tasks.metrics import score
+from registry.tasks.rows import Rows
+from registry.tasks.spec import find_task
+from registry.training.loop import train
 
 RESULTS = Path("reports/tuning.jsonl")
 SIZES = {

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.curves import HeldOutScores, LearningCurve
-from registry.metrics import score
-from registry.records import Predictions, write_record
-from registry.schema import AdapterConfig, HeadConfig, ProblemType, RunRecord, TrainingConfig
-from registry.tasks import METRICS
-from registry.variants import split_name
+from registry.bench.records import HeldOutScores, LearningCurve, RunRecord, write_record
+from registry.bench.sweep import split_name
+from registry.schema import AdapterConfig, HeadConfig, ProblemType, TrainingConfig
+from registry.stats.predictions import Predictions
+from registry.tasks.metrics import score
+from registry.tasks.spec import METRICS
 from tests.runs import fail, make_record
 
 SKILLS = {"majority": 0.0, "head_only": 0.9, "after_layer": 1.7, "pfeiffer": 1.8, "full_fine_tuning": 2.0}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from registry.cli import main
+from registry.cli.main import main
 
 PROGRAM = Path(sys.executable).parent / "adapter-registry"
 QUICK = ("--epochs", "1", "--max-length", "32", "--batch-size", "8")

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from registry.backbone import Backbone
+from registry.model.backbone import Backbone
 from tests.tiny import save_tiny_checkpoint
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from registry.adapters import AdapterSet
+from registry.adapters.adapter_set import AdapterSet
 from registry.schema import AdapterConfig
 
 Function = Callable[[Tensor], Tensor]

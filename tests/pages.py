@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 
-from registry.page_content import (
+from registry.reports.mistakes import ErrorRow, MethodConfusion, TaskConfusions, TaskErrors
+from registry.reports.page_content import (
     Cell,
     Column,
-    ErrorRow,
     Forest,
     ForestRow,
-    MethodConfusion,
     MethodCurves,
     MethodGroup,
     PageContent,
@@ -25,9 +24,7 @@ from registry.page_content import (
     SizeCurve,
     SizeLine,
     SizePoint,
-    TaskConfusions,
     TaskCurves,
-    TaskErrors,
 )
 
 METHODS = ("majority", "houlsby", "pfeiffer", "full_fine_tuning")

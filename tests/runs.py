@@ -10,20 +10,13 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from registry.answers import Answers, CellKey
-from registry.evidence import Evidence, gather_evidence
-from registry.metrics import score
-from registry.records import Predictions, find_records, read_record, replace_file, write_record
-from registry.reports import render_terminal, write_report
-from registry.schema import (
-    REPORT_FORMATS,
-    BackboneInfo,
-    DataInfo,
-    Hardware,
-    ParameterCounts,
-    RunRecord,
-    TrainingConfig,
-)
+from registry.bench.records import RunRecord, find_records, read_record, replace_file, write_record
+from registry.provenance import Hardware
+from registry.reports.content import Evidence, gather_evidence
+from registry.reports.report import REPORT_FORMATS, render_terminal, write_report
+from registry.schema import BackboneInfo, DataInfo, ParameterCounts, TrainingConfig
+from registry.stats.predictions import Answers, CellKey, Predictions
+from registry.tasks.metrics import score
 from registry.validation import to_json
 
 BACKBONE = 22_713_216

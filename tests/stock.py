@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from registry.adapters import Adapters
-from registry.batching import Batch, TokenRows
-from registry.encoder import Encoder
-from registry.weights import Weights
+from registry.adapters.interface import Adapters
+from registry.model.batching import Batch, TokenRows
+from registry.model.encoder import Encoder
+from registry.model.pretrained import Weights
 
 LENGTHS = (7, 3, 64, 12, 3, 29, 12, 1)
 

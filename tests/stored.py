@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.catalog import Catalog
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, Manifest
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.store import Catalog
 
 ROOT = Path(__file__).parents[1]
 INFO = BackboneInfo(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.encoder import Encoder
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError, ShapeMismatchError
-from registry.evaluation import logits_of
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.encoder import Encoder
+from registry.model.inference import logits_of
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
 from tests.naive import PATHS, hooked_model
 from tests.stock import difference, encoder_of, our_states, random_rows, stock_states

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from registry.adapters import AdapterSet
-from registry.archive import MEMBERS, export_version, pack, read_archive, unpack
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
 from registry.schema import AdapterConfig
-from registry.store import import_set, load_set, save_set
-from registry.store_errors import (
+from registry.store.archive import MEMBERS, export_version, pack, read_archive, unpack
+from registry.store.errors import (
     AdapterNotFoundError,
     ArchiveError,
     ArchiveNotFoundError,
     IntegrityError,
     StoreWriteError,
 )
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
 from tests.stored import HEAD, INFO, commit, new_manifest, tree
 
 MANY = {"manifest.json": b"{}", ADAPTER_FILE: b"adapter", HEAD_FILE: b"head"}

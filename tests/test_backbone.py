@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from registry.attention import attend
-from registry.backbone import Backbone, choose_device, choose_dtype
-from registry.batching import Batch
 from registry.errors import ConfigError, DeviceError
+from registry.model.attention import attend
+from registry.model.backbone import Backbone, choose_device, choose_dtype
+from registry.model.batching import Batch
+from registry.model.pretrained import EMBEDDED_SHA256, locate
 from registry.schema import AdapterConfig, HeadConfig
-from registry.sources import EMBEDDED_SHA256, locate
 from tests.stock import difference, our_states, random_rows, stock_states
 from tests.tiny import save_tiny_checkpoint, tiny_tokenizer
 from tests.toy import ADAPTER, HEAD, train_fresh

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.batching import Batch, TokenRows, shuffled_batches, sorted_batches
+from registry.model.batching import Batch, TokenRows, shuffled_batches, sorted_batches
 
 LENGTHS_AND_SETS = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 4)), min_size=1, max_size=30)
 

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.catalog import Catalog
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
-from registry.references import Reference
-from registry.schema import Manifest
-from registry.store_errors import AdapterNotFoundError, ManifestError, NotAStoreError, VersionInUseError
+from registry.schema import Manifest, Reference
+from registry.store.errors import AdapterNotFoundError, ManifestError, NotAStoreError, VersionInUseError
+from registry.store.store import Catalog
 from registry.validation import from_json, to_json
 from tests.stored import CONTENTS, INFO, commit, new_manifest, run_python, tree
 
@@ -29,7 +28,7 @@ def catalog(tmp_path: Path) -> Catalog:
 def test_catalog_needs_no_heavy_import() -> None:
     """Listing a store never waits for torch, numpy, pandas, transformers or safetensors."""
     heavy = "{'torch', 'numpy', 'pandas', 'transformers', 'safetensors'}"
-    done = run_python(f"import sys, registry.catalog, registry.provenance; print({heavy} & set(sys.modules))")
+    done = run_python(f"import sys, registry.store.store, registry.provenance; print({heavy} & set(sys.modules))")
     assert "set()\n" == done.stdout, done.stderr
 
 

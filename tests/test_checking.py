@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from registry.backbone import Backbone
-from registry.checking import Checked, check_report
-from registry.data import TaskData, load_task
+from registry.bench.records import RunRecord, read_predictions, read_record, replace_file, write_record
+from registry.bench.runner import Cell, run_cell
 from registry.errors import RunError
-from registry.evidence import read_evidence
-from registry.records import Predictions, read_predictions, read_record, replace_file, write_record
-from registry.reports import write_report
-from registry.runner import Cell, run_cell
-from registry.schema import FileEntry, RunRecord
-from registry.tasks import find_task, task_from_file
+from registry.model.backbone import Backbone
+from registry.reports.check import Checked, check_report
+from registry.reports.content import read_evidence
+from registry.reports.report import write_report
+from registry.schema import FileEntry
+from registry.stats.predictions import Predictions
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.spec import find_task, task_from_file
 from registry.validation import to_json
 from tests.commands import call, own_rows, succeed, write_csv, write_data_folder
 from tests.runs import pass_as_committed

@@ -13,14 +13,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.checkpoints import Checkpoint
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import CheckpointError, TrainingInterrupted
-from registry.runs import StepReport, TrainingResult
+from registry.model.backbone import Backbone
 from registry.schema import TrainingConfig
-from registry.store_errors import StoreWriteError
-from registry.training import train
+from registry.store.errors import StoreWriteError
+from registry.training.checkpoint import Checkpoint
+from registry.training.loop import train
+from registry.training.state import StepReport, TrainingResult
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, stop_at, toy_rows, train_fresh
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from registry.cli import cli
+from registry.cli.main import cli
 from registry.schema import Manifest
 from registry.validation import from_json
 from tests.commands import (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from registry.bench.records import RunRecord
 from registry.provenance import code_version
-from registry.schema import RunRecord
 from registry.validation import from_json
 from tests.commands import QUICK, call, pair_rows, single_rows, succeed, write_data_folder
 from tests.runs import pass_as_committed

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from registry.frames import SAMPLE_NOTICE
-from registry.metrics import score
-from registry.records import Predictions, read_predictions, read_record, record_path, write_record
+from registry.bench.records import read_predictions, read_record, record_path, write_record
+from registry.reports.frames import SAMPLE_NOTICE
 from registry.schema import HeadConfig
-from registry.statistics import holm
+from registry.stats.intervals import holm
+from registry.stats.predictions import Predictions
+from registry.tasks.metrics import score
 from tests.commands import (
     QUICK,
     Outcome,
@@ -197,7 +198,7 @@ def test_two_methods_of_one_folder(reports: tuple[Path, Path]) -> None:
 def test_no_torch_for_folders(reports: tuple[Path, Path]) -> None:
     """Two folders are compared without importing torch or transformers."""
     script = (
-        "import sys; from registry.cli import cli\n"
+        "import sys; from registry.cli.main import cli\n"
         "cli.main(['compare', *sys.argv[1:]], standalone_mode=False)\n"
         "print({'torch', 'transformers'} & set(sys.modules))"
     )

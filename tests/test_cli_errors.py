@@ -315,7 +315,7 @@ def test_cuda_asked_for_and_absent(store: Path) -> None:
 def test_bad_recipe_file(store: Path, folder: Path, tmp_path: Path) -> None:
     """A recipe of one's own with an unknown or impossible field is refused before any training."""
     recipe = tmp_path / "mine.toml"
-    shipped = (Path(__file__).parents[1] / "registry" / "recipes" / "default.toml").read_text()
+    shipped = (Path(__file__).parents[1] / "registry" / "training" / "recipes" / "default.toml").read_text()
     recipe.write_text(shipped.replace("[training]", "[training]\nepoch = 3"))
     outcome = refuse(store, "train", "sst2", "--data", folder, "--recipe", recipe)
     assert (2, True) == (outcome.code, "epoch" in outcome.message)

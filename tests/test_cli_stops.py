@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.interruption import stop_between_steps
+from registry.cli.progress import stop_between_steps
 from tests.commands import (
     call,
     json_lines,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.catalog import Catalog
+from registry.store.store import Catalog
 from tests.commands import QUICK, call, succeed, write_data_folder
 from tests.stored import reseal, tree
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from registry.records import read_predictions, read_record, read_records
-from registry.schema import RunRecord
+from registry.bench.records import RunRecord, read_predictions, read_record, read_records
 from tests.commands import (
     QUICK,
     call,

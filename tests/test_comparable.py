@@ -6,12 +6,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from registry.comparable import averaged_runs, check_comparable, is_dirty, not_above_majority, why_not_averaged
+from registry.bench.records import RunRecord
+from registry.bench.results import averaged_runs, check_comparable, is_dirty, not_above_majority, why_not_averaged
 from registry.errors import RunError
-from registry.frames import runs_table
-from registry.measured import Measured
-from registry.remarks import missing_and_failed, notes
-from registry.schema import RunRecord
+from registry.reports.frames import runs_table
+from registry.reports.sentences import missing_and_failed, notes
+from registry.reports.statistics import Measured
 from tests.runs import fail, make_record, summary_of, totals_of
 
 ONE, OTHER = "0123456789ab", "ba9876543210"

@@ -8,21 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from registry.answers import Answers
-from registry.comparing import (
-    adjust_together,
-    changed_rows,
-    compare_answers,
-    list_changed_rows,
-    points_text,
-    sentence,
-    why_not_same_rows,
-)
+from registry.cli.contrast import points_text, sentence
 from registry.errors import ConfigError
-from registry.measured import compare
 from registry.schema import ProblemType
-from registry.statistics import holm, minimum_detectable_difference, score_interval
-from registry.tasks import METRICS
+from registry.stats.comparison import adjust_together, compare, compare_answers
+from registry.stats.intervals import holm, minimum_detectable_difference, score_interval
+from registry.stats.predictions import Answers, changed_rows, list_changed_rows, why_not_same_rows
+from registry.tasks.spec import METRICS
 
 
 def answers_of(

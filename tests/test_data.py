@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from registry.data import TaskData, load_task
 from registry.errors import ConfigError, DataError
-from registry.tasks import BUILT_IN, HubSource, find_task, read_task_file, replace_split, task_from_file
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.spec import BUILT_IN, HubSource, find_task, read_task_file, replace_split, task_from_file
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli_settings import Settings
-from registry.demo import MARK, METHODS, QUESTIONS, run_demo
+from registry.cli.demo import MARK, METHODS, QUESTIONS, run_demo
+from registry.cli.settings import Settings
 from registry.errors import ConfigError
-from registry.fitting import method_names
-from registry.tasks import BUILT_IN
+from registry.tasks.spec import BUILT_IN
+from registry.training.recipes import method_names
 from tests.commands import call
 from tests.stored import tree
 

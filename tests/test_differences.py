@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.differences import compare_contents
+from registry.reports.check import compare_contents
 
 TABLE = "task,method,score,note\nmrpc,houlsby,0.875,fine\nmrpc,parallel,0.75,\n"
 PLAIN = {"notes": ["a", "b"], "table": [{"score": 0.875, "seeds": 3}, {"score": None, "seeds": 0}]}

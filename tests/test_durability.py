@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.catalog import Catalog
-from registry.store_errors import AdapterNotFoundError, CommitUncertainError, StoreReadError, StoreWriteError
+from registry.store.errors import AdapterNotFoundError, CommitUncertainError, StoreReadError, StoreWriteError
+from registry.store.store import Catalog
 from tests.stored import INFO, ROOT, commit, new_manifest, run_python, tree
 
 
@@ -58,8 +58,8 @@ def test_full_disk_leaves_the_old_state(catalog: Catalog) -> None:
     commit(catalog)
     before = tree(catalog.root)
     done = run_python(
-        "import resource, sys; from pathlib import Path; from registry.catalog import Catalog\n"
-        "from registry.store_errors import StoreWriteError; from tests.stored import new_manifest\n"
+        "import resource, sys; from pathlib import Path; from registry.store.store import Catalog\n"
+        "from registry.store.errors import StoreWriteError; from tests.stored import new_manifest\n"
         "catalog = Catalog.open(Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: catalog.commit(new_manifest(), {'adapter.safetensors': b'', 'head.safetensors': bytes(5000)})\n"
         "except StoreWriteError as err: print(err)",
@@ -79,7 +79,7 @@ def test_killed_writer_leaves_nothing_visible(catalog: Catalog, call: str) -> No
     catalog.set_alias("mrpc", "best", 1)
     before = {name: data for name, data in tree(catalog.root).items() if not name.startswith("tmp")}
     done = run_python(
-        "import os, signal, sys; from pathlib import Path; from registry.catalog import Catalog\n"
+        "import os, signal, sys; from pathlib import Path; from registry.store.store import Catalog\n"
         "from tests.stored import commit; catalog = Catalog.open(Path(sys.argv[1]))\n"
         "setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
         "commit(catalog) if sys.argv[2] == 'rename' else catalog.set_alias('mrpc', 'live', 1)",
@@ -95,7 +95,8 @@ def test_killed_writer_leaves_nothing_visible(catalog: Catalog, call: str) -> No
 def test_concurrent_savers_lose_nothing(catalog: Catalog) -> None:
     """Eight processes that save into one name at once get 32 versions, each of them whole."""
     script = (
-        "import sys; from pathlib import Path; from registry.catalog import Catalog; from tests.stored import commit\n"
+        "import sys; from pathlib import Path; from registry.store.store import Catalog\n"
+        "from tests.stored import commit\n"
         "catalog = Catalog.open(Path(sys.argv[1])); print(*(commit(catalog) for _ in range(4)))"
     )
     command = [sys.executable, "-c", script, str(catalog.root)]

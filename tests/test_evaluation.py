@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.encoder import Encoder
-from registry.evaluation import answer_rows, label_tensor, logits_of, loss_of, probabilities_of
+from registry.adapters.head import label_tensor, loss_of, probabilities_of
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.encoder import Encoder
+from registry.model.inference import answer_rows, logits_of
 from registry.schema import AdapterConfig, HeadConfig
 from tests.stock import difference, our_states, random_rows
 from tests.toy import randomise

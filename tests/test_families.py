@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.families import FAMILIES
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.families import FAMILIES
 from tests.stock import difference, encoder_of, our_states, random_rows, stock_output, stock_states
 from tests.tiny import save_tiny_checkpoint, tiny_model
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from registry.adapters import Adapters, AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.encoder import NO_ADAPTERS
-from registry.mixing import MixedAdapters
-from registry.pool import ResidentAdapter
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.interface import Adapters
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.encoder import NO_ADAPTERS
+from registry.model.mixed import MixedAdapters
 from registry.schema import AdapterConfig, HeadConfig
+from registry.serving.pool import ResidentAdapter
 from tests.stock import difference, random_rows
 from tests.toy import randomise
 

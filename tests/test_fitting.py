@@ -12,13 +12,13 @@ import numpy
 import pytest
 import torch
 
-from registry.backbone import Backbone
-from registry.data import TaskData, load_task
 from registry.errors import ConfigError
-from registry.fitting import Plan, fit, make_plan, method_names
-from registry.recipes import read_recipe
+from registry.model.backbone import Backbone
 from registry.schema import BASELINES, PLACEMENTS
-from registry.tasks import find_task, task_from_file
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.spec import find_task, task_from_file
+from registry.training.fit import fit
+from registry.training.recipes import Plan, make_plan, method_names, read_recipe
 from tests.commands import own_rows, write_csv, write_data_folder
 from tests.toy import same_weights
 

@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from registry.bench.records import RunRecord
 from registry.errors import RunError
-from registry.frames import long_table, missing_baselines, runs_table
-from registry.schema import RunRecord, TrainingConfig
+from registry.reports.frames import long_table, missing_baselines, runs_table
+from registry.schema import TrainingConfig
 from tests.runs import BACKBONE, fail, make_record, make_records, summary_of, totals_of
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from registry.bottlenecks import ACTIVATIONS, BottleneckWeights, Dropout, Kind, Seam, apply_bottleneck
-from registry.grouping import AllAtOnce, Indices, Plan, SetBySet, Tiers, bottlenecks_of, make_plan
+from registry.adapters.bottleneck import ACTIVATIONS, apply_bottleneck
+from registry.adapters.interface import BottleneckWeights, Dropout, Kind, Seam
+from registry.model.grouped import AllAtOnce, Indices, Plan, SetBySet, Tiers, bottlenecks_of, make_plan
 from tests.stock import difference
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_plans_equal_set_by_set(counts: list[int], data: st.DataObject) -> None:
     assert difference([expected], [SetBySet(states, CPU).squeeze(hidden, seams)]) <= 1e-5
     for most_padding in (0, 5, 400):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("registry.grouping.MOST_PADDING", most_padding)
+            patch.setattr("registry.model.grouped.MOST_PADDING", most_padding)
             plan = Tiers(states, CPU)
         assert difference([expected], [plan.squeeze(hidden, seams)]) <= 1e-5
 

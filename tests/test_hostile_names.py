@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.adapters import AdapterSet
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError
-from registry.references import Reference
-from registry.schema import FileEntry
-from registry.store import load_set, save_set
-from registry.store_errors import IntegrityError, ManifestError, StoreError
+from registry.schema import FileEntry, Reference
+from registry.store.errors import IntegrityError, ManifestError, StoreError
+from registry.store.store import Catalog
+from registry.store.tensors import load_set, save_set
 from tests.stored import ADAPTER, HEAD, INFO, commit, new_manifest, tree
 
 FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")

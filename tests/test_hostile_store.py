@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from registry.adapters import AdapterSet
-from registry.catalog import Catalog
-from registry.store import load_set, save_set
-from registry.store_errors import IntegrityError, ManifestError, StoreError
+from registry.adapters.adapter_set import AdapterSet
+from registry.store.errors import IntegrityError, ManifestError, StoreError
+from registry.store.store import Catalog
+from registry.store.tensors import load_set, save_set
 from tests.stored import ADAPTER, CONTENTS, HEAD, INFO, new_manifest, relist, reseal, tree, write_sealed
 
 FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")

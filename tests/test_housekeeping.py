@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from registry.catalog import Catalog
 from registry.errors import ConfigError
-from registry.inspection import find_strangers
-from registry.listing import list_sets
-from registry.store_errors import IntegrityError, ManifestError
+from registry.store.audit import find_strangers
+from registry.store.errors import IntegrityError, ManifestError
+from registry.store.listing import list_sets
+from registry.store.store import Catalog
 from tests.stored import INFO, commit, reseal, tree
 
 

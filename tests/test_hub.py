@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import constants
 
 from registry.errors import DataUnavailableError
-from registry.hub import fetch_from_hub
-from registry.tasks import HubSource
+from registry.tasks.loading import fetch_from_hub
+from registry.tasks.spec import HubSource
 
 UNKNOWN = HubSource(path="adapter-registry-tests/no-such-data-set", config="none")
 

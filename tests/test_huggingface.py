@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from registry.backbone import Backbone
-from registry.batching import Batch, TokenRows
 from registry.errors import ShapeMismatchError
-from registry.evaluation import logits_of
-from registry.huggingface import TrainerModel
+from registry.interop.trainer import TrainerModel
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows
+from registry.model.inference import logits_of
 from registry.schema import AdapterConfig, HeadConfig
 from tests.toy import FILLERS, randomise
 

@@ -10,16 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from registry.answers import Answers, read_answers
-from registry.checking import check_report
+from registry.bench.records import read_predictions, read_records, write_record
+from registry.bench.results import read_answers
 from registry.errors import RunError
-from registry.evidence import gather_evidence, read_evidence
-from registry.findings import sentences
-from registry.measured import compare, measure
-from registry.records import Predictions, read_predictions, read_records, write_record
-from registry.remarks import notes
-from registry.reports import render_terminal, write_report
-from registry.statistics import holm, mcnemar_exact, minimum_detectable_difference, paired_difference, score_interval
+from registry.reports.check import check_report
+from registry.reports.content import gather_evidence, read_evidence
+from registry.reports.report import render_terminal, write_report
+from registry.reports.sentences import notes, sentences
+from registry.reports.statistics import measure
+from registry.stats.comparison import compare
+from registry.stats.intervals import (
+    holm,
+    mcnemar_exact,
+    minimum_detectable_difference,
+    paired_difference,
+    score_interval,
+)
+from registry.stats.predictions import Answers, Predictions
 from tests.runs import answer, fail, make_record, write_answered
 
 FULL = "full_fine_tuning"

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from registry.data import load_task
 from registry.errors import ConfigError, ShapeMismatchError
-from registry.metrics import check_metrics, default_metrics, score
-from registry.tasks import METRICS, find_task, replace_split
+from registry.tasks.loading import load_task
+from registry.tasks.metrics import check_metrics, default_metrics, score
+from registry.tasks.spec import METRICS, find_task, replace_split
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch, TokenRows
-from registry.bottlenecks import Place, Seam
-from registry.evaluation import AnsweringSet, logits_of, loss_of, mixed_logits
-from registry.grouping import AllAtOnce, SetBySet, Tiers
-from registry.mixing import MixedAdapters
-from registry.pool import ResidentAdapter, ResidentSet
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.head import loss_of
+from registry.adapters.interface import Place, Seam
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows
+from registry.model.grouped import AllAtOnce, SetBySet, Tiers
+from registry.model.inference import AnsweringSet, logits_of, mixed_logits
+from registry.model.mixed import MixedAdapters
 from registry.schema import AdapterConfig, HeadConfig
+from registry.serving.pool import ResidentAdapter, ResidentSet
 from tests.stock import difference, our_states, random_rows, unpack
 from tests.stored import new_manifest
 from tests.toy import randomise
@@ -143,7 +144,7 @@ PLANS = {plan.__name__: plan for plan in (SetBySet, Tiers, AllAtOnce)}
 
 def plan_with(patch: pytest.MonkeyPatch, plan: str) -> None:
     """Let mixed batches be computed by a plan that another device would take."""
-    patch.setattr("registry.mixing.make_plan", lambda states, device, weights: PLANS[plan](states, device))
+    patch.setattr("registry.model.mixed.make_plan", lambda states, device, weights: PLANS[plan](states, device))
 
 
 @pytest.mark.parametrize("plan", PLANS)

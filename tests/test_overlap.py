@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from registry.data import load_task
-from registry.overlap import Overlap, find_overlap, normalise
-from registry.rows import Rows
-from registry.tasks import find_task
+from registry.tasks.loading import load_task
+from registry.tasks.rows import Overlap, Rows, find_overlap, normalise
+from registry.tasks.spec import find_task
 from tests.commands import json_lines, pair_rows, single_rows, write_data_folder
 
 

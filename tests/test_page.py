@@ -14,15 +14,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.charts import curve_panels, forest_chart, scatter_chart
 from registry.errors import ConfigError
-from registry.page import MOST_ERRORS, render_page
-from registry.page_content import (
+from registry.reports.charts import curve_panels, forest_chart, scatter_chart
+from registry.reports.mistakes import ErrorRow, MethodConfusion, TaskConfusions, TaskErrors
+from registry.reports.numbers import compact, signed
+from registry.reports.page import MOST_ERRORS, render_page
+from registry.reports.page_content import (
     Cell,
     Column,
-    ErrorRow,
     ForestRow,
-    MethodConfusion,
     MethodCurves,
     PageContent,
     PageTable,
@@ -33,12 +33,10 @@ from registry.page_content import (
     SizeCurve,
     SizeLine,
     SizePoint,
-    TaskConfusions,
     TaskCurves,
-    TaskErrors,
 )
-from registry.size_chart import size_chart
-from registry.svg import Box, Layout, compact, padded, path, pixel, signed, ticks
+from registry.reports.size_chart import size_chart
+from registry.reports.svg import Box, Layout, padded, path, pixel, ticks
 from tests.pages import HOSTILE, PageReader, make_content, make_errors, make_hostile
 
 
@@ -295,7 +293,7 @@ def test_a_full_drawing_still_names_its_points() -> None:
 
 def test_colours_are_told_apart_in_light_and_dark() -> None:
     """Text has a contrast of 4.5 at least to its background, marks of 3 (WCAG 2.2, AA)."""
-    style = (Path(__file__).parents[1] / "registry" / "page" / "page.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parents[1] / "registry" / "reports" / "templates" / "page.css").read_text(encoding="utf-8")
     pairs = dict(re.findall(r"--(\w+): light-dark\((#\w{6}, #\w{6})\)", style))
     colours = {name: pair.split(", ") for name, pair in pairs.items()}
     for theme in (0, 1):

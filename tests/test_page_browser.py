@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from registry.evidence import read_evidence
-from registry.page import render_page
-from registry.page_content import PageContent
-from registry.page_report import render_report_page
+from registry.reports.content import read_evidence
+from registry.reports.page import render_page
+from registry.reports.page_content import PageContent
+from registry.reports.page_report import render_report_page
 from tests.benchmarks import SKILLS, SWEEPS, write_benchmark
 from tests.browser import CHROMIUM, Browser, running
 from tests.pages import HOSTILE, METHODS, PageReader, make_content, make_hostile

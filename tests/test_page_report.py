@@ -11,19 +11,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from registry.answers import read_answers
-from registry.data import load_task
+from registry.bench.records import RunRecord, read_predictions, read_records, write_record
+from registry.bench.results import read_answers
 from registry.errors import DataError, UnknownTaskError
-from registry.evidence import Evidence, gather_evidence, read_evidence
-from registry.frames import summary_table, total_table
-from registry.measured import Measured
-from registry.metrics import score
-from registry.page_content import Cell, PageContent, PageTable
-from registry.page_report import page_content, render_report_page
-from registry.page_texts import read_texts
-from registry.records import Predictions, read_predictions, read_records, write_record
-from registry.schema import HeadConfig, RunRecord
-from registry.tasks import find_task
+from registry.reports.content import Evidence, gather_evidence, read_evidence
+from registry.reports.frames import summary_table, total_table
+from registry.reports.mistakes import read_texts
+from registry.reports.page_content import Cell, PageContent, PageTable
+from registry.reports.page_report import page_content, render_report_page
+from registry.reports.statistics import Measured
+from registry.schema import HeadConfig
+from registry.stats.predictions import Predictions
+from registry.tasks.loading import load_task
+from registry.tasks.metrics import score
+from registry.tasks.spec import find_task
 from tests.benchmarks import SKILLS, SWEEPS, write_benchmark, write_own_run, write_run
 from tests.runs import from_sample, make_record
 

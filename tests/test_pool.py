@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.adapters import AdapterSet
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError
-from registry.pool import AdapterPool, ResidentSet
 from registry.schema import AdapterConfig, HeadConfig
-from registry.store_errors import AdapterNotFoundError
+from registry.serving.pool import AdapterPool, ResidentSet
+from registry.store.errors import AdapterNotFoundError
 from tests.stored import new_manifest
 
 HEAD = HeadConfig(label_names=("no", "yes"))

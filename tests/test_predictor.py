@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.backbone import Backbone
 from registry.errors import InvalidNameError, RequestError
-from registry.predictor import Prediction, Predictor, Request
-from registry.registry import Registry
+from registry.model.backbone import Backbone
 from registry.schema import AdapterConfig, HeadConfig
-from registry.store_errors import AdapterNotFoundError, IntegrityError
+from registry.serving.predictor import Prediction, Predictor, Request
+from registry.store.errors import AdapterNotFoundError, IntegrityError
+from registry.store.registry import Registry
 from tests.toy import randomise
 
 TEXTS = ("a good film", "bad", "the cat was not very big and she left the city", "sun rain city road", "one two")
@@ -221,7 +221,7 @@ def test_more_sets_than_are_held_at_once(
         registry.save(name, randomise(fresh, seed=20 + number), pair=False, max_length=16)
     rows = [Request(name, text) for text in TEXTS for name in (*names, names[0])]
     expected = [Predictor(tiny_backbone, registry).mixed([row])[0] for row in rows[:9]]
-    monkeypatch.setattr("registry.predictor.SETS_AT_ONCE", 3)
+    monkeypatch.setattr("registry.serving.predictor.SETS_AT_ONCE", 3)
     predictor = Predictor(tiny_backbone, registry, capacity=capacity)
     answers = predictor.mixed(rows)
     assert [f"{row.reference}:1" for row in rows] == [answer.reference for answer in answers]

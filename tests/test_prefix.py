@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.evaluation import LabelledRows
-from registry.prefix import PrefixStates, packed_order
-from registry.runs import TrainingJob
+from registry.adapters.adapter_set import AdapterSet
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.inference import LabelledRows
 from registry.schema import AdapterConfig, HeadConfig
-from registry.training import train_together
+from registry.training.cached_states import PrefixStates, packed_order
+from registry.training.loop import train_together
+from registry.training.state import TrainingJob
 from tests.stock import difference, random_rows
 from tests.tiny import save_tiny_checkpoint
 from tests.toy import HEAD, TRAINING, toy_rows
@@ -86,7 +86,7 @@ def test_many_rows_are_computed_in_batches(tiny_backbone: Backbone, monkeypatch:
     """However rows are cut into batches, their states are at their own places."""
     rows = random_rows((7, 3, 40, 12, 3, 1, 9), words=100)
     whole = PrefixStates(tiny_backbone.encoder, rows, 1).of(range(7))
-    monkeypatch.setattr("registry.prefix.BATCH_ROWS", 2)
+    monkeypatch.setattr("registry.training.cached_states.BATCH_ROWS", 2)
     with watched(tiny_backbone, 0) as ran:
         in_parts = PrefixStates(tiny_backbone.encoder, rows, 1).of(range(7))
     assert [2, 2, 2, 1] == ran
@@ -165,7 +165,7 @@ def test_too_many_states_are_not_kept(tiny_backbone: Backbone, monkeypatch: pyte
     rows = toy_rows(tiny_backbone)
     exact = sum(len(ids) for ids in rows.tokens.input_ids) * 32 * 4
     for most, expected in ((exact, 40), (exact - 1, 4 * 40)):
-        monkeypatch.setattr("registry.prefix.MOST_BYTES", most)
+        monkeypatch.setattr("registry.training.cached_states.MOST_BYTES", most)
         assert (expected == 40) == PrefixStates.fits(tiny_backbone.encoder, [rows.tokens])
         assert not PrefixStates.fits(tiny_backbone.encoder, [rows.tokens, rows.tokens])
         with watched(tiny_backbone, 0) as ran:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.evaluation import answer_rows, logits_of
-from registry.mixing import MixedAdapters
-from registry.registry import Registry
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.inference import answer_rows, logits_of
+from registry.model.mixed import MixedAdapters
 from registry.schema import PLACEMENTS, AdapterConfig
-from registry.training import train
+from registry.store.registry import Registry
+from registry.training.loop import train
 from tests.stock import difference, our_states, random_rows, stock_states, unpack
 from tests.toy import ADAPTER, HEAD, TRAINING, randomise, same_weights, toy_rows, train_fresh
 

@@ -40,7 +40,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_help_and_list_import_nothing_heavy() -> None:
     """The command line starts without torch, transformers, pandas, datasets or scikit-learn."""
     code = (
-        "import sys, registry.cli, registry.catalog;"
+        "import sys, registry.cli.main, registry.store.store;"
         "heavy = {'torch', 'transformers', 'pandas', 'datasets', 'sklearn', 'numpy', 'matplotlib'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

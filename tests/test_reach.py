@@ -8,7 +8,7 @@ import time
 import pytest
 from huggingface_hub import HfApi, constants
 
-from registry.reach import find_obstacle
+from registry.network import find_obstacle
 
 
 def ask() -> object:

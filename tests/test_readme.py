@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from registry.cli import cli
+from registry.cli.main import cli
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text(encoding="utf-8")

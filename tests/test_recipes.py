@@ -10,15 +10,8 @@ import msgspec
 import pytest
 
 from registry.errors import ConfigError, UnknownRecipeError
-from registry.recipes import (
-    SHIPPED,
-    AdapterChoices,
-    HeadChoices,
-    read_recipe,
-    recipe_names,
-    replace_fields,
-)
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig, TrainingConfig
+from registry.training.recipes import SHIPPED, AdapterChoices, HeadChoices, read_recipe, recipe_names, replace_fields
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from registry.errors import ConfigError, InvalidNameError, RunError
-from registry.records import (
-    Predictions,
+from registry.bench.records import (
+    RunRecord,
     read_predictions,
     read_record,
     read_records,
@@ -20,7 +19,8 @@ from registry.records import (
     replace_file,
     write_record,
 )
-from registry.schema import RunRecord
+from registry.errors import ConfigError, InvalidNameError, RunError
+from registry.stats.predictions import Predictions
 from tests.runs import make_record
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError, ShapeMismatchError
+from registry.model.backbone import Backbone
 from registry.provenance import library_versions
-from registry.references import Reference
-from registry.registry import Problem, Registry
-from registry.schema import TrainingConfig
-from registry.store_errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
+from registry.schema import Reference, TrainingConfig
+from registry.store.audit import Problem
+from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
+from registry.store.registry import Registry
 from tests.stored import ADAPTER, HEAD
 from tests.tiny import save_tiny_checkpoint
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.catalog import Catalog
-from registry.references import Reference
-from registry.repeating import find_differences, has_same_weights, read_repetition
-from registry.schema import PLACEMENTS, Manifest
+from registry.schema import PLACEMENTS, Manifest, Reference
+from registry.store.store import Catalog
+from registry.training.repeat import find_differences, has_same_weights, read_repetition
 from registry.validation import to_json
 from tests.commands import QUICK, Outcome, call, own_rows, start, succeed, write_csv, write_data_folder
 from tests.stored import reseal

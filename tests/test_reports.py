@@ -16,13 +16,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from registry.bench.records import RunRecord, read_records, write_record
 from registry.errors import ConfigError, RunError
-from registry.evidence import read_evidence
-from registry.frames import SAMPLE_NOTICE
-from registry.plots import score_against_parameters
-from registry.records import read_records, write_record
-from registry.reports import write_report
-from registry.schema import RunRecord
+from registry.reports.content import read_evidence
+from registry.reports.figures import score_against_parameters
+from registry.reports.frames import SAMPLE_NOTICE
+from registry.reports.report import write_report
 from tests.runs import (
     evidence_of,
     fail,
@@ -211,5 +210,5 @@ def test_no_records_is_one_of_our_errors(tmp_path: Path) -> None:
 
 def test_reports_need_no_torch() -> None:
     """Tables are made from records anywhere: importing reports loads neither torch nor transformers."""
-    code = "import sys, registry.reports; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys, registry.reports.report; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert 0 == subprocess.run([sys.executable, "-c", code], check=False).returncode

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from registry.errors import ConfigError
-from registry.metrics import score
-from registry.resampling import resampled_scores
 from registry.schema import ProblemType
-from registry.tasks import METRICS
+from registry.stats.bootstrap import resampled_scores
+from registry.tasks.metrics import score
+from registry.tasks.spec import METRICS
 
 ALL = [(problem_type, metric) for problem_type, metrics in METRICS.items() for metric in metrics]
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from registry.errors import ConfigError, DataError
-from registry.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
-from registry.tables import Table
-from registry.tasks import TaskSpec
+from registry.tasks.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
+from registry.tasks.spec import TaskSpec
+from registry.tasks.tables import Table
 
 SPEC = TaskSpec(name="own", text_columns=("body",), label_column="y")
 

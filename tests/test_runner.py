@@ -8,19 +8,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.backbone import Backbone
-from registry.data import TaskData, load_task
+from registry.bench.records import RunRecord, read_predictions, read_record, record_path
+from registry.bench.runner import Cell, CellJob, cells_of, make_job, plan_passes, run_cell, run_pass
+from registry.bench.sweep import Variant
 from registry.errors import ConfigError, RunError
-from registry.fitting import fit, make_plan
-from registry.metrics import score
+from registry.model.backbone import Backbone
 from registry.provenance import code_version, command_line, library_versions
-from registry.records import read_predictions, read_record, record_path
-from registry.registry import Registry
-from registry.runner import Cell, CellJob, cells_of, make_job, plan_passes, run_cell, run_pass, save_fitted
-from registry.schema import RunRecord
-from registry.tasks import find_task, task_from_file
+from registry.store.registry import Registry
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.metrics import score
+from registry.tasks.spec import find_task, task_from_file
+from registry.training.fit import fit
+from registry.training.recipes import make_plan
+from registry.training.saving import save_fitted
 from registry.validation import to_json
-from registry.variants import Variant
 from tests.commands import own_rows, write_csv, write_data_folder
 from tests.stored import tree
 

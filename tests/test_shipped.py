@@ -7,14 +7,14 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from registry.backbone import Backbone
-from registry.data import load_task
-from registry.evaluation import answer_rows
-from registry.metrics import score
-from registry.predictor import Predictor
-from registry.records import read_predictions, read_records
-from registry.registry import Registry
-from registry.tasks import BUILT_IN, find_task
+from registry.bench.records import read_predictions, read_records
+from registry.model.backbone import Backbone
+from registry.model.inference import answer_rows
+from registry.serving.predictor import Predictor
+from registry.store.registry import Registry
+from registry.tasks.loading import load_task
+from registry.tasks.metrics import score
+from registry.tasks.spec import BUILT_IN, find_task
 
 HERE = Path(__file__).parents[1]
 STORE = HERE / "adapters_store"

@@ -16,8 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundErro
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
-import registry.sources
-from registry.backbone import Backbone
+import registry.model.pretrained
 from registry.errors import (
     BackboneError,
     BackboneNotFoundError,
@@ -25,7 +24,8 @@ from registry.errors import (
     DamagedBackboneError,
     UnsupportedBackboneError,
 )
-from registry.sources import EMBEDDED_SHA256, locate
+from registry.model.backbone import Backbone
+from registry.model.pretrained import EMBEDDED_SHA256, locate
 from tests.stock import difference, our_states, random_rows, stock_states
 from tests.tiny import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 
@@ -62,14 +62,14 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_embedded_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The embedded encoder is found without a network, and only the published bytes are taken."""
     assert (locate("embedded") / "model.safetensors").is_file()
-    monkeypatch.setattr(registry.sources, "EMBEDDED_SHA256", "0" * 64)
+    monkeypatch.setattr(registry.model.pretrained, "EMBEDDED_SHA256", "0" * 64)
     with pytest.raises(DamagedBackboneError, match=f"SHA-256: expected {'0' * 64}, found {EMBEDDED_SHA256}"):
         locate("embedded")
 
 
 def test_embedded_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package the message says how to install it."""
-    monkeypatch.setattr(registry.sources, "EMBEDDED_PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(registry.model.pretrained, "EMBEDDED_PACKAGE", "no_such_package_here")
     with pytest.raises(BackboneNotFoundError, match=r"not installed; install it with: pip install 'adapter-registry\["):
         locate("embedded")
 

@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from registry.errors import ConfigError
-from registry.statistics import (
+from registry.stats.intervals import (
     Difference,
     Interval,
     _degrees_of_freedom,
@@ -24,7 +24,7 @@ from registry.statistics import (
     score_interval,
     wilson_interval,
 )
-from registry.tasks import METRICS
+from registry.tasks.spec import METRICS
 from tests.test_resampling import random_answers
 
 Answers = tuple[NDArray[np.int64], NDArray[np.float32]]

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 import torch
 
-from registry.adapters import AdapterSet
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
-from registry.store import load_set, save_set, stored_bytes
-from registry.store_errors import AdapterNotFoundError
+from registry.store.errors import AdapterNotFoundError
+from registry.store.store import Catalog
+from registry.store.tensors import load_set, save_set, stored_bytes
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
 

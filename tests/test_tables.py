@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from registry.errors import DataError
-from registry.tables import read_table
+from registry.tasks.tables import read_table
 
 ROWS = {"body": ['said "no", twice', "line one\nline two", "naïve 北京 \u2028 🙂", "NA"], "y": ["1", "0", "1", "0"]}
 WANTED = ("body", "y")

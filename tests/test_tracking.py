@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from registry.runs import StepReport
-from registry.trackers import TRACKERS, TensorBoardTracker
-from registry.tracking import Tracking
+from registry.training.state import StepReport
+from registry.training.trackers import TRACKERS, TensorBoardTracker
+from registry.training.tracking import Tracking
 from tests.commands import FILLERS, QUICK, call, set_digest, start, succeed, write_data_folder
 
 NOT_INSTALLED = {kind: importlib.util.find_spec(kind) is None for kind in TRACKERS}
@@ -225,7 +225,9 @@ def test_nothing_is_logged_unless_it_is_asked_for(tmp_path: Path, train: Callabl
 @pytest.mark.slow
 def test_no_tool_is_imported_before_it_is_needed() -> None:
     """The command line knows the tools by name alone, so that ``--help`` stays quick."""
-    code = "import sys, registry.cli; print(sorted({'torch', 'tensorboard', 'mlflow', 'trackio'} & set(sys.modules)))"
+    code = (
+        "import sys, registry.cli.main; print(sorted({'torch', 'tensorboard', 'mlflow', 'trackio'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

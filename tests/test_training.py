@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from registry.backbone import Backbone
-from registry.batching import TokenRows
 from registry.errors import ConfigError, NonFiniteLossError
-from registry.evaluation import LabelledRows, answer_rows
-from registry.metrics import score
-from registry.runs import StepReport, TrainingJob, TrainingRun, learning_rate_at, make_optimizer
+from registry.model.backbone import Backbone
+from registry.model.batching import TokenRows
+from registry.model.inference import LabelledRows, answer_rows
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.training import train
+from registry.tasks.metrics import score
+from registry.training.loop import train
+from registry.training.state import StepReport, TrainingJob, TrainingRun, learning_rate_at, make_optimizer
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, toy_rows, train_fresh
 
 SELECTING = msgspec.structs.replace(TRAINING, evaluate_every=2, select_best="accuracy")

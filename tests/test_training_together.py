@@ -9,17 +9,17 @@ import msgspec
 import pytest
 import torch
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch
-from registry.bottlenecks import Dropout
-from registry.checkpoints import Checkpoint
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.interface import Dropout
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
-from registry.evaluation import LabelledRows, mixed_logits
-from registry.grouping import Tiers
-from registry.runs import StepReport, TrainingJob, TrainingResult
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.grouped import Tiers
+from registry.model.inference import LabelledRows, mixed_logits
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.training import train, train_together
+from registry.training.checkpoint import Checkpoint
+from registry.training.loop import train, train_together
+from registry.training.state import StepReport, TrainingJob, TrainingResult
 from tests.stock import difference, random_rows
 from tests.toy import ADAPTER, HEAD, TRAINING, randomise, same_weights, stop_at, toy_rows
 
@@ -132,7 +132,7 @@ def test_tiers_as_on_a_gpu_teach_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where sets of one kind are computed in one batched product, they still learn what they learn alone."""
-    monkeypatch.setattr("registry.mixing.make_plan", lambda states, device, weights: Tiers(states, device))
+    monkeypatch.setattr("registry.model.mixed.make_plan", lambda states, device, weights: Tiers(states, device))
     jobs = new_jobs(tiny_backbone)
     together(tiny_backbone, jobs)
     for first, second in zip(uninterrupted[0], jobs, strict=True):

@@ -7,14 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from registry.bench.records import RunRecord
+from registry.bench.sweep import Variant, has_swept_choices, make_variants, parse_sweeps, split_name, swept_train_rows
 from registry.errors import ConfigError, InvalidNameError
-from registry.findings import sentences
-from registry.frames import method_order
-from registry.measured import Measured
-from registry.references import check_name
-from registry.remarks import notes
-from registry.schema import RunRecord
-from registry.variants import Variant, has_swept_choices, make_variants, parse_sweeps, split_name, swept_train_rows
+from registry.reports.frames import method_order
+from registry.reports.sentences import notes, sentences
+from registry.reports.statistics import Measured
+from registry.schema import check_name
 from tests.runs import BACKBONE, make_record, report_of, summary_of, totals_of
 
 JOINED = "Of 3 runs, 2 were trained in passes of up to 5 sets: their training seconds are shares of a joint pass"

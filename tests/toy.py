@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.evaluation import LabelledRows
-from registry.runs import TrainingResult
+from registry.adapters.adapter_set import AdapterSet
+from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.training import train
+from registry.training.loop import train
+from registry.training.state import TrainingResult
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)

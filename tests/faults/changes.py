@@ -10,11 +10,9 @@ from typing import Any
 
 import msgspec
 
-from registry.archive import export_version, read_archive
-from registry.catalog import Catalog
 from registry.errors import RegistryError
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
-from registry.store_errors import (
+from registry.store.archive import export_version, read_archive
+from registry.store.errors import (
     AdapterNotFoundError,
     ArchiveNotFoundError,
     IntegrityError,
@@ -22,7 +20,9 @@ from registry.store_errors import (
     StoreWriteError,
     VersionInUseError,
 )
-from registry.view import MANIFEST_FILE, StoreView
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.reader import MANIFEST_FILE, StoreView
+from registry.store.store import Catalog
 from tests.stored import new_manifest
 
 NAMES = ("imdb", "mrpc", "sst-2.v1")

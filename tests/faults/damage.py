@@ -13,15 +13,15 @@ from pathlib import Path
 
 import msgspec
 
-from registry.adapters import AdapterSet
-from registry.archive import export_version, pack, unpack
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, RegistryError
-from registry.listing import list_sets
-from registry.manifests import TENSOR_FILES
 from registry.schema import BackboneInfo
-from registry.store import import_set, load_set, save_set
-from registry.store_errors import ArchiveError, IntegrityError, ManifestError
+from registry.store.archive import export_version, pack, unpack
+from registry.store.errors import ArchiveError, IntegrityError, ManifestError
+from registry.store.listing import list_sets
+from registry.store.manifest import TENSOR_FILES
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.verdict import Verdict
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest
 

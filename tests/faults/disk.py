@@ -1,7 +1,7 @@
 """A disk that notes what is done to it and can lose its power after every step.
 
-``Disk`` stands in for the ``os`` and ``shutil`` of ``registry.files``: each call is really performed below one folder
-and noted as a step; what may be left of them when the power goes is after_loss.py's to say.
+``Disk`` stands in for the ``os`` and ``shutil`` of ``registry.store.files``: each call is really performed below one
+folder and noted as a step; what may be left of them when the power goes is after_loss.py's to say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry import files
+from registry.store import files
 
 ROOM = 2**26  # bytes that a folder in memory must have left to be used
 TOP = 0  # the folder that all paths are in
@@ -63,7 +63,7 @@ Step = Change | Written | Flushed
 
 
 class Disk:
-    """Performs and notes what ``registry.files`` does below a folder, fails a flush or kills the process on demand.
+    """Performs and notes what ``registry.store.files`` does below a folder, fails a flush or kills on demand.
 
     Attributes:
         steps: all that changed so far.
@@ -102,7 +102,7 @@ class Disk:
             files.os, files.shutil = real  # type: ignore[assignment]
 
     def unknown_changes(self) -> list[str]:
-        """Return the paths at which the folder is not as the steps say: somebody went past ``registry.files``."""
+        """Return the paths at which the folder is not as the steps say: somebody went past ``registry.store.files``."""
         noted: Tree = {path: self._files.get(node) for path, node in self._nodes.items() if path}
         real = read_tree(self.folder)
         return sorted(path for path in noted.keys() | real.keys() if noted.get(path, b"?") != real.get(path, b"?"))

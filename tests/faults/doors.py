@@ -10,18 +10,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from registry.adapters import AdapterSet
-from registry.archive import MEMBERS, export_version, pack, unpack
-from registry.backbone import Backbone
+from registry.adapters.adapter_set import AdapterSet
+from registry.bench.records import read_predictions, record_path, write_record
 from registry.errors import RegistryError
-from registry.files import sha256
-from registry.predictor import Predictor, Request
-from registry.records import read_predictions, record_path, write_record
-from registry.references import Reference, check_name
-from registry.registry import Registry
-from registry.schema import FileEntry, Manifest
-from registry.store import import_set, load_set
-from registry.tasks import TaskSpec, read_task_file, task_from_file
+from registry.model.backbone import Backbone
+from registry.schema import FileEntry, Manifest, Reference, check_name
+from registry.serving.predictor import Predictor, Request
+from registry.store.archive import MEMBERS, export_version, pack, unpack
+from registry.store.files import sha256
+from registry.store.registry import Registry
+from registry.store.tensors import import_set, load_set
+from registry.tasks.spec import TaskSpec, read_task_file, task_from_file
 from tests.commands import call
 from tests.runs import make_record
 from tests.stored import ADAPTER, CONTENTS, HEAD, new_manifest

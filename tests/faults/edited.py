@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from registry.adapters import AdapterSet
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.store import load_set, save_set
+from registry.store.store import Catalog
+from registry.store.tensors import load_set, save_set
 from tests.faults.edits import TENSORS
 from tests.faults.verdict import Verdict
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest

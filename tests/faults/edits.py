@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 
-from registry.adapters import AdapterSet
+from registry.adapters.adapter_set import AdapterSet
 from registry.schema import AdapterConfig, HeadConfig
 from registry.validation import from_plain
 from tests.stored import ADAPTER, HEAD, relist, reseal, write_sealed

@@ -1,4 +1,4 @@
-"""Calls of the operating system that fail or never return, counted below ``registry.files``; in this process.
+"""Calls of the operating system that fail or never return, counted below ``registry.store.files``; in this process.
 
 A crash stops everything: once it came, no further call changes anything, so that no clean-up runs that a killed process
 could not run either. ``inject.py`` does the same to real processes by real signals, which takes longer.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from registry import archive, catalog, files
+from registry.store import archive, files
+from registry.store import store as catalog
 
 CHANGING = ("open", "mkdir", "write", "fsync", "link", "rename", "replace", "unlink", "rmdir")
 

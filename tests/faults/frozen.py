@@ -20,20 +20,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor
 
-from registry.adapters import AdapterSet
-from registry.backbone import Backbone
-from registry.batching import Batch
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, NonFiniteLossError, RegistryError, TrainingInterrupted
-from registry.evaluation import LabelledRows, answer_rows, logits_of, mixed_logits
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
-from registry.predictor import Predictor
-from registry.registry import Registry
-from registry.runs import StepReport, TrainingJob
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.inference import LabelledRows, answer_rows, logits_of, mixed_logits
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
-from registry.store import load_set
-from registry.store_errors import ArchiveError, IntegrityError, ManifestError
-from registry.training import train, train_together
-from registry.view import MANIFEST_FILE
+from registry.serving.predictor import Predictor
+from registry.store.errors import ArchiveError, IntegrityError, ManifestError
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.reader import MANIFEST_FILE
+from registry.store.registry import Registry
+from registry.store.tensors import load_set
+from registry.training.loop import train, train_together
+from registry.training.state import StepReport, TrainingJob
 from tests.faults.stateful import agree, damage_file, refused, run_machine, scratch
 from tests.faults.verdict import Verdict
 from tests.stored import reseal

@@ -19,14 +19,14 @@ from pathlib import Path
 import msgspec
 from safetensors.torch import save
 
-from registry.adapters import AdapterSet
-from registry.archive import MEMBERS, export_version, pack, unpack
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.listing import list_sets
-from registry.manifests import ADAPTER_FILE, HEAD_FILE, format_alias
 from registry.schema import AdapterConfig, Manifest, StoreInfo
-from registry.store import import_set, load_set, save_set
+from registry.store.archive import MEMBERS, export_version, pack, unpack
+from registry.store.listing import list_sets
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, format_alias
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
 from registry.validation import from_json, to_json
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest
 

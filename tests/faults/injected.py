@@ -19,13 +19,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from registry import files
-from registry.archive import export_version, pack
-from registry.catalog import Catalog
-from registry.manifests import ADAPTER_FILE, HEAD_FILE, seal, seal_store_info
 from registry.schema import StoreInfo
-from registry.store_errors import CommitUncertainError, StoreReadError, StoreWriteError
-from registry.view import MANIFEST_FILE, STAGING, STORE_FILE, StoreView
+from registry.store import files
+from registry.store.archive import export_version, pack
+from registry.store.errors import CommitUncertainError, StoreReadError, StoreWriteError
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, seal, seal_store_info
+from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreView
+from registry.store.store import Catalog
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
 State = dict[str, str]
@@ -230,8 +230,8 @@ def export(name: str, tag: str, size: int = SIZE, *, overwrite: bool = False) ->
 
 def importing(place: Place, *names: str) -> list[Operation]:
     """Write a real adapter set to the file to be imported, and return its import under each name."""
-    from registry.adapters import AdapterSet  # torch takes its time, and only an import needs it
-    from registry.store import import_set, save_set
+    from registry.adapters.adapter_set import AdapterSet  # torch takes its time, and only an import needs it
+    from registry.store.tensors import import_set, save_set
 
     scratch = Catalog.create(place.folder / "scratch", INFO)
     adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD, seed=1)

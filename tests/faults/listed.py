@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from registry.catalog import Catalog
-from registry.listing import list_sets
-from registry.manifests import format_alias, seal
 from registry.schema import TrainingConfig
-from registry.view import MANIFEST_FILE
+from registry.store.listing import list_sets
+from registry.store.manifest import format_alias, seal
+from registry.store.reader import MANIFEST_FILE
+from registry.store.store import Catalog
 from tests.faults.verdict import Verdict
 from tests.runs import make_record
 from tests.stored import CONTENTS, INFO, new_manifest

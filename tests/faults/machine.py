@@ -18,12 +18,12 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from registry.archive import read_archive
-from registry.catalog import Catalog
 from registry.errors import BackboneMismatchError, InvalidNameError, RegistryError
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
-from registry.store_errors import ArchiveError, CommitUncertainError, IntegrityError, ManifestError, StoreWriteError
-from registry.view import MANIFEST_FILE, STORE_FILE, StoreView
+from registry.store.archive import read_archive
+from registry.store.errors import ArchiveError, CommitUncertainError, IntegrityError, ManifestError, StoreWriteError
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.reader import MANIFEST_FILE, STORE_FILE, StoreView
+from registry.store.store import Catalog
 from tests.faults.changes import DAMAGED, KINDS, NAMES, Change, Contents, Damage, Model, Shown, draw, some_contents
 from tests.faults.failing import CRASH, DISK_ERROR, CountedNames, Crash, before_rename, failing_calls
 from tests.faults.stateful import agree, damage_file, refused, run_machine, says, scratch

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from registry.adapters import AdapterSet
-from registry.archive import MEMBERS, export_version, pack
-from registry.backbone import Backbone
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.registry import Registry
-from registry.store import import_set, load_set, save_set
+from registry.model.backbone import Backbone
+from registry.store.archive import MEMBERS, export_version, pack
+from registry.store.registry import Registry
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
 from tests.commands import call
 from tests.faults.backbones import BACKBONES, Maker
 from tests.faults.damage import blame

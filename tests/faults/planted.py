@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from registry.adapters import AdapterSet
-from registry.archive import export_version
-from registry.catalog import Catalog
+from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.inspection import find_strangers
-from registry.listing import ListedSet, list_sets
-from registry.store import import_set, load_set, save_set
+from registry.store.archive import export_version
+from registry.store.audit import find_strangers
+from registry.store.listing import ListedSet, list_sets
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.damage import blame
 from tests.faults.verdict import Verdict
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree

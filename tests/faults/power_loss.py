@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from registry.catalog import Catalog
+from registry.store.store import Catalog
 from tests.faults.after_loss import after_power_loss
 from tests.faults.disk import Tree, scratch, without_flushes, write_tree
 from tests.faults.stories import NAMES, STORIES, tell_anything

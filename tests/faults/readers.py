@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.catalog import Catalog
-from registry.store_errors import AdapterNotFoundError, StoreError, StoreWriteError, VersionInUseError
-from registry.view import StoreView
+from registry.store.errors import AdapterNotFoundError, StoreError, StoreWriteError, VersionInUseError
+from registry.store.reader import StoreView
+from registry.store.store import Catalog
 from tests.faults.together import FORK, NAME, PAUSE, Found, check_versions, save, save_or_fail_whole, together
 from tests.faults.visible import serial_of
 from tests.stored import INFO

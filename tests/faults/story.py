@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from registry import files
-from registry.archive import export_version, read_archive
-from registry.catalog import Catalog
-from registry.store_errors import CommitUncertainError, StoreWriteError
+from registry.store import files
+from registry.store.archive import export_version, read_archive
+from registry.store.errors import CommitUncertainError, StoreWriteError
+from registry.store.store import Catalog
 from tests.faults.disk import Disk, Killed
 from tests.faults.visible import OUT, STORE, Fact, Facts, contents, difference, look
 from tests.stored import INFO, new_manifest
@@ -141,7 +141,7 @@ class Story:
             if done.outcome == "acknowledged" and not done.kept(done.after):
                 found.append(f"{done.what}: acknowledged, but not there: {done.promised}")
         past = self.disk.unknown_changes()
-        return found + ([f"changed past registry.files: {past[:5]}"] if past else [])
+        return found + ([f"changed past registry.store.files: {past[:5]}"] if past else [])
 
     def place(self, length: int) -> str:
         """Return where in the story the power went."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from registry.archive import MEMBERS
+from registry.store.archive import MEMBERS
 from tests.faults.fuzzing import TARGETS, make_seeds
 
 SETTINGS = settings(

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from registry.backbone import Backbone
-from registry.predictor import Prediction, Predictor
-from registry.registry import Registry
+from registry.model.backbone import Backbone
 from registry.schema import AdapterConfig, HeadConfig
+from registry.serving.predictor import Prediction, Predictor
+from registry.store.registry import Registry
 from tests.faults.stateful import BAD_LIMIT, scratch
 from tests.faults.verdict import Verdict
 from tests.tiny import save_tiny_checkpoint

@@ -9,8 +9,8 @@ import multiprocessing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from registry.catalog import Catalog
-from registry.store_errors import StoreError, StoreWriteError
+from registry.store.errors import StoreError, StoreWriteError
+from registry.store.store import Catalog
 from tests.faults.visible import contents, serial_of
 from tests.stored import new_manifest
 

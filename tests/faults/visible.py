@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from registry.archive import read_archive
-from registry.catalog import Catalog
-from registry.inspection import find_strangers
-from registry.manifests import ADAPTER_FILE, HEAD_FILE
-from registry.store_errors import NotAStoreError
+from registry.store.archive import read_archive
+from registry.store.audit import find_strangers
+from registry.store.errors import NotAStoreError
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.store import Catalog
 
 STORE = "home/store"  # the store's place in a folder
 OUT = "out"  # the place of what is exported

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.catalog import Catalog
+from registry.store.store import Catalog
 from tests.faults.together import FORK, NAME, PAUSE, Found, Task, check_versions, save, save_or_fail_whole, together
 from tests.stored import INFO
 

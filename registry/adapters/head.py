@@ -1,0 +1,69 @@
+"""A task's head: pooled states to logits, and what a problem type makes of them: labels, loss, probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from registry.adapters.interface import Dropout
+from registry.schema import HeadConfig
+
+
+class Head(nn.Module):
+    """Dropout and a linear layer, or RoBERTa's dense + tanh before it, over one pooled state per row."""
+
+    def __init__(self, hidden_size: int, config: HeadConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = Dropout(config.dropout)
+        self.dense = nn.Linear(hidden_size, hidden_size) if config.form == "dense_tanh" else None
+        self.out = nn.Linear(hidden_size, len(config.label_names))
+        linears = [layer for layer in (self.dense, self.out) if layer is not None]
+        for linear in linears:
+            if not linear.weight.is_meta:
+                nn.init.normal_(linear.weight, std=0.02, generator=generator)  # BERT's own initialisation
+                nn.init.zeros_(linear.bias)
+            if not config.trained:
+                _turn_into_buffers(linear)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return (B, C) float32 logits for the (B, H) pooled states."""
+        pooled = self.dropout(pooled.float())
+        if self.dense is not None:
+            pooled = self.dropout(torch.tanh(self.dense(pooled)))
+        logits: Tensor = self.out(pooled)
+        return logits
+
+
+def _turn_into_buffers(linear: nn.Linear) -> None:
+    """Make a frozen layer's tensors saved but not trainable, so that no list of names is needed for that."""
+    for name, parameter in list(linear.named_parameters(recurse=False)):
+        delattr(linear, name)
+        linear.register_buffer(name, parameter.detach())
+
+
+def label_tensor(problem_type: str, labels: Sequence[object], device: torch.device) -> Tensor:
+    """Return (B,) class indices, (B, C) zeros and ones, or (B, 1) values, as the loss wants them."""
+    if problem_type == "classification":
+        return torch.tensor(labels, dtype=torch.long, device=device)
+    numbers = torch.tensor(labels, dtype=torch.float32, device=device)
+    return numbers if problem_type == "multi_label" else numbers.unsqueeze(1)
+
+
+def loss_of(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss: cross-entropy, binary cross-entropy over labels, or squared error."""
+    if problem_type == "classification":
+        return F.cross_entropy(logits, labels)
+    if problem_type == "multi_label":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.mse_loss(logits, labels)
+
+
+def probabilities_of(problem_type: str, logits: Tensor) -> Tensor:
+    """Return (B, C) probabilities; for regression the values themselves."""
+    if problem_type == "classification":
+        return logits.softmax(dim=-1)
+    return logits.sigmoid() if problem_type == "multi_label" else logits

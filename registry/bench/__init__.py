@@ -1,0 +1,5 @@
+"""Grids of runs and their records.
+
+Reading order: ``runner``, ``sweep``, ``records``, ``results`` (which records belong together), ``pairing``. To the
+left: ``interop``. To the right: ``reports``.
+"""

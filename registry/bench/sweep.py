@@ -1,0 +1,141 @@
+"""Variants of a benchmark's methods: what a sweep spells, and the names of the methods that come of it.
+
+A variant is a method with swept settings in the place of its own. Its name tells them, as in ``houlsby-lr0.001-rf16``,
+so its records lie in a folder of their own beside the method's. How anything is fitted is not known here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from registry.errors import ConfigError, closest
+from registry.schema import BASELINES, AdapterConfig, TrainingConfig, check_name
+from registry.training.recipes import replace_fields
+from registry.validation import Record, require
+
+Value = int | float
+
+# Short forms for names, in the order in which a name has them.
+_CODES = {
+    "learning_rate": "lr",
+    "reduction_factor": "rf",
+    "epochs": "ep",
+    "batch_size": "bs",
+    "weight_decay": "wd",
+    "adapter_dropout": "do",
+    "train_rows": "n",
+}
+_OF_BOTTLENECKS = {"reduction_factor": "reduction_factor", "adapter_dropout": "dropout"}  # as an adapter names them
+_OF_DATA = "train_rows"  # a fact of the run's data, and no choice that scores are compared to make
+_WHOLE = ("reduction_factor", "epochs", "batch_size", _OF_DATA)
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?"
+_SWEPT = re.compile(rf"-({'|'.join(_CODES.values())})({_NUMBER})(?=-|$)")
+_NAME = re.compile(rf"(.+?)((?:-(?:{'|'.join(_CODES.values())}){_NUMBER})+)")
+
+SWEEPABLE = tuple(_CODES)
+
+
+class Variant(Record, frozen=True, kw_only=True):
+    """A method, and the settings that a sweep puts in the place of its own.
+
+    Attributes:
+        name: what tables and records call it; the method's own name where nothing is swept.
+        method: a placement, a baseline or a recipe.
+        adapter: bottleneck choices under the names a recipe uses.
+        training: training fields.
+        train_rows: how many of the task's training rows it sees; all of them when None.
+    """
+
+    name: str
+    method: str
+    adapter: dict[str, Value] = {}
+    training: dict[str, Value] = {}
+    train_rows: int | None = None
+
+
+def parse_sweeps(texts: Sequence[str]) -> dict[str, tuple[Value, ...]]:
+    """Return the values of each field that ``learning_rate=5e-4,1e-3`` and others like it spell.
+
+    Raises:
+        ConfigError: not of this form, a field that cannot be swept or comes twice, a value it cannot have.
+    """
+    sweeps: dict[str, tuple[Value, ...]] = {}
+    for text in texts:
+        field, equals, listed = text.partition("=")
+        require(bool(equals), "--sweep", "FIELD=VALUE,VALUE such as learning_rate=5e-4,1e-3", text)
+        if field not in SWEEPABLE:
+            raise ConfigError("--sweep", f"one of the fields {', '.join(SWEEPABLE)}", field, closest(field, SWEEPABLE))
+        require(field not in sweeps, "--sweep", "every field once", field)
+        values = tuple(_parse_value(field, part.strip()) for part in listed.split(","))
+        distinct = len({_spell(value) for value in values}) == len(values)
+        require(distinct, f"--sweep {field}", "values that differ in six digits", listed)
+        sweeps[field] = values
+    return sweeps
+
+
+def make_variants(methods: Sequence[str], sweeps: Mapping[str, Sequence[Value]]) -> list[Variant]:
+    """Return a variant per method and combination of swept values; the methods as they are without sweeps.
+
+    Raises:
+        ConfigError: a method that has no such setting, or a value that is out of range.
+        InvalidNameError: so many settings that the name becomes too long.
+    """
+    fields = [field for field in SWEEPABLE if field in sweeps]  # one order, so that a name is spelled one way
+    for method in methods:
+        require(not fields or method != "majority", "--sweep", "methods that train (name them with --method)", method)
+        for field in fields:
+            fits = field not in _OF_BOTTLENECKS or method not in BASELINES
+            require(fits, f"--sweep {field}", "methods with bottlenecks (name them with --method)", method)
+    combinations = [
+        dict(zip(fields, values, strict=True)) for values in itertools.product(*(sweeps[field] for field in fields))
+    ]
+    return [_make_variant(method, settings) for method in methods for settings in combinations]
+
+
+def split_name(name: str) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """Return the method in a variant's name and the swept settings as (short form, value)."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return name, ()
+    return found[1], tuple((code, float(value)) for code, value in _SWEPT.findall(found[2]))
+
+
+def swept_train_rows(name: str) -> int | None:
+    """Return the number of training rows in a variant's name, None where it has the task's."""
+    found = dict(split_name(name)[1]).get(_CODES[_OF_DATA])
+    return None if found is None else int(found)
+
+
+def has_swept_choices(name: str) -> bool:
+    """Return whether a variant's name has settings that one would choose by their scores: all but training rows."""
+    return any(code != _CODES[_OF_DATA] for code, _ in split_name(name)[1])
+
+
+def _make_variant(method: str, settings: Mapping[str, Value]) -> Variant:
+    spelled = "".join(f"-{_CODES[field]}{_spell(value)}" for field, value in settings.items())
+    adapter = {_OF_BOTTLENECKS[field]: value for field, value in settings.items() if field in _OF_BOTTLENECKS}
+    training = {field: value for field, value in settings.items() if field not in (*_OF_BOTTLENECKS, _OF_DATA)}
+    rows = int(settings[_OF_DATA]) if _OF_DATA in settings else None
+    replace_fields(AdapterConfig(), adapter)  # a wrong value shows now, not when the rows are read
+    replace_fields(TrainingConfig(), training)
+    require(rows is None or rows >= 1, f"--sweep {_OF_DATA}", "at least 1 row", rows)
+    name = check_name(f"{method}{spelled}", "method")
+    return Variant(name=name, method=method, adapter=adapter, training=training, train_rows=rows)
+
+
+def _parse_value(field: str, text: str) -> Value:
+    kind, expected = (int, "whole numbers") if field in _WHOLE else (float, "numbers")
+    try:
+        value: Value = kind(text)
+    except ValueError as err:
+        raise ConfigError(f"--sweep {field}", f"{expected} with commas", text) from err
+    require(math.isfinite(value), f"--sweep {field}", "finite numbers", text)
+    return value + 0  # -0.0 is 0
+
+
+def _spell(value: Value) -> str:
+    """Return a number as it stands in a name: at most six digits, and no plus sign, which names do not have."""
+    return str(value) if isinstance(value, int) else f"{value:g}".replace("e+", "e")

@@ -1,0 +1,326 @@
+"""Commands that compare methods: bench, report, and the demo that shows all of it on the sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_sweeps
+from registry.cli.options import (
+    DATA_OPTIONS,
+    TRACKING_OPTIONS,
+    TRAINING_OPTIONS,
+    choose_tasks,
+    training_choices,
+    with_options,
+)
+from registry.cli.settings import Settings, json_option, make_console, note, print_json, printable
+from registry.errors import ConfigError, ReportMismatchError, closest
+from registry.schema import BASELINES, PLACEMENTS, REPORT_FORMATS
+from registry.tasks.spec import read_task_file
+from registry.training.recipes import Recipe, read_recipe, recipe_names
+from registry.validation import choose
+
+if TYPE_CHECKING:
+    from registry.bench.records import RunRecord
+    from registry.bench.runner import CellJob
+    from registry.model.backbone import Backbone
+    from registry.store.registry import Registry
+    from registry.tasks.loading import TaskData
+    from registry.training.tracking import Tracking
+
+METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
+MOST_SEEDS = 1_000
+MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
+OUT = Path("bench")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+TOML = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@click.option("--task", "more_tasks", multiple=True, help="A task; may be given more than once.")
+@click.option("--method", "methods", multiple=True, help=f"{', '.join(METHODS)} (all these by default) or a recipe.")
+@click.option("--seeds", default="0", show_default=True, help="Seeds with commas, or a range such as 0-4.")
+@click.option("--backbone", help="embedded, a Hub id or a folder; the store's by default, or embedded.")
+@click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of records and report.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help=f"Train a task's sets in one pass of the backbone, {MOST_TOGETHER} at most at a time; each learns as alone.",
+)
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="FIELD=VALUE,VALUE",
+    help="Run every method with each VALUE instead of its own, and with all combinations of several sweeps. "
+    f"FIELD is one of {', '.join(SWEEPABLE)}; train_rows draws so many training rows, for all methods the same.",
+)
+@click.option("--keep", help="Save this method's sets in the store, from the first seed, under the tasks' names.")
+@with_options(TRAINING_OPTIONS)
+@with_options(DATA_OPTIONS)
+@with_options(TRACKING_OPTIONS)
+@click.pass_obj
+def bench(
+    settings: Settings,
+    /,
+    tasks: tuple[str, ...],
+    more_tasks: tuple[str, ...],
+    methods: tuple[str, ...],
+    seeds: str,
+    sweeps: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Run tasks x methods x seeds and write the report; a finished cell is never run twice.
+
+    \b
+    adapter-registry bench mrpc sst2 --data sample --seeds 0-2
+    adapter-registry bench --task mrpc --method after_layer --seeds 0
+    adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
+    adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
+    """
+    chosen = list(dict.fromkeys(_known_method(method) for method in methods or METHODS))
+    variants = make_variants(chosen, _free_sweeps(sweeps, options))
+    seed_list = parse_seeds(seeds)
+    specs = choose_tasks((*tasks, *more_tasks), options)
+    recipe = read_recipe(options["recipe"])
+    keep = _find_kept(options["keep"], variants)
+    from registry.store.registry import Registry
+    from registry.training.tracking import Tracking
+
+    tracking = Tracking(options["track"], options["track_to"], note)
+    loaded = settings.load_tasks(specs, options)
+    if keep is not None:
+        backbone = settings.load_store_backbone(options["backbone"], "embedded")
+    else:
+        backbone = settings.load_backbone(_source(settings, options["backbone"]))
+    grids = [_make_jobs(backbone, data, variants, seed_list, recipe, options) for data in loaded]
+    _check_code(options["out"], grids)
+    # Only now: a wrong choice runs nothing and leaves no store behind.
+    registry = Registry.create(settings.store, backbone) if keep is not None else None
+    with tracking:
+        for jobs in grids:
+            _run_task(backbone, jobs, options, registry, tracking)
+    _write(options["out"], REPORT_FORMATS)
+
+
+def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
+    """Return the swept values, where no field has an option of its own as well."""
+    sweeps = parse_sweeps(texts)
+    given = training_choices(options)
+    for field in sweeps:
+        if given.get(field) is not None:
+            raise ConfigError(f"--sweep {field}", f"no --{field.replace('_', '-')} beside it", given[field])
+    return sweeps
+
+
+def _find_kept(name: str | None, variants: list[Variant]) -> Variant | None:
+    """Return the variant whose sets are kept."""
+    if name is None:
+        return None
+    found = next((variant for variant in variants if variant.name == name), None)
+    if found is None:
+        names = [variant.name for variant in variants]
+        raise ConfigError("--keep", f"one of the methods {', '.join(names)}", name, closest(name, names))
+    if found.method in ("majority", "full_fine_tuning"):
+        raise ConfigError("--keep", "a method that leaves an adapter set", name)
+    return found
+
+
+def _make_jobs(
+    backbone: Backbone,
+    data: TaskData,
+    variants: list[Variant],
+    seeds: list[int],
+    recipe: Recipe,
+    options: dict[str, Any],
+) -> list[CellJob]:
+    from registry.bench.runner import cells_of, make_job
+
+    by_name = {variant.name: variant for variant in variants}
+    return [
+        make_job(
+            cell,
+            data,
+            backbone,
+            recipe=recipe,
+            overrides=training_choices(options),
+            variant=by_name[cell.method],
+            keeps=cell.method == options["keep"] and cell.seed == seeds[0],
+        )
+        for cell in cells_of([data.spec.name], list(by_name), seeds)
+    ]
+
+
+def _check_code(out: Path, grids: list[list[CellJob]]) -> None:
+    """Refuse to mix versions of the code, and tell beforehand what will not be averaged."""
+    from registry.bench.runner import check_code
+    from registry.provenance import DIRTY, code_version
+
+    for jobs in grids:
+        check_code(out, jobs)
+    if code_version().endswith(DIRTY) and len({job.cell.seed for jobs in grids for job in jobs}) > 1:
+        note(f"the code has uncommitted changes ({code_version()}): seeds will be listed and not averaged")
+
+
+def _run_task(
+    backbone: Backbone, jobs: list[CellJob], options: dict[str, Any], registry: Registry | None, tracking: Tracking
+) -> None:
+    from registry.bench.runner import plan_passes, run_pass
+    from registry.cli.progress import TrainingProgress
+    from registry.training.tracking import observers, settings_of
+
+    for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
+        logs = [
+            tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone)) for job in sharing
+        ]
+        with TrainingProgress(*(str(job.cell) for job in sharing)) as progress:
+            observe = [observers(bar, log.observe) for bar, log in zip(progress.observers, logs, strict=True)]
+            outcomes = run_pass(options["out"], sharing, backbone, observers=observe, keep_in=registry)
+        for job, log, (record, is_new) in zip(sharing, logs, outcomes, strict=True):
+            log.finish(record.status, record.scores)
+            note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
+            if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
+                note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
+
+
+def _outcome(record: RunRecord) -> str:
+    if record.status == "failed":
+        return f"failed: {record.error}"
+    return f"{record.main_metric} {record.scores[record.main_metric]:.4f} in {record.train_seconds:.0f} s"
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, default=OUT)
+@click.option("--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}; all by default.")
+@click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
+@click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
+@click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
+@click.option("--task-file", type=TOML, multiple=True, help="A task of your own, of which texts are wanted, as TOML.")
+@json_option
+@click.pass_obj
+def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check: bool, **options: Any) -> None:
+    """Make the tables again from the run records in FOLDER, or check those that are there.
+
+    \b
+    adapter-registry report bench
+    adapter-registry report bench --format html --with-text --data sample
+    adapter-registry report bench --check
+    """
+    as_json, with_text = options["as_json"], options["with_text"]
+    for name in ("data", "task_file"):
+        if options[name] and not with_text:
+            raise ConfigError(f"--{name.replace('_', '-')}", "--with-text beside it, as tables need no texts", "none")
+    for name in formats:
+        choose(name, REPORT_FORMATS, "report format")
+    if with_text and (check or as_json or (formats and "html" not in formats)):
+        raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
+    if check:
+        if formats:
+            raise ConfigError("--check", "no --format beside it, as it checks all files there are", formats[0])
+        _check(folder, as_json)
+        return
+    import pandas
+
+    from registry.reports.content import read_evidence
+
+    if as_json:
+        rows = read_evidence(folder).summary.to_dict("records")
+        print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
+    else:
+        wanted = _TextsWanted(options["data"], settings.offline, options["task_file"]) if with_text else None
+        _write(folder, formats or REPORT_FORMATS, wanted)
+
+
+@dataclass(frozen=True)
+class _TextsWanted:
+    """Where the texts of a page are."""
+
+    data: str | None
+    offline: bool
+    task_files: tuple[Path, ...]
+
+
+def _check(folder: Path, as_json: bool) -> None:
+    """Tell every difference in one line, or that there is none."""
+    from dataclasses import asdict
+
+    from registry.reports.check import check_report
+
+    checked = check_report(folder)
+    if as_json:
+        print_json([asdict(difference) for difference in checked.differences])
+    elif checked.differences:
+        click.echo("\n".join(printable(difference) for difference in checked.differences))
+    else:
+        click.echo(f"{checked.records} records and {len(checked.files)} report files follow from the predictions")
+    if checked.differences:
+        raise ReportMismatchError(
+            folder,
+            "what follows from the predictions",
+            f"{len(checked.differences)} differences",
+            "where only tables differ, 'adapter-registry report' writes them anew; a wrong record has to be run again",
+        )
+
+
+def _write(folder: Path, formats: tuple[str, ...], wanted: _TextsWanted | None = None) -> None:
+    from registry.reports.content import read_evidence
+    from registry.reports.mistakes import read_texts
+    from registry.reports.report import render_terminal, write_report
+
+    evidence = read_evidence(folder)
+    texts = None
+    if wanted is not None:
+        specs = [read_task_file(path) for path in wanted.task_files]
+        texts = read_texts(evidence, wanted.data, offline=wanted.offline, specs=specs)
+    paths = write_report(folder, evidence, formats, texts)
+    make_console(100).print(render_terminal(evidence))
+    note("wrote " + ", ".join(str(path) for path in paths))
+
+
+@click.command()
+@click.option("--folder", type=FOLDER, default=Path("demo"), show_default=True, help="A folder of its own, made anew.")
+@click.pass_obj
+def demo(settings: Settings, folder: Path) -> None:
+    """Show everything in two minutes: offline, on the embedded backbone and the bundled sample."""
+    from registry.cli.demo import run_demo
+
+    run_demo(settings, folder)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds that ``0,1,2`` or ``0-4`` spell.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last if dash else first]
+        if not all(end.isascii() and end.isdigit() and len(end) <= 18 for end in ends):
+            raise ConfigError("--seeds", "numbers such as 0,1,2 or 0-4", text)
+        chosen = range(int(ends[0]), int(ends[1]) + 1)
+        if not 1 <= len(chosen) <= MOST_SEEDS:
+            raise ConfigError("--seeds", f"rising ranges of at most {MOST_SEEDS} seeds", text)
+        seeds += chosen
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError("--seeds", "distinct numbers such as 0,1,2 or 0-4", text)
+    return seeds
+
+
+def _known_method(method: str) -> str:
+    names = (*BASELINES, *PLACEMENTS, *(name for name in recipe_names() if name != "default"))
+    if method not in names:
+        raise ConfigError("method", f"one of {', '.join(names)}", method, closest(method, names))
+    return method
+
+
+def _source(settings: Settings, backbone: str | None) -> str:
+    if backbone is not None:
+        return backbone
+    return settings.open_catalog().info.backbone.source if settings.has_store() else "embedded"

@@ -1,0 +1,201 @@
+"""The compare command: two stored sets, two report folders, or two methods of one folder, on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.cli.options import DATA_OPTIONS, choose_tasks, with_options
+from registry.cli.settings import Settings, json_option, make_console, print_json
+from registry.errors import ConfigError, RequestError
+from registry.schema import Reference
+
+if TYPE_CHECKING:
+    from registry.bench.pairing import CellPair, Pairing
+    from registry.cli.contrast import Contrast
+    from registry.schema import Manifest
+    from registry.tasks.loading import TaskData
+
+_OF_ROWS = ("limit", "limit_reported", "reported_split")  # a report's records say this themselves
+_OF_TEXTS = ("data", "task_file", "text_col", "pair_col", "label_col", "problem_type")
+
+
+@click.command()
+@click.argument("first", metavar="FIRST")
+@click.argument("second", metavar="[SECOND]", required=False)
+@click.option("--method", "methods", multiple=True, help="In report folders: only this; two of them in one folder.")
+@click.option("--rows", "most", type=click.IntRange(min=0), default=10, show_default=True, help="Rows to list; 0 none.")
+@click.option(
+    "--with-text",
+    is_flag=True,
+    help="Show the texts of the rows listed; for folders, from where the runs had them, or --data.",
+)
+@with_options(DATA_OPTIONS)
+@json_option
+@click.pass_obj
+def compare(
+    settings: Settings, /, first: str, second: str | None, most: int, with_text: bool, as_json: bool, **options: Any
+) -> None:
+    """Tell whether two stored sets or report folders differ, on which rows, by how much, and whether it is chance.
+
+    FIRST and SECOND are references of one store, scored as evaluate does it, or folders with run records. Where each
+    set was trained once, an interval holds the chance of the rows, not that of another seed.
+
+    \b
+    adapter-registry compare mrpc:1 mrpc:2
+    adapter-registry compare mrpc@best mrpc --data path/to/data --rows 20 --with-text
+    adapter-registry compare reports bench
+    adapter-registry compare reports --method houlsby --method full_fine_tuning
+    """
+    named = [one for one in (first, second) if one is not None]
+    folders = [_is_folder(one) for one in named]
+    if len(set(folders)) > 1:
+        attempted = f"compare '{first}' with '{second}'"
+        kinds = " and ".join("a report folder" if folder else "a stored set" for folder in folders)
+        raise RequestError(attempted, "two stored sets or two report folders", kinds)
+    from registry.cli.contrast import as_plain, print_contrasts
+
+    if folders[0]:
+        _refuse_options(_OF_ROWS if with_text else (*_OF_ROWS, *_OF_TEXTS), with_text)
+        contrasts, left_out = _contrast_folders(settings, [Path(one) for one in named], options, with_text)
+    else:
+        contrasts, left_out = [_contrast_sets(settings, first, second, options, with_text)], ()
+    if as_json:
+        print_json([as_plain(one, most) for one in contrasts] + [_left_out_row(each) for each in left_out])
+    else:
+        print_contrasts(make_console(100), contrasts, left_out, most)
+
+
+def _is_folder(argument: str) -> bool:
+    """Return whether an argument means run records: it has some, or it is a path that no reference could be."""
+    path = Path(argument)
+    return (path / "runs").is_dir() or path.name != argument
+
+
+def _refuse_options(names: Sequence[str], with_text: bool) -> None:
+    """Refuse options that would choose rows, where the records of a report have chosen them."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            hint = "" if with_text else ", or --with-text beside it"
+            expected = f"none beside report folders, whose records say which rows{'' if name in _OF_ROWS else hint}"
+            raise ConfigError(f"--{name.replace('_', '-')}", expected, context.params[name])
+
+
+def _contrast_sets(
+    settings: Settings, first: str, second: str | None, options: dict[str, Any], with_text: bool
+) -> Contrast:
+    """Return how two stored sets answer the reported rows of their task."""
+    if options["methods"]:
+        raise ConfigError("--method", "none beside stored sets, only with report folders", options["methods"][0])
+    if second is None:
+        raise RequestError(f"compare '{first}'", "a second set", "none")
+    names, manifests = _find_sets(settings, (first, second))
+    registry = settings.open_registry()
+    sets = [registry.load(name) for name in names]
+    task = next((manifest.task for manifest in manifests if manifest.task), None)
+    own = options["task_file"] or options["text_col"] or task is None
+    data = settings.load_tasks(choose_tasks([] if own else [str(task)], options), options)[0]
+    from registry.cli.contrast import Contrast
+    from registry.stats.comparison import compare_answers
+    from registry.tasks.metrics import told_metrics
+    from registry.training.evaluate import answer_task, as_answers, check_fits
+
+    for name, manifest in zip(names, manifests, strict=True):
+        check_fits(name, manifest, data)
+    answered = [answer_task(registry.backbone, *one, data) for one in zip(names, manifests, sets, strict=True)]
+    seeds = [manifest.training.seed if manifest.training else 0 for manifest in manifests]
+    ours, theirs = (as_answers(data, one, seed) for one, seed in zip(answered, seeds, strict=True))
+    return Contrast(
+        task=data.spec.name,
+        split=data.spec.reported_split,
+        method=None,
+        names=names,
+        label_names=data.spec.label_names or (),
+        sample=data.sample,
+        answers=(ours, theirs),
+        compared=compare_answers(ours, theirs, told_metrics(data.spec.metrics, data.spec.problem_type)),
+        texts=_texts(data) if with_text else None,
+    )
+
+
+def _find_sets(settings: Settings, references: tuple[str, str]) -> tuple[tuple[str, str], list[Manifest]]:
+    """Return the exact names of two sets that answer the same question, and their manifests."""
+    parsed = [Reference.parse(reference) for reference in references]
+    catalog = settings.open_catalog()
+    places = [catalog.resolve(reference) for reference in parsed]
+    names, manifests = [f"{name}:{version}" for name, version in places], [catalog.manifest(*each) for each in places]
+    attempted = f"compare '{names[0]}' with '{names[1]}'"
+    first, second = (manifest.head for manifest in manifests)
+    if first.problem_type != second.problem_type:
+        raise RequestError(attempted, first.problem_type, f"{second.problem_type}; choose two sets of one task")
+    if first.label_names != second.label_names:
+        expected, found = (", ".join(head.label_names) for head in (first, second))
+        raise RequestError(attempted, f"labels {expected}", f"{found}; choose two sets of one task")
+    return (names[0], names[1]), manifests
+
+
+def _contrast_folders(
+    settings: Settings, folders: list[Path], options: dict[str, Any], with_text: bool
+) -> tuple[list[Contrast], Sequence[Any]]:
+    """Return how the cells of two folders, or two methods of one, differ; and the cells that cannot be compared."""
+    from registry.cli.contrast import Contrast
+    from registry.stats.comparison import adjust_together, compare_answers
+
+    pairing, names = _pair(folders, options["methods"])
+    if not pairing.pairs:
+        reason = f"; {pairing.left_out[0].task}: {pairing.left_out[0].reason}" if pairing.left_out else ""
+        raise RequestError(f"compare {names[0]} with {names[1]}", "a task and method in both", f"none{reason}")
+    compared = adjust_together({pair.key: compare_answers(*pair.answers, pair.metrics) for pair in pairing.pairs})
+    first = {pair.task: pair for pair in reversed(pairing.pairs)} if with_text else {}  # all have the same rows
+    data = {task: _load_rows(settings, pair, options) for task, pair in first.items()}
+    contrasts = [
+        Contrast(
+            task=pair.task,
+            split=pair.records[0].split,
+            method=pair.methods[0] if len(folders) == 2 else None,
+            names=names,
+            label_names=pair.label_names,
+            sample=pair.sample,
+            answers=pair.answers,
+            compared=compared[pair.key],
+            texts=_texts(data[pair.task]) if with_text else None,
+        )
+        for pair in pairing.pairs
+    ]
+    return contrasts, pairing.left_out
+
+
+def _pair(folders: list[Path], methods: Sequence[str]) -> tuple[Pairing, tuple[str, str]]:
+    """Return the cells to compare and what the two sides are called."""
+    from registry.bench.pairing import pair_folders, pair_methods
+
+    if len(folders) == 2:
+        return pair_folders(folders[0], folders[1], methods), (str(folders[0]), str(folders[1]))
+    if len(methods) != 2:
+        found = f"--method {len(methods)} times" if methods else "neither"
+        raise RequestError(f"compare '{folders[0]}'", "a second report folder, or two --method", found)
+    return pair_methods(folders[0], methods[0], methods[1]), (methods[0], methods[1])
+
+
+def _load_rows(settings: Settings, pair: CellPair, options: dict[str, Any]) -> TaskData:
+    """Return the very rows that a cell of a report is about, whose texts no report holds."""
+    from registry.reports.mistakes import load_rows
+
+    own = options["task_file"] or options["text_col"]
+    spec = choose_tasks([] if own else [pair.task], options)[0]
+    named = click.get_current_context().get_parameter_source("data") is not click.core.ParameterSource.DEFAULT
+    data = options["data"] if named else None
+    return load_rows(pair.records[0], spec, pair.answers[0], data, offline=settings.offline)
+
+
+def _texts(data: TaskData) -> list[tuple[str, ...]]:
+    rows = data.reported
+    return [(text,) for text in rows.texts] if rows.pairs is None else list(zip(rows.texts, rows.pairs, strict=True))
+
+
+def _left_out_row(each: Any) -> dict[str, str]:
+    return {"task": each.task, "method": each.method, "left_out": each.reason}

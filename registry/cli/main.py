@@ -1,0 +1,108 @@
+"""The command line: parse, call, print. Data goes to stdout, progress and notes to stderr.
+
+Commands are in the ``cli_*`` files; nothing here or there imports torch, transformers or pandas before a command
+runs, so ``--help`` answers at once. Errors of ours end as one line and an exit code; any other error is a bug.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from registry.cli.bench import bench, demo, report
+from registry.cli.compare import compare
+from registry.cli.predict import evaluate, predict
+from registry.cli.settings import Settings, printable
+from registry.cli.store import alias, export_command, gc, import_command, init, list_command, remove, show, verify
+from registry.cli.train import train
+from registry.errors import RegistryError, closest
+from registry.version import __version__
+
+
+class Commands(click.Group):
+    """A group that lists commands in the order a newcomer meets them and suggests the closest one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order they were added."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that ``args`` begin with, or say which one is meant."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            hint = closest(name, self.commands) or f"; expected one of {', '.join(self.commands)}"
+            raise click.UsageError(f"no command '{name}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has gone away (``| head``) is a good end, where click would exit with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as err:
+            raise click.exceptions.Exit(0) from err
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("adapters_store"),
+    envvar="ADAPTER_REGISTRY_STORE",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of stored adapter sets.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--offline", is_flag=True, help="Never ask the network; HF_HUB_OFFLINE=1 means the same.")
+@click.version_option(__version__, prog_name="adapter-registry")
+@click.pass_context
+def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool) -> None:
+    """One frozen BERT in memory, many small adapter sets beside it: train, store, switch and compare them."""
+    ctx.obj = Settings(store=store, device=device, dtype=dtype, offline=offline)
+
+
+_COMMANDS = (
+    *(demo, init, train, bench, report),
+    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, gc),
+)
+for _command in _COMMANDS:
+    cli.add_command(_command)
+
+
+def _show(err: click.ClickException) -> None:
+    """Tell in one line what was wrong with the arguments; where there were none, the help is the answer."""
+    message = err.format_message().rstrip(".")
+    if "\n" in message:
+        err.show()
+        return
+    path = err.ctx.command_path if isinstance(err, click.UsageError) and err.ctx else "adapter-registry"
+    click.echo(f"adapter-registry: {message}; see '{path} --help'", err=True)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line and exit with the code that tells what happened."""
+    try:
+        code = cli.main(args=arguments, prog_name="adapter-registry", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as err:
+        code = err.exit_code
+    except click.ClickException as err:
+        _show(err)
+        code = err.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped; what was finished is kept", err=True)
+        code = 130
+    except RegistryError as err:
+        click.echo(f"adapter-registry: {printable(err)}", err=True)
+        code = err.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, quietly
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

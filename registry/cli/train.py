@@ -1,0 +1,262 @@
+"""The command that trains adapter sets and saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from registry.cli.options import (
+    DATA_OPTIONS,
+    SET_OPTIONS,
+    TRACKING_OPTIONS,
+    TRAINING_OPTIONS,
+    adapter_choices,
+    choose_tasks,
+    head_choices,
+    training_choices,
+    with_options,
+)
+from registry.cli.settings import Settings, json_option, note, print_json
+from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
+from registry.schema import Reference, check_name
+from registry.training.recipes import Recipe, read_recipe
+from registry.validation import require
+
+if TYPE_CHECKING:
+    from registry.model.backbone import Backbone
+    from registry.schema import Manifest
+    from registry.store.registry import Registry
+    from registry.tasks.loading import TaskData
+    from registry.training.checkpoint import Checkpoint
+    from registry.training.fit import FitJob, Fitted
+    from registry.training.recipes import Plan
+    from registry.training.repeat import Repetition
+    from registry.training.tracking import Tracking
+
+CHECKPOINTS = ".checkpoints"
+EVALUATION_STEPS = 50
+BESIDE_FROM = {"repeated", "data", "name", "resume", "track", "track_to", "as_json"}
+NO_REASON = "nothing that is recorded differs"
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, metavar="TASK...")
+@with_options(TRAINING_OPTIONS)
+@with_options(SET_OPTIONS)
+@with_options(DATA_OPTIONS)
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides initial weights, row order, dropout.")
+@click.option("--name", help="Name to save under; the task's name by default.")
+@click.option("--backbone", help="For a store that is still to be made: embedded, a Hub id or a folder.")
+@click.option("--together", is_flag=True, help="Train all TASKs in one pass of the backbone; each learns as if alone.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training.")
+@click.option(
+    "--early-stopping",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Hold out part of the training rows and stop after N evaluations without a better score on them.",
+)
+@click.option("--from", "repeated", metavar="REF", help="Repeat the training of a stored set, as its next version.")
+@with_options(TRACKING_OPTIONS)
+@json_option
+@click.pass_obj
+def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Train one adapter set per TASK, score it, and save it in the store.
+
+    \b
+    adapter-registry train sst2 --data sample
+    adapter-registry train imdb --recipe roberta-patch --epochs 1
+    adapter-registry train mrpc sst2 imdb --together
+    adapter-registry train --data mails.csv --text-col body --label-col folder
+    adapter-registry train --from mrpc:3
+    """
+    from registry.training.tracking import Tracking
+
+    if options["name"] is not None:
+        check_name(options["name"])
+    tracking = Tracking(options["track"], options["track_to"], note)
+    if options["repeated"] is not None:
+        _repeat(settings, tasks, options, as_json, tracking)
+    else:
+        _train_tasks(settings, tasks, options, as_json, tracking)
+
+
+def _train_tasks(
+    settings: Settings, tasks: tuple[str, ...], options: dict[str, Any], as_json: bool, tracking: Tracking
+) -> None:
+    specs = choose_tasks(tasks, options)
+    if options["name"] is not None and len(specs) > 1:
+        raise ConfigError("--name", "one task", f"{len(specs)} tasks")
+    if options["together"] and len({spec.name for spec in specs}) < len(specs):
+        raise ConfigError("tasks", "each once with --together", " ".join(tasks))
+    recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
+    from registry.store.registry import Registry
+
+    loaded = settings.load_tasks(specs, options)
+    backbone = settings.load_store_backbone(options["backbone"], recipe.backbone)
+    plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
+    registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
+    planned = list(zip(loaded, plans, strict=True))
+    with tracking:
+        for sharing in [planned] if options["together"] else [[one] for one in planned]:
+            _train_pass(settings, registry, sharing, options, as_json, tracking)
+
+
+def _repeat(
+    settings: Settings, tasks: tuple[str, ...], options: dict[str, Any], as_json: bool, tracking: Tracking
+) -> None:
+    """Train a stored set again as its manifest says, save it as the next version, and compare the two."""
+    asked = f"--from {options['repeated']}"
+    require(not tasks, asked, "no TASK beside it, as the set has one", " ".join(tasks))
+    given = [name for name in options if name not in BESIDE_FROM and _is_given(name)]
+    told = " ".join(f"--{name.replace('_', '-')}" for name in given)
+    require(not given, asked, "no choice beside it, as it repeats all of them", told)
+    catalog = settings.open_catalog()
+    name, version = catalog.resolve(options["repeated"])
+    manifest = catalog.manifest(name, version)
+    from registry.store.registry import Registry
+    from registry.training.repeat import read_repetition
+
+    repetition = read_repetition(Reference(name=name, version=version), manifest)
+    fits = settings.dtype in ("auto", repetition.dtype)
+    require(fits, "--dtype", f"{repetition.dtype}, in which {repetition.reference} was trained", settings.dtype)
+    data = repetition.load_rows(options["data"] if _is_given("data") else None, offline=settings.offline)
+    registry = Registry(settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(None, ""))
+    options = {**options, "name": options["name"] or name}
+    with tracking:
+        _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
+
+
+def _is_given(name: str) -> bool:
+    """Return whether an option of the running command was written out."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
+    from registry.training.recipes import make_plan
+
+    overrides = training_choices(options)
+    if options["early_stopping"]:
+        overrides.update(
+            patience=options["early_stopping"],
+            select_best=data.spec.main_metric,
+            evaluate_every=recipe.training.evaluate_every or EVALUATION_STEPS,
+        )
+    return make_plan("recipe", data, backbone, options["seed"], recipe, **overrides)
+
+
+def _train_pass(
+    settings: Settings,
+    registry: Registry,
+    planned: Sequence[tuple[TaskData, Plan]],
+    options: dict[str, Any],
+    as_json: bool,
+    tracking: Tracking,
+    repetition: Repetition | None = None,
+) -> None:
+    """Train some tasks in one pass of the backbone and save each; one that diverges is told after the others."""
+    from registry.cli.progress import TrainingProgress, stop_between_steps
+    from registry.training.fit import FitJob, fit_together
+    from registry.training.tracking import observers, settings_of
+
+    names = [options["name"] or data.spec.name for data, _ in planned]
+    for name, (data, plan) in zip(names, planned, strict=True):
+        note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
+    logs = [
+        tracking.run(name, settings_of(plan, data, registry.backbone))
+        for name, (data, plan) in zip(names, planned, strict=True)
+    ]
+    with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
+        jobs = [
+            FitJob(
+                plan,
+                data,
+                _checkpoint(settings, registry, name, data, plan, options["resume"]),
+                observers(observe, log.observe),
+            )
+            for name, (data, plan), observe, log in zip(names, planned, progress.observers, logs, strict=True)
+        ]
+        try:
+            outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
+        except TrainingInterrupted:
+            if len(jobs) > 1:
+                note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
+            raise
+    errors = []
+    for name, job, outcome, log in zip(names, jobs, outcomes, logs, strict=True):
+        if not isinstance(outcome, NonFiniteLossError):
+            log.finish("finished", outcome.scores)
+            _save(registry, name, job, outcome, as_json, repetition)
+            continue
+        log.finish("failed")
+        errors.append(outcome)
+        if len(jobs) > 1:
+            note(f"{name}: not saved: {outcome}")
+    if errors:
+        raise errors[0]
+
+
+def _checkpoint(
+    settings: Settings, registry: Registry, name: str, data: TaskData, plan: Plan, resume: bool
+) -> Checkpoint:
+    from registry.training.checkpoint import Checkpoint
+
+    return Checkpoint(
+        path=settings.store / CHECKPOINTS / f"{name}.safetensors",
+        settings=plan.digest(registry.backbone, data),
+        resume=resume,
+    )
+
+
+def _save(
+    registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool, repetition: Repetition | None
+) -> None:
+    from registry.training.saving import save_fitted
+
+    reference = save_fitted(registry, name, job.plan, job.data, fitted)
+    if job.checkpoint is not None:
+        job.checkpoint.discard()
+    if fitted.truncated_train or fitted.truncated_reported:
+        note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
+    if job.data.sample:
+        note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
+    compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}
+    _print_result(str(reference), fitted, as_json, compared)
+    if compared and not as_json:
+        same = "same weights as" if compared["same_weights"] else "other weights than"
+        why = "" if compared["same_weights"] else ": " + ("; ".join(compared["differences"]) or NO_REASON)
+        click.echo(f"{same} {compared['repeats']}{why}")
+
+
+def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
+    from registry.training.repeat import find_differences, has_same_weights
+
+    return {
+        "repeats": str(repetition.reference),
+        "same_weights": has_same_weights(repetition.manifest, repeated),
+        "differences": find_differences(repetition.manifest, repeated),
+    }
+
+
+def _print_result(reference: str, fitted: Fitted, as_json: bool, more: dict[str, Any]) -> None:
+    if as_json:
+        print_json(
+            {
+                "adapter": reference,
+                "scores": fitted.scores,
+                "trainable": fitted.parameters.trainable,
+                "percent": round(fitted.parameters.percent, 4),
+                "stored_bytes": fitted.stored_bytes,
+                "train_seconds": round(fitted.train_seconds, 2),
+                **more,
+            }
+        )
+        return
+    scores = "  ".join(f"{metric} {value:.3f}" for metric, value in fitted.scores.items())
+    click.echo(
+        f"{reference}  {scores}  trained {fitted.parameters.trainable:,} parameters "
+        f"({fitted.parameters.percent:.2f} %) in {fitted.train_seconds:.0f} s, {fitted.stored_bytes:,} bytes"
+    )

@@ -1,0 +1,225 @@
+"""The frozen encoder: load it, identify it, ask it.
+
+A ``Backbone`` never changes: no parameter requires a gradient, ``train()`` keeps ``eval()``, adapters are an
+argument of the forward. It knows nothing of tasks, stores or training.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.interface import Adapters
+from registry.errors import (
+    ConfigError,
+    DeviceError,
+)
+from registry.model.batching import Batch, TokenRows
+from registry.model.cpu import keep_freed_memory
+from registry.model.encoder import Encoder
+from registry.model.families import FAMILIES
+from registry.model.pretrained import (
+    Hub,
+    Weights,
+    fingerprint,
+    load_tokenizer,
+    locate,
+    read_encoder_tensors,
+    read_supported_config,
+    tokenizer_digest,
+)
+from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
+from registry.validation import choose, require
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Backbone(nn.Module):
+    """One frozen encoder with its tokenizer, on one device, in one dtype.
+
+    Args:
+        encoder: frozen here, for good.
+        tokenizer: the checkpoint's own.
+        info: what identifies the two.
+    """
+
+    def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, info: BackboneInfo) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.info = info
+        self._cutting: dict[int, Tokenizer] = {}
+        self._cutting_lock = threading.Lock()
+        super().train(False)
+
+    @classmethod
+    def load(
+        cls,
+        source: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        offline: bool = False,
+        hub: Hub | None = None,
+    ) -> Backbone:
+        """Return the frozen encoder of ``source``: ``embedded``, a Hub id or a local folder.
+
+        Args:
+            source: what to load; weights come from safetensors only and no remote code is run.
+            device: ``auto`` is CUDA, else Apple MPS, else CPU.
+            dtype: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+            revision: branch, tag or commit of a Hub id.
+            offline: never ask the network.
+            hub: another Hub than the real one.
+
+        Raises:
+            BackboneNotFoundError, BackboneUnavailableError: nothing to load from.
+            UnsupportedBackboneError: a family that ``families.py`` has no map of.
+            DamagedBackboneError: damaged or incomplete weights.
+            DeviceError: a device this machine lacks.
+        """
+        place = choose_device(device)
+        if place.type == "cpu":
+            keep_freed_memory()
+        precision = choose_dtype(dtype, place)
+        folder = locate(source, revision, offline=offline, hub=hub)
+        config = read_supported_config(folder, source)
+        family = FAMILIES[config.model_type]
+        tensors = read_encoder_tensors(folder, source, family.prefix, family.parts)
+        tokenizer = load_tokenizer(folder, source)
+        encoder = Encoder(Weights(tensors, folder), config)
+        info = BackboneInfo(
+            source=source,
+            revision=revision,
+            family=config.model_type,
+            hidden_size=encoder.hidden_size,
+            layers=len(encoder.layers),
+            parameters=encoder.parameter_count,
+            fingerprint=fingerprint(config, tensors),
+            tokenizer_digest=tokenizer_digest(tokenizer),
+        )
+        return cls(encoder.to(place, precision), tokenizer, info)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the encoder is."""
+        return self.encoder.embeddings.word.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the encoder's floating dtype; adapters and heads are float32 whatever it is."""
+        return self.encoder.embeddings.word.weight.dtype
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode, whatever is asked: a frozen encoder has no dropout."""
+        return self
+
+    def forward(self, batch: Batch, adapters: Adapters | None = None) -> Tensor:
+        """Return the (N, H) states of all tokens of ``batch`` after the last layer.
+
+        Args:
+            batch: packed rows on this backbone's device.
+            adapters: what joins the layers; None is the plain backbone.
+        """
+        hidden: Tensor = self.encoder(batch, adapters)
+        return hidden
+
+    def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> TokenRows:
+        """Return the token rows of ``texts``, each with its pair where there is one, cut to ``max_length``.
+
+        Safe to call from many threads at once.
+
+        Raises:
+            ConfigError: ``max_length`` is more than the position embeddings allow, or less than the special tokens.
+        """
+        self.check_max_length(max_length)
+        marks = self.tokenizer.backend_tokenizer.num_special_tokens_to_add(pairs is not None)
+        require(max_length >= marks, "max_length", f"at least the {marks} special tokens of a row", max_length)
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self._cutting_tokenizer(max_length).encode_batch(inputs)
+        typed = self.encoder.token_types > 1 and "token_type_ids" in self.tokenizer.model_input_names
+        return TokenRows(
+            [encoding.ids for encoding in encodings],
+            [encoding.type_ids if typed else [0] * len(encoding.ids) for encoding in encodings],
+            truncated_rows=frozenset(row for row, encoding in enumerate(encodings) if encoding.overflowing),
+        )
+
+    def _cutting_tokenizer(self, max_length: int) -> Tokenizer:
+        """Return a private tokenizer for one length; the shared one's settings are not safe across threads."""
+        with self._cutting_lock:
+            if max_length not in self._cutting:
+                cutting = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+                cutting.no_padding()
+                cutting.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
+                self._cutting[max_length] = cutting
+            return self._cutting[max_length]
+
+    def new_adapter_set(self, adapter: AdapterConfig | None, head: HeadConfig, *, seed: int = 0) -> AdapterSet:
+        """Return a fresh set that fits this backbone, on its device.
+
+        Raises:
+            ConfigError: the configuration does not fit H, L or the checkpoint (no pooler).
+        """
+        self.check_pooling(head)
+        fresh = AdapterSet(self.info.hidden_size, self.info.layers, adapter, head, seed=seed)
+        self.encoder.start_layer_norms(fresh)
+        return fresh.to(self.device)
+
+    def check_pooling(self, head: HeadConfig) -> None:
+        """Raise ConfigError if the head asks for a pooler that the checkpoint does not have."""
+        if head.pooling == "pooler" and self.encoder.pooler is None:
+            hint = f"; the checkpoint of {self.info.source} has no pooler"
+            raise ConfigError("pooling", "cls or mean", "pooler", hint)
+
+    def check_max_length(self, max_length: int) -> None:
+        """Raise ConfigError if rows of ``max_length`` tokens are longer than the position embeddings allow."""
+        longest = self.encoder.max_length
+        require(max_length <= longest, "max_length", f"at most {longest} tokens for this backbone", max_length)
+
+    def unfrozen_copy(self) -> Encoder:
+        """Return a separate float32 copy of the encoder whose every weight trains (for full fine-tuning)."""
+        return copy.deepcopy(self.encoder).float().requires_grad_(True).train()
+
+    def memory_digest(self) -> str:
+        """Return the SHA-256 of the weights as they are in memory now; it never changes."""
+        return fingerprint(self.encoder.config, dict(self.encoder.state_dict()))
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that ``device`` names, ``auto`` being the best this machine has.
+
+    Raises:
+        DeviceError: this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as err:
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N") from err
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(device, "torch sees no Apple GPU here")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that ``dtype`` names; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    choose(dtype, DTYPES, "dtype")
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found: torch.dtype = getattr(torch, dtype)
+    return found

@@ -1,0 +1,113 @@
+"""What makes the forward fast on a CPU: frozen products in the library's own layout, and freed memory that is kept.
+
+The states of a batch are a few megabytes each and live for one layer. glibc returns blocks of that size to the system
+when they are freed, so every layer would pay for fresh pages again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LAYOUT_DTYPES = (torch.float32, torch.bfloat16)
+# What torch's own compiler calls for a frozen weight; in torch 2.11 to 2.13, and looked for before it is used.
+_HAS_LAYOUT = (
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+)
+
+
+class Projection(nn.Linear):
+    """``nn.Linear`` with its frozen weight also in the layout, and in the transposed layout, that products want."""
+
+    def __init__(self, inputs: int, outputs: int, *, device: str | None = None) -> None:
+        super().__init__(inputs, outputs, device=device)
+        self._laid_out: dict[str, Tensor] = {}
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return ``states @ weight.T + bias``, (N, outputs)."""
+        weight = self.weight
+        if weight.requires_grad:
+            self._laid_out = {}  # what trains will not be what was laid out
+        frozen_on_cpu = not weight.requires_grad and weight.device.type == "cpu" and weight.dtype in _LAYOUT_DTYPES
+        if not (frozen_on_cpu and _HAS_LAYOUT) or torch.is_autocast_enabled("cpu"):
+            return F.linear(states, weight, self.bias)
+        if states.requires_grad and torch.is_grad_enabled():
+            product: Tensor = _FrozenProduct.apply(states, self)  # type: ignore[no-untyped-call]
+            return product
+        return _multiply(states, self.layout(), self.bias)
+
+    def layout(self) -> Tensor:
+        """Return the weight in the layout of a product with states."""
+        if "forward" not in self._laid_out:
+            self._laid_out["forward"] = _lay_out(self.weight)
+        return self._laid_out["forward"]
+
+    def transposed_layout(self) -> Tensor:
+        """Return the weight in the layout of a product with gradients."""
+        if "backward" not in self._laid_out:
+            self._laid_out["backward"] = _lay_out(self.weight.t())
+        return self._laid_out["backward"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the layouts behind: a copy makes its own, or trains and needs none."""
+        return {**self.__dict__, "_laid_out": {}}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Projection:
+        self._laid_out = {}  # another dtype or device wants another layout
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product with a frozen weight; only the states get a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, layer: Projection) -> Tensor:
+        ctx.layer = layer
+        return _multiply(states, layer.layout(), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _multiply(gradients[0], ctx.layer.transposed_layout(), None), None
+
+
+@torch.no_grad()
+def _lay_out(weight: Tensor) -> Tensor:
+    with torch.inference_mode(False):  # it outlives the call that made it
+        laid_out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    return laid_out
+
+
+def _multiply(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+    return product
+
+
+# From glibc's malloc.h: the numbers of the options, and what is kept.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_KEPT_BYTES = 512 * 2**20
+_TOP_BYTES = 64 * 2**20
+_LARGEST_BLOCK = 32 * 2**20  # glibc's own limit for blocks that are kept
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 512 MiB of freed memory; without glibc nothing is done."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    for option, value in (
+        (_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_TOP_PAD, _TOP_BYTES),
+        (_MMAP_THRESHOLD, _LARGEST_BLOCK),
+    ):
+        mallopt(option, value)

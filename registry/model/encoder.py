@@ -1,0 +1,222 @@
+"""A transformer encoder over packed tokens, built from a transformers checkpoint's own weights.
+
+The forward is written in the order data flows and takes the adapters as an argument; there is no active-adapter
+state. Whether it is frozen is not its business: ``Backbone`` freezes one, full fine-tuning trains a copy.
+
+Shapes: B rows, T tokens of a row, N tokens of all rows, H hidden size, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PretrainedConfig
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.interface import Adapters, NoAdapters
+from registry.model.attention import attend, attend_from_first
+from registry.model.batching import Batch
+from registry.model.families import ACTIVATIONS, FAMILIES, Family
+from registry.model.pretrained import Weights
+
+NO_ADAPTERS = NoAdapters()
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type embeddings, summed and normalised."""
+
+    def __init__(self, weights: Weights, family: Family, config: PretrainedConfig) -> None:
+        super().__init__()
+        projected = family.projection is not None and weights.has(family.projection)
+        width = config.embedding_size if projected else config.hidden_size
+        self.word = weights.embedding(family.word, width)
+        self.position = weights.embedding(family.position, width)
+        self.token_type = weights.embedding(family.token_type, width) if family.token_type else None
+        self.norm = weights.norm(family.embedding_norm, width, _norm_eps(config))
+        self.projection = weights.linear([str(family.projection)], width, config.hidden_size) if projected else None
+        self.first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
+        self.dropout = float(getattr(config, family.state_dropout))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the (N, H) states that enter the first layer."""
+        x = self.word(batch.input_ids) + self.position(batch.positions + self.first_position)
+        if self.token_type is not None:
+            x = x + self.token_type(batch.type_ids)
+        x = F.dropout(self.norm(x), self.dropout, self.training)
+        return x if self.projection is None else self.projection(x)
+
+
+class EncoderLayer(nn.Module):
+    """One layer: attention and feed-forward, each followed by the seam where adapters join."""
+
+    def __init__(self, weights: Weights, prefix: str, family: Family, config: PretrainedConfig) -> None:
+        super().__init__()
+        h, inner, eps = config.hidden_size, intermediate_size(config), _norm_eps(config)
+        names = [prefix + name for name in (family.query, family.key, family.value)]
+        self.qkv = weights.linear(names, h, h)  # one product instead of three
+        self.attention_dense = weights.linear([prefix + family.attention_dense], h, h)
+        self.attention_norm = weights.norm(prefix + family.attention_norm, h, eps)
+        self.ffn_in = weights.linear([prefix + family.ffn_in], h, inner)
+        self.activation = ACTIVATIONS[getattr(config, family.activation)]
+        self.ffn_out = weights.linear([prefix + family.ffn_out], inner, h)
+        self.ffn_norm = weights.norm(prefix + family.ffn_norm, h, eps)
+        self.heads: int = config.num_attention_heads
+        self.dropout = float(getattr(config, family.state_dropout))
+        self.attention_dropout = float(getattr(config, family.attention_dropout))
+
+    def forward(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
+        """Return the (N, H) states after this layer, the ``index``-th."""
+        gathered = attend(self.qkv(x), batch, self.heads, self.attention_dropout if self.training else 0.0)
+        return self._finish(gathered, x, index, adapters)
+
+    def first_tokens(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
+        """Return the (B, H) states of the rows' first tokens after this layer: all that some poolings ask of the last.
+
+        Keys and values are needed of every token; queries and what follows them of the first alone.
+        """
+        width = x.shape[1]
+        first = x.index_select(0, batch.first_tokens)  # (B, H)
+        query = F.linear(first, self.qkv.weight[:width], self.qkv.bias[:width])
+        key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])  # (N, 2H)
+        return self._finish(attend_from_first(query, key_value, batch, self.heads), first, index, adapters.on_rows())
+
+    def _finish(self, gathered: Tensor, x: Tensor, index: int, adapters: Adapters) -> Tensor:
+        """Return the states after the projection of what attention gathered and the feed-forward part."""
+        a = F.dropout(self.attention_dense(gathered), self.dropout, self.training)  # (N, H)
+        x = adapters.join(index, "attention", a, x, self.attention_norm)
+        f = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H)
+        return adapters.join(index, "ffn", F.dropout(f, self.dropout, self.training), x, self.ffn_norm)
+
+
+class Encoder(nn.Module):
+    """Embeddings, layers and (where the checkpoint has one) the pooler of one model.
+
+    Args:
+        weights: of the checkpoint's encoder; all of them must have a place here.
+        config: the checkpoint's, of one of ``FAMILIES``.
+
+    Raises:
+        IntegrityError: a tensor is missing, left over, or of another shape than the configuration says.
+    """
+
+    def __init__(self, weights: Weights, config: PretrainedConfig) -> None:
+        super().__init__()
+        family = FAMILIES[config.model_type]
+        self.config = config
+        self.hidden_size: int = config.hidden_size
+        self.embeddings = Embeddings(weights, family, config)
+        self.layers = nn.ModuleList(
+            EncoderLayer(weights, f"{family.layers}.{index}.", family, config)
+            for index in range(config.num_hidden_layers)
+        )
+        has_pooler = family.pooler is not None and weights.has(family.pooler)
+        h = self.hidden_size
+        self.pooler = weights.linear([str(family.pooler)], h, h) if has_pooler else None
+        weights.check_all_taken()
+
+    @property
+    def max_length(self) -> int:
+        """Return the longest row, in tokens, that the position embeddings allow."""
+        return int(self.embeddings.position.num_embeddings) - self.embeddings.first_position
+
+    @property
+    def token_types(self) -> int:
+        """Return how many token types the embeddings know; 1 where they have none."""
+        table = self.embeddings.token_type
+        return 1 if table is None else table.num_embeddings
+
+    @property
+    def parameter_count(self) -> int:
+        """Return the number of elements, the pooler's included."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, batch: Batch, adapters: Adapters | None = None) -> Tensor:
+        """Return the last layer's states of all tokens.
+
+        Args:
+            batch: packed tokens on this encoder's device.
+            adapters: what joins at the seams; None is the plain encoder.
+
+        Returns:
+            (N, H), in this encoder's dtype.
+        """
+        return self._run(self.embeddings(batch), batch, adapters or NO_ADAPTERS, range(len(self.layers)))
+
+    def below(self, layer: int, batch: Batch) -> Tensor:
+        """Return the (N, H) states that enter the ``layer``-th layer where no adapter joins before it."""
+        return self._run(self.embeddings(batch), batch, NO_ADAPTERS, range(layer))
+
+    def pooled(
+        self,
+        batch: Batch,
+        adapters: Adapters,
+        poolings: Collection[str],
+        entering: Tensor | None = None,
+        layer: int = 0,
+    ) -> dict[str, Tensor]:
+        """Return one (B, H) float32 state per row, in packed order, for each of the ``poolings``.
+
+        Args:
+            batch: packed tokens on this encoder's device.
+            adapters: what joins at the seams.
+            poolings: ``cls``, ``mean`` or ``pooler``; the last needs a checkpoint with a pooler.
+            entering: (N, H) states that enter the ``layer``-th layer; None starts with the embeddings.
+        """
+        x = self.embeddings(batch) if entering is None else entering
+        last = len(self.layers) - 1
+        if "mean" in poolings or self.training or layer > last:
+            x = self._run(x, batch, adapters, range(layer, last + 1))
+            return {pooling: self.pool(x, batch, pooling) for pooling in poolings}
+        x = self._run(x, batch, adapters, range(layer, last))
+        first = self.layers[last].first_tokens(x, last, batch, adapters)  # type: ignore[operator]
+        return {pooling: self._pool_first(first, pooling) for pooling in poolings}
+
+    def pool(self, hidden: Tensor, batch: Batch, pooling: str) -> Tensor:
+        """Return one (B, H) float32 state per row, in packed order.
+
+        Args:
+            hidden: (N, H) states of all tokens.
+            batch: the rows those tokens belong to.
+            pooling: ``cls``, ``mean`` or ``pooler``; the last needs a checkpoint with a pooler.
+        """
+        if pooling == "mean":
+            return row_means(hidden.float(), batch)
+        return self._pool_first(hidden.index_select(0, batch.first_tokens), pooling)
+
+    def _pool_first(self, first: Tensor, pooling: str) -> Tensor:
+        """Return what the (B, H) states of the first tokens are pooled to."""
+        if pooling == "pooler" and self.pooler is not None:
+            first = torch.tanh(self.pooler(first))
+        return first.float()
+
+    def _run(self, x: Tensor, batch: Batch, adapters: Adapters, layers: range) -> Tensor:
+        for index in layers:
+            x = self.layers[index](x, index, batch, adapters)
+        return x
+
+    def start_layer_norms(self, adapter_set: AdapterSet) -> None:
+        """Give a set's own layer norms, where it has any, this encoder's weights as their start."""
+        for index, layer in enumerate(self.layers):
+            attention_norm, ffn_norm = layer.get_submodule("attention_norm"), layer.get_submodule("ffn_norm")
+            adapter_set.adapter.start_norms(index, attention_norm, ffn_norm)
+
+
+def row_means(hidden: Tensor, batch: Batch) -> Tensor:
+    """Return the (B, H) mean over each row's tokens of (N, H) states, the same bits at every call."""
+    if hidden.device.type == "mps":  # torch has no segment_reduce there
+        rows = torch.repeat_interleave(batch.lengths)  # (N,) row of each token
+        sums = hidden.new_zeros(batch.row_count, hidden.shape[1]).index_add(0, rows, hidden)
+        return sums / batch.lengths.unsqueeze(1)
+    return torch.segment_reduce(hidden, "mean", lengths=batch.lengths, axis=0, unsafe=True)
+
+
+def intermediate_size(config: PretrainedConfig) -> int:
+    """Return the width inside the feed-forward part, under either of its names."""
+    return int(getattr(config, "intermediate_size", None) or config.hidden_dim)
+
+
+def _norm_eps(config: PretrainedConfig) -> float:
+    return float(getattr(config, "layer_norm_eps", 1e-12))  # DistilBERT's is fixed at this value

@@ -1,0 +1,106 @@
+"""Where each encoder family of transformers keeps its parts; the only place that knows their names.
+
+A family is data: dotted paths from the base model or from one of its layers. Sources: the modeling files of
+transformers 5 for bert, roberta, xlm_roberta, camembert, electra and distilbert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one family's modules, dotted, and configuration fields; None where it has no such part.
+
+    Attributes:
+        prefix: what a task model's checkpoint puts before the names of the base model.
+        layers: the list of layers, from the base model.
+        word, position, token_type, embedding_norm: the embeddings, from the base model.
+        projection: embedding size to H, where they differ.
+        query, key, value, attention_dense, attention_norm: from a layer.
+        ffn_in, ffn_out, ffn_norm: from a layer.
+        pooler: the dense layer of the pooler, from the base model.
+        positions_after_padding: positions count from padding id + 1 instead of 0.
+        activation, state_dropout, attention_dropout: names of fields of the configuration.
+    """
+
+    prefix: str = "bert"
+    layers: str = "encoder.layer"
+    word: str = "embeddings.word_embeddings"
+    position: str = "embeddings.position_embeddings"
+    token_type: str | None = "embeddings.token_type_embeddings"
+    embedding_norm: str = "embeddings.LayerNorm"
+    projection: str | None = None
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_dense: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    ffn_in: str = "intermediate.dense"
+    ffn_out: str = "output.dense"
+    ffn_norm: str = "output.LayerNorm"
+    pooler: str | None = "pooler.dense"
+    positions_after_padding: bool = False
+    activation: str = "hidden_act"
+    state_dropout: str = "hidden_dropout_prob"
+    attention_dropout: str = "attention_probs_dropout_prob"
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Return the top-level modules of the encoder; other tensors (language-model heads) are none of ours."""
+        names = (self.word, self.layers, self.projection, self.pooler)
+        return frozenset(name.split(".")[0] for name in names if name is not None)
+
+
+BERT = Family()
+ROBERTA = replace(BERT, prefix="roberta", positions_after_padding=True)
+ELECTRA = replace(BERT, prefix="electra", projection="embeddings_project", pooler=None)
+DISTILBERT = Family(
+    prefix="distilbert",
+    layers="transformer.layer",
+    token_type=None,
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention_dense="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    ffn_in="ffn.lin1",
+    ffn_out="ffn.lin2",
+    ffn_norm="output_layer_norm",
+    pooler=None,
+    activation="activation",
+    state_dropout="dropout",
+    attention_dropout="attention_dropout",
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "bert": BERT,
+        "roberta": ROBERTA,
+        "xlm-roberta": ROBERTA,
+        "camembert": ROBERTA,
+        "electra": ELECTRA,
+        "distilbert": DISTILBERT,
+    }
+)
+
+# By the names of transformers' configurations; the same functions as its own.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+        "swish": F.silu,
+        "tanh": torch.tanh,
+    }
+)

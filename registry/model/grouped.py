@@ -1,0 +1,223 @@
+"""Bottlenecks of several adapter sets over one tensor of states: which states go together, in which product.
+
+The states of a set are gathered from wherever its rows lie in the batch. A CPU does two products for each set, which
+reads every weight once; a GPU, where a product costs its launch, does all sets of similar size in one, or all sets at
+all where it has the kernel. What goes where is planned once for each batch, and all plans give the same answers.
+
+Source of the idea: the segmented products of Punica and S-LoRA, here for rows that do not change in a forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from registry.adapters.bottleneck import ACTIVATIONS, apply_bottleneck
+from registry.adapters.interface import BottleneckWeights, Seam
+
+Indices: TypeAlias = NDArray[numpy.int64]
+
+MOST_PADDING = 400  # states of a tier that are there only to make it rectangular
+GROUPED_WIDTH = 16  # elements; grouped products want rows that are multiples of 16 bytes
+
+
+class Plan(Protocol):
+    """How the bottlenecks of several sets are computed over (N, H) states."""
+
+    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
+        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Tier:
+    """Sets of similar size: ``sets`` are their places in the plan, ``counts`` how many states each has, falling."""
+
+    sets: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Return the states of the largest set, to which the others are padded."""
+        return self.counts[0]
+
+
+class SetBySet:
+    """Two products for each set: on a CPU the least work, in every dtype, and in training.
+
+    Args:
+        states: for each set the places of its states; together all of them.
+        device: where the states are.
+    """
+
+    def __init__(self, states: Sequence[Indices], device: torch.device) -> None:
+        order = numpy.concatenate(states)
+        self._counts = [len(own) for own in states]
+        self._gather = torch.from_numpy(order).to(device)  # (N,) the states in the order of their sets
+        self._scatter = torch.from_numpy(numpy.argsort(order)).to(device)  # (N,) the place of each state in it
+
+    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
+        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+        weights, activation = bottlenecks_of(seams), ACTIVATIONS[seams[0].kind.activation]
+        runs = torch.split(hidden.index_select(0, self._gather).to(weights[0].down.dtype), self._counts)
+        inner = [F.linear(run, one.down, one.down_bias) for run, one in zip(runs, weights, strict=True)]
+        if len({one.down_bias.shape for one in weights}) == 1:
+            # All at once: on so few elements an activation costs more to call than to compute.
+            active = torch.split(activation(torch.cat(inner)), self._counts)
+        else:
+            active = tuple(activation(each) for each in inner)
+        dropped = (
+            each if seam.dropout is None else seam.dropout(each) for each, seam in zip(active, seams, strict=True)
+        )
+        added = torch.cat([F.linear(each, one.up, one.up_bias) for each, one in zip(dropped, weights, strict=True)])
+        return added.index_select(0, self._scatter).to(hidden.dtype)
+
+
+class Tiers:
+    """A batched product for each tier of sets of similar size; on a GPU, in every dtype, and in training.
+
+    Args:
+        states: for each set the places of its states; together all of them.
+        device: where the states are.
+    """
+
+    def __init__(self, states: Sequence[Indices], device: torch.device) -> None:
+        self._tiers = _tiers([len(own) for own in states])
+        gather: list[Indices] = []
+        scatter = numpy.empty(sum(len(own) for own in states), dtype=numpy.int64)
+        place = 0
+        for tier in self._tiers:
+            for index in tier.sets:
+                own = states[index]
+                scatter[own] = numpy.arange(place, place + len(own))
+                # A set is padded with its own first state, so that no number of another set can reach it.
+                gather += [own, numpy.full(tier.longest - len(own), own[0])]
+                place += tier.longest
+        self._gather = torch.from_numpy(numpy.concatenate(gather)).to(device)  # (P,) the state at each padded place
+        self._scatter = torch.from_numpy(scatter).to(device)  # (N,) the padded place of each state
+
+    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
+        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+        padded = hidden.index_select(0, self._gather)  # (P, H)
+        parts = torch.split(padded, [len(tier.sets) * tier.longest for tier in self._tiers])
+        added = [_squeeze_tier(part, tier, seams) for part, tier in zip(parts, self._tiers, strict=True)]
+        return (added[0] if len(added) == 1 else torch.cat(added)).index_select(0, self._scatter)
+
+
+class AllAtOnce:
+    """Two grouped products for all sets, for answers in bfloat16 on a Hopper GPU or newer, where a kernel does them.
+
+    Args:
+        states: for each set the places of its states; together all of them.
+        device: where the states are.
+    """
+
+    def __init__(self, states: Sequence[Indices], device: torch.device) -> None:
+        order = numpy.concatenate(states)
+        counts = torch.tensor([len(own) for own in states])
+        self._ends = counts.cumsum(0).to(device, torch.int32)  # (K,) where the states of each set end
+        self._sets = torch.repeat_interleave(counts).to(device)  # (N,) the set of each state
+        self._gather: Tensor | None = None  # a batch on CUDA has the states in the order of their sets already
+        self._scatter: Tensor | None = None
+        if bool((order != numpy.arange(len(order))).any()):
+            self._gather = torch.from_numpy(order).to(device)
+            self._scatter = torch.from_numpy(numpy.argsort(order)).to(device)
+
+    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
+        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+        down, down_bias, up, up_bias = _stack(bottlenecks_of(seams))
+        size = down.shape[1]
+        # The grouped product knows no bias: a column of ones in the inner states multiplies it, and pads the width.
+        spare = GROUPED_WIDTH - size % GROUPED_WIDTH
+        down, down_bias = F.pad(down, (0, 0, 0, spare)), F.pad(down_bias, (0, spare))
+        up = torch.cat([up, up_bias.unsqueeze(2), up.new_zeros(*up.shape[:2], spare - 1)], dim=2)  # (K, H, M + spare)
+        ordered = hidden if self._gather is None else hidden.index_select(0, self._gather)
+        inner = F.grouped_mm(ordered, down.transpose(1, 2), offs=self._ends)  # (N, M + spare)
+        inner = ACTIVATIONS[seams[0].kind.activation](inner + down_bias.index_select(0, self._sets))
+        inner[:, size] = 1
+        added = F.grouped_mm(inner, up.transpose(1, 2), offs=self._ends)  # (N, H)
+        return added if self._scatter is None else added.index_select(0, self._scatter)
+
+
+def make_plan(states: Sequence[Indices], device: torch.device, weights: BottleneckWeights) -> Plan:
+    """Return the plan that is fastest where the states are.
+
+    Args:
+        states: for each set the places of its states; together all of them.
+        device: where the states are.
+        weights: of one of the sets, which says dtype and whether they train.
+    """
+    if device.type != "cuda":
+        return SetBySet(states, device)
+    on_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+    if on_hopper and weights.down.dtype == torch.bfloat16 and not weights.down.requires_grad:
+        return AllAtOnce(states, device)
+    return Tiers(states, device)
+
+
+def bottlenecks_of(seams: Sequence[Seam]) -> list[BottleneckWeights]:
+    """Return the bottlenecks of seams that all have one."""
+    return [seam.bottleneck for seam in seams if seam.bottleneck is not None]
+
+
+def _tiers(counts: Sequence[int]) -> list[_Tier]:
+    """Return tiers of falling size, a new one wherever the padding of the last becomes too much."""
+    tiers: list[list[int]] = []
+    padding = 0
+    for index in sorted(range(len(counts)), key=lambda i: -counts[i]):
+        if tiers:
+            padding += counts[tiers[-1][0]] - counts[index]
+        if not tiers or padding > MOST_PADDING:
+            tiers.append([])
+            padding = 0
+        tiers[-1].append(index)
+    return [_Tier(tuple(tier), tuple(counts[index] for index in tier)) for tier in tiers]
+
+
+def _squeeze_tier(padded: Tensor, tier: _Tier, seams: Sequence[Seam]) -> Tensor:
+    """Return what the bottlenecks of one tier add to its (sets * longest, H) padded states."""
+    own = [seams[index] for index in tier.sets]
+    weights = bottlenecks_of(own)
+    activation = own[0].kind.activation
+    if len(own) == 1:
+        return apply_bottleneck(padded, weights[0], activation, own[0].dropout)
+    down, down_bias, up, up_bias = _stack(weights)
+    states = padded.view(len(own), tier.longest, -1).to(down.dtype)  # (K, T, H)
+    inner = ACTIVATIONS[activation](torch.baddbmm(down_bias.unsqueeze(1), states, down.transpose(1, 2)))  # (K, T, M)
+    inner = _drop(inner, tier.counts, own)
+    added = torch.baddbmm(up_bias.unsqueeze(1), inner, up.transpose(1, 2))  # (K, T, H)
+    return added.view(padded.shape).to(padded.dtype)
+
+
+def _drop(inner: Tensor, counts: Sequence[int], seams: Sequence[Seam]) -> Tensor:
+    """Return the (K, T, M) inner states after each set's own dropout, drawn as the set alone would draw it."""
+    dropping = [seam.dropout if seam.dropout is not None and seam.dropout.is_active else None for seam in seams]
+    if not any(dropping):
+        return inner
+    masks = torch.ones_like(inner)
+    for mask, count, dropout, weights in zip(masks, counts, dropping, bottlenecks_of(seams), strict=True):
+        if dropout is not None:
+            own = mask[:count, : len(weights.down_bias)]
+            own.copy_(dropout.draw(own))
+    return inner * masks
+
+
+def _stack(weights: Sequence[BottleneckWeights]) -> BottleneckWeights:
+    """Return the tensors of all sets stacked, (K, ...); smaller bottlenecks get zeros, which changes nothing."""
+    widest = max(len(one.down_bias) for one in weights)
+    same = [_widen(one, widest - len(one.down_bias)) for one in weights]
+    return BottleneckWeights(*(torch.stack(tensors) for tensors in zip(*same, strict=True)))
+
+
+def _widen(weights: BottleneckWeights, by: int) -> BottleneckWeights:
+    if by == 0:
+        return weights
+    down, down_bias, up, up_bias = weights
+    return BottleneckWeights(F.pad(down, (0, 0, 0, by)), F.pad(down_bias, (0, by)), F.pad(up, (0, by)), up_bias)

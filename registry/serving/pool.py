@@ -1,0 +1,199 @@
+"""Adapter sets resident beside the backbone, within a number of bytes: the least recently used leave first.
+
+Choosing a set is looking it up. A set in use by a batch never leaves; one that left comes back from where it was
+loaded when it is named again. What a reference is, and where sets come from, is not known here.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from registry.adapters.adapter_set import Adapter, AdapterSet
+from registry.adapters.bottleneck import join_alone
+from registry.adapters.head import Head
+from registry.adapters.interface import PLAIN, Adapters, BottleneckWeights, NormWeights, Place, Seam
+from registry.schema import Manifest
+from registry.validation import require
+
+GIBIBYTE = 2**30
+
+
+class ResidentAdapter:
+    """An adapter for answers only: plain tensors, nothing that trains.
+
+    Args:
+        adapter: of the set; its tensors are copied.
+        layers: of the backbone.
+        dtype: of the bottlenecks.
+    """
+
+    def __init__(self, adapter: Adapter, layers: int, dtype: torch.dtype) -> None:
+        places: tuple[Place, ...] = ("attention", "ffn")
+        seams = {(layer, place): adapter.seam(layer, place) for layer in range(layers) for place in places}
+        self._seams = {where: _detach(seam, dtype) for where, seam in seams.items() if seam is not PLAIN}
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        parts = [part for seam in self._seams.values() for part in (seam.bottleneck, seam.norm) if part is not None]
+        return sum(tensor.nbytes for part in parts for tensor in part)
+
+    def seam(self, layer: int, place: Place) -> Seam:
+        """Return what this set does after one sub-layer."""
+        return self._seams.get((layer, place), PLAIN)
+
+    def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Return the (N, H) states after one add-and-norm step, with this set's bottleneck where it has one."""
+        return join_alone(self.seam(layer, place), sub, residual, norm)
+
+    def on_rows(self) -> Adapters:
+        """Return itself, as every state is treated alike."""
+        return self
+
+
+class ResidentSet:
+    """A stored adapter set in memory, ready to answer.
+
+    Args:
+        reference: with its version, for answers.
+        manifest: what is known of it.
+        adapter_set: copied, so that nothing of a module stays.
+        dtype: the backbone's. On a GPU its bottlenecks take it, as a product there has a single dtype; on a CPU they
+            stay float32, as products this small are no faster in bfloat16.
+    """
+
+    def __init__(self, reference: str, manifest: Manifest, adapter_set: AdapterSet, dtype: torch.dtype) -> None:
+        self.reference = reference
+        self.manifest = manifest
+        on_gpu = adapter_set.head.out.weight.is_cuda
+        self.adapter = ResidentAdapter(adapter_set.adapter, adapter_set.layers, dtype if on_gpu else torch.float32)
+        self.head: Head = copy.deepcopy(adapter_set.head).requires_grad_(False).eval()
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of all tensors."""
+        head: Iterable[Tensor] = self.head.state_dict().values()
+        return self.adapter.bytes + sum(tensor.nbytes for tensor in head)
+
+
+def _detach(seam: Seam, dtype: torch.dtype) -> Seam:
+    """Return the seam with tensors of its own that train no more."""
+    bottleneck, norm = seam.bottleneck, seam.norm
+    if bottleneck is not None:
+        bottleneck = BottleneckWeights(*(tensor.detach().to(dtype, copy=True) for tensor in bottleneck))
+    if norm is not None:
+        norm = NormWeights(*(tensor.detach().clone() for tensor in norm))
+    return Seam(seam.kind, bottleneck, norm)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(eq=False)
+class _Place:
+    """One set's place in the pool: empty while it is being loaded."""
+
+    resident: ResidentSet | None = None
+    users: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class AdapterPool(Generic[Key]):
+    """Resident sets by key, safe to use from any number of threads.
+
+    Args:
+        load: brings the set of a key; called once for each time it becomes resident, never under the pool's lock.
+        capacity: bytes of tensors kept; only sets in use, and those a batch is waiting for, may exceed it.
+
+    Raises:
+        ConfigError: a capacity below zero.
+    """
+
+    def __init__(self, load: Callable[[Key], ResidentSet], capacity: int = 2 * GIBIBYTE) -> None:
+        require(capacity >= 0, "capacity", "at least 0 bytes", capacity)
+        self._load = load
+        self.capacity = capacity
+        self._bytes = 0
+        self._places: OrderedDict[Key, _Place] = OrderedDict()  # the least recently used first
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of the tensors of all resident sets."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    @contextmanager
+    def hold(self, keys: Sequence[Key]) -> Iterator[list[ResidentSet]]:
+        """Give the sets of ``keys``, in that order, and keep them resident meanwhile.
+
+        Raises:
+            whatever ``load`` raises; then nothing is held.
+        """
+        taken: list[Key] = []
+        try:
+            sets = []
+            for key in keys:
+                place = self._take(key)
+                taken.append(key)
+                sets.append(place.resident or self._fill(key, place))
+            yield sets
+        finally:
+            self._release(taken)
+
+    def _take(self, key: Key) -> _Place:
+        """Return the place of a key, now the most recently used, with one user more."""
+        with self._lock:
+            place = self._places.get(key)
+            if place is None:
+                place = self._places[key] = _Place()
+            self._places.move_to_end(key)
+            place.users += 1
+            return place
+
+    def _fill(self, key: Key, place: _Place) -> ResidentSet:
+        """Return the set of a place, loaded by the first thread that asks while others wait for it."""
+        with place.loading:
+            if place.resident is None:
+                place.resident = self._load(key)
+                with self._lock:
+                    self._bytes += place.resident.bytes
+            return place.resident
+
+    def _release(self, keys: Sequence[Key]) -> None:
+        """Give back one use of each key, and let the least recently used sets go while there are too many bytes."""
+        with self._lock:
+            for key in keys:
+                place = self._places[key]
+                place.users -= 1
+                if place.resident is None and place.users == 0:  # it could not be loaded
+                    del self._places[key]
+            for key in self._superfluous():
+                resident = self._places.pop(key).resident
+                self._bytes -= resident.bytes if resident is not None else 0
+
+    def _superfluous(self) -> list[Key]:
+        """Return the least recently used sets that nobody uses, as many as are too much."""
+        leaving: list[Key] = []
+        excess = self._bytes - self.capacity
+        for key, place in self._places.items():
+            if excess <= 0:
+                break
+            if place.users == 0 and place.resident is not None:
+                leaving.append(key)
+                excess -= place.resident.bytes
+        return leaving

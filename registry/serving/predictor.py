@@ -1,0 +1,196 @@
+"""Answers for texts: one adapter set, or rows of different sets in one pass, in the caller's order.
+
+A predictor keeps the sets it has used in a pool beside the one backbone. It has no current adapter: what answers
+is part of every question, so threads cannot disturb each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from registry.adapters.head import probabilities_of
+from registry.errors import RequestError
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
+from registry.schema import HeadConfig
+from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
+from registry.store.registry import Registry
+
+SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to answer: a reference to a stored set, a text, and the second text of a pair task."""
+
+    reference: str
+    text: str
+    pair: str | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one row.
+
+    Attributes:
+        reference: the set that answered, with its version.
+        label: the most probable class; for multi-label the classes above one half; for regression the value.
+        probabilities: by label name; for regression the value under its name.
+        truncated: whether the row was cut to the set's longest length.
+    """
+
+    reference: str
+    label: str | tuple[str, ...] | float
+    probabilities: dict[str, float]
+    truncated: bool = False
+
+
+class _Key(NamedTuple):
+    """A version of a store; ``stamp`` tells it from another that took its place."""
+
+    name: str
+    version: int
+    stamp: tuple[int, int]
+
+
+class Predictor:
+    """Answers from the sets of one registry on its backbone.
+
+    Args:
+        backbone: the encoder that all sets share.
+        registry: where sets come from; a bare name or an alias is looked up at every call.
+        capacity: bytes of adapter sets kept in memory; beyond it the least recently used leave.
+    """
+
+    def __init__(self, backbone: Backbone, registry: Registry, *, capacity: int = 2 * GIBIBYTE) -> None:
+        self.backbone = backbone
+        self.registry = registry
+        self.pool: AdapterPool[_Key] = AdapterPool(self._load, capacity)
+
+    def __call__(self, reference: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Return the answers of one set, one per text.
+
+        Raises:
+            RequestError: no text, a pair for a single-sentence set or the reverse, or lists of unequal length.
+            AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
+        """
+        if pairs is not None and len(pairs) != len(texts):
+            raise RequestError(f"answer with '{reference}'", f"{len(texts)} second texts", str(len(pairs)))
+        seconds: Sequence[str | None] = pairs if pairs is not None else [None] * len(texts)
+        return self.mixed([(reference, text, pair) for text, pair in zip(texts, seconds, strict=True)])
+
+    def mixed(self, requests: Sequence[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
+        """Return the answers to rows of any sets in any order, in that order.
+
+        Args:
+            requests: requests, or tuples of their fields.
+
+        Raises:
+            RequestError: a row that its set cannot answer.
+            AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
+        """
+        rows = [each if isinstance(each, Request) else Request(*each) for each in requests]
+        found = {reference: self._find(reference) for reference in dict.fromkeys(row.reference for row in rows)}
+        answers: list[Prediction | None] = [None] * len(rows)
+        keys = iter(dict.fromkeys(found.values()))
+        while held := list(islice(keys, SETS_AT_ONCE)):
+            place = {key: index for index, key in enumerate(held)}
+            own = [index for index, row in enumerate(rows) if found[row.reference] in place]
+            owners = [place[found[rows[index].reference]] for index in own]
+            with self.pool.hold(held) as sets:
+                for index, answer in zip(own, self._answer([rows[i] for i in own], owners, sets), strict=True):
+                    answers[index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(self, rows: Sequence[Request], owners: Sequence[int], sets: Sequence[ResidentSet]) -> list[Prediction]:
+        """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
+        tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
+        lengths = [len(ids) for ids in tokens.input_ids]
+        numbers: list[list[float]] = [[]] * len(rows)
+        for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
+            batch = Batch.pack(tokens.take(indices), [owners[i] for i in indices], self.backbone.device)
+            for place, answer in self._forward(batch, sets):
+                numbers[indices[place]] = answer
+        each = zip(owners, numbers, truncated, strict=True)
+        return [_interpret(sets[owner], probabilities, cut) for owner, probabilities, cut in each]
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch, sets: Sequence[ResidentSet]) -> list[tuple[int, list[float]]]:
+        """Return the probabilities of each row of a batch and its place in the caller's order."""
+        order = batch.order.tolist()
+        answers: list[tuple[int, list[float]]] = []
+        for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
+            problem_type = sets[owner].manifest.head.problem_type
+            rows = probabilities_of(problem_type, logits).tolist()
+            answers += [(order[row], numbers) for row, numbers in zip(packed, rows, strict=True)]
+        return answers
+
+    def _tokenize(self, rows: Sequence[Request], owners: Sequence[ResidentSet]) -> tuple[TokenRows, list[bool]]:
+        """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
+            _check_request(row, owner)
+            groups.setdefault((owner.manifest.max_length, row.pair is not None), []).append(index)
+        input_ids: list[Sequence[int]] = [()] * len(rows)
+        type_ids: list[Sequence[int]] = [()] * len(rows)
+        truncated = [False] * len(rows)
+        for (max_length, paired), indices in groups.items():
+            texts = [rows[i].text for i in indices]
+            pairs = [rows[i].pair or "" for i in indices] if paired else None
+            tokens = self.backbone.tokenize(texts, pairs, max_length)
+            for place, index in enumerate(indices):
+                input_ids[index], type_ids[index] = tokens.input_ids[place], tokens.type_ids[place]
+                truncated[index] = place in tokens.truncated_rows
+        return TokenRows(input_ids, type_ids), truncated
+
+    def _find(self, reference: str) -> _Key:
+        """Return what a reference means now."""
+        name, version = self.registry.catalog.resolve(reference)
+        return _Key(name, version, _stamp(self.registry.catalog.folder(name, version)))
+
+    def _load(self, key: _Key) -> ResidentSet:
+        exact = f"{key.name}:{key.version}"
+        return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """Return what changes when a name is removed and saved again, as its versions then count from 1 anew."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:  # removed just now; loading it says so
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
+
+
+def _check_request(row: Request, owner: ResidentSet) -> None:
+    attempted = f"answer with '{owner.reference}'"
+    for text in (row.text, row.pair):
+        if text is not None and not text.strip():
+            raise RequestError(attempted, "a text", "an empty one")
+        if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RequestError(attempted, "a text", "half a character (a lone surrogate)")
+    if owner.manifest.pair is True and row.pair is None:
+        raise RequestError(attempted, "two texts, as its task is on pairs", "one")
+    if owner.manifest.pair is False and row.pair is not None:
+        raise RequestError(attempted, "one text, as its task is on single texts", "two")
+
+
+def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool) -> Prediction:
+    head: HeadConfig = owner.manifest.head
+    probabilities = dict(zip(head.label_names, numbers, strict=True))
+    label: str | tuple[str, ...] | float
+    if head.problem_type == "regression":
+        label = numbers[0]
+    elif head.problem_type == "multi_label":
+        label = tuple(name for name, share in probabilities.items() if share >= 0.5)
+    else:
+        label = max(probabilities, key=lambda name: probabilities[name])
+    return Prediction(owner.reference, label, probabilities, truncated)

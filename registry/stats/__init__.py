@@ -1,0 +1,5 @@
+"""Arrays only: intervals, tests and comparisons that know no record, table or word.
+
+Reading order: ``bootstrap``, ``intervals``, ``predictions``, ``comparison``. To the left: ``tasks``. To the right:
+``training``.
+"""

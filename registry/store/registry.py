@@ -1,0 +1,224 @@
+"""The names, versions and aliases of the adapter sets that fit one backbone.
+
+Joins a store with the backbone in memory. Keeps no state of its own but the two, so threads may share one; what
+is in a file is tensors.py's to know, and what is in a folder the catalog's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.errors import ConfigError, RegistryError
+from registry.provenance import library_versions
+from registry.schema import DataInfo, Manifest, Origin, Reference, TrainingConfig
+from registry.store.archive import export_version
+from registry.store.audit import Problem, find_strangers
+from registry.store.errors import AdapterNotFoundError
+from registry.store.manifest import check_backbone
+from registry.store.store import Catalog
+from registry.store.tensors import import_set, load_set, save_set
+
+if TYPE_CHECKING:
+    from registry.model.backbone import Backbone
+
+
+class Registry:
+    """A store opened for the one backbone that its sets were trained on.
+
+    Attributes:
+        catalog: the store without its tensors.
+        backbone: what ``load`` gives sets for.
+
+    Raises:
+        NotAStoreError: no store at ``root``; ``Registry.create`` makes one.
+        BackboneMismatchError: the store belongs to another backbone or tokenizer.
+    """
+
+    def __init__(self, root: str | Path, backbone: Backbone) -> None:
+        self.catalog = Catalog.open(Path(root))
+        self.backbone = backbone
+        check_backbone(f"store {root}", self.catalog.info.backbone, backbone.info)
+
+    @classmethod
+    def create(cls, root: str | Path, backbone: Backbone) -> Registry:
+        """Open the store at ``root``, after making one where there is none.
+
+        Raises:
+            BackboneMismatchError: the store that is there belongs to another backbone or tokenizer.
+            NotAStoreError: the path is taken by something that is no store.
+            StoreWriteError: the folder cannot be written.
+        """
+        Catalog.create(Path(root), backbone.info)
+        return cls(root, backbone)
+
+    def save(
+        self,
+        name: str,
+        adapter_set: AdapterSet,
+        *,
+        task: str | None = None,
+        pair: bool | None = None,
+        max_length: int = 128,
+        scores: Mapping[str, float] | None = None,
+        main_metric: str | None = None,
+        recipe: str | None = None,
+        training: TrainingConfig | None = None,
+        data: DataInfo | None = None,
+        split: str | None = None,
+        origin: Origin | None = None,
+    ) -> Reference:
+        """Store a set as the next version of ``name`` and return the reference to that version.
+
+        Args:
+            pair: whether a row has two texts.
+            max_length: tokens a row is cut to.
+            scores: metric names and values on ``split`` of ``data``.
+            origin: what else ``train --from`` needs.
+
+        Raises:
+            InvalidNameError: no set may have this name.
+            ConfigError: a tensor or a score is not a finite number.
+            ShapeMismatchError: the set is for a backbone of other H or L.
+            StoreWriteError: nothing was changed.
+            CommitUncertainError: the version is there, but the disk did not confirm it.
+        """
+        manifest = Manifest(
+            name=name,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            task=task,
+            pair=pair,
+            max_length=max_length,
+            adapter=adapter_set.adapter_config,
+            head=adapter_set.head_config,
+            parameters=adapter_set.stored_count,
+            main_metric=main_metric,
+            scores=dict(scores or {}),
+            recipe=recipe,
+            training=training,
+            data=data,
+            split=split,
+            origin=origin,
+            dtype=str(self.backbone.dtype).removeprefix("torch."),
+            backbone=self.backbone.info,
+            library_versions=library_versions(),
+        )
+        return Reference(name=name, version=save_set(self.catalog, adapter_set, manifest))
+
+    def load(self, reference: str | Reference) -> AdapterSet:
+        """Return a stored set on the backbone's device, in evaluation mode.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError, IntegrityError: a stored file is damaged.
+            BackboneMismatchError: made for another backbone or tokenizer.
+        """
+        name, version = self.catalog.resolve(reference)
+        return load_set(self.catalog, name, version, self.backbone.info, self.backbone.device)[1]
+
+    def manifest(self, reference: str | Reference) -> Manifest:
+        """Return what is known of a stored set without reading its tensors.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError: the manifest is damaged.
+        """
+        return self.catalog.manifest(*self.catalog.resolve(reference))
+
+    def versions(self, name: str) -> list[int]:
+        """Return the rising version numbers of ``name``; an unknown one raises AdapterNotFoundError."""
+        return self.catalog.versions(name)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return the version that each alias of ``name`` points to."""
+        return self.catalog.aliases(name)
+
+    def alias(self, name: str, alias: str, version: int) -> None:
+        """Point ``name@alias`` at a version, in one step, whether or not the alias is there already."""
+        self.catalog.set_alias(name, alias, version)
+
+    def remove(self, reference: str | Reference) -> None:
+        """Remove one version, only the alias of ``name@alias``, or all of a bare name.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            VersionInUseError: an alias points to this version.
+        """
+        self.catalog.remove(reference)
+
+    def export_set(self, reference: str | Reference, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a stored set into one file that another store can import, and return its path.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError, IntegrityError: the stored version is damaged.
+            StoreWriteError: the file is there already, or cannot be written; nothing was changed.
+        """
+        return export_version(self.catalog, reference, Path(path), overwrite=overwrite)
+
+    def import_set(self, path: str | Path, name: str | None = None) -> Reference:
+        """Store the set in an exported file under its own name, or ``name``, and return the reference to the version.
+
+        Raises:
+            ArchiveNotFoundError: no such file.
+            ArchiveError: damaged, too large, or no exported set.
+            BackboneMismatchError: made for another backbone or tokenizer.
+            InvalidNameError: no set may have this name.
+            StoreWriteError: nothing was changed.
+        """
+        return import_set(self.catalog, Path(path), name)
+
+    def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
+        """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""
+        return self.catalog.collect_garbage(older_than=older_than, dry_run=dry_run)
+
+    def verify(self, references: Iterable[str | Reference] | None = None) -> list[Problem]:
+        """Re-read, re-hash and load what is stored, and return everything that is wrong with it.
+
+        Args:
+            references: a bare name means all its versions and aliases; None is the whole store.
+        """
+        if references is not None:
+            return [problem for reference in references for problem in self._problems(str(reference))]
+        strangers = [Problem(where, error) for where, error in find_strangers(self.catalog)]
+        return strangers + [problem for name in self.catalog.names() for problem in self._problems(name)]
+
+    def __contains__(self, reference: object) -> bool:
+        if not isinstance(reference, str | Reference):
+            return False
+        try:
+            self.catalog.resolve(reference)
+        except (AdapterNotFoundError, ConfigError):
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.catalog.names())
+
+    def __len__(self) -> int:
+        return len(self.catalog.names())
+
+    def __repr__(self) -> str:
+        return f"Registry({str(self.catalog.root)!r}, {self.backbone.info.source!r}: {len(self)} names)"
+
+    def _problems(self, reference: str) -> Iterator[Problem]:
+        try:
+            parsed = Reference.parse(reference)
+            if parsed.version is not None or parsed.alias is not None:
+                targets = [parsed]
+            else:
+                targets = [Reference(name=parsed.name, version=each) for each in self.versions(parsed.name)]
+                targets += [Reference(name=parsed.name, alias=each) for each in self.catalog.alias_names(parsed.name)]
+        except RegistryError as err:
+            yield Problem(reference, err)
+            return
+        for target in targets:
+            try:
+                name, version = self.catalog.resolve(target)
+                if target.alias is None or target is parsed:  # the versions of a name are loaded once
+                    load_set(self.catalog, name, version, self.backbone.info)
+            except RegistryError as err:
+                yield Problem(str(target), err)

@@ -1,0 +1,171 @@
+"""Adapter set <-> version of a store: exact tensors or none.
+
+Bytes that were hashed are the bytes that are parsed, and every name, shape, dtype and value is checked before a
+module sees them. Knows the tensor files; folders, names and commits are the catalog's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as format_tensors
+from torch import Tensor, nn
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.errors import ConfigError, shorten
+from registry.schema import BackboneInfo, Manifest, Reference, check_name
+from registry.store.archive import archive_errors, read_archive
+from registry.store.errors import IntegrityError, ManifestError
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, check_backbone
+from registry.store.store import Catalog
+from registry.validation import NOT_JSON, require
+
+HEADER_LIMIT = 2**20  # bytes of a safetensors header
+TENSOR_LIMIT = 4096  # tensors of one file
+
+_LENGTH_BYTES = 8
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class _Stored(msgspec.Struct, forbid_unknown_fields=True):
+    """What a safetensors header says of one tensor; metadata is not part of our format."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> int:
+    """Store an adapter set as the next version of ``manifest.name`` and return its number.
+
+    Equal tensors give equal bytes, so a set that is saved twice has the same digests.
+
+    Raises:
+        ConfigError: the manifest tells of another set, or a tensor is no float of 16 or 32 bits, or not finite.
+        BackboneMismatchError: the store belongs to another backbone.
+        ShapeMismatchError: the set is not of that backbone's H and L.
+        StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
+    """
+    check_backbone(f"store {catalog.root}", catalog.info.backbone, manifest.backbone)
+    adapter_set.check_fits(manifest.backbone.hidden_size, manifest.backbone.layers)
+    described = (manifest.adapter, manifest.head, manifest.parameters)
+    found = (adapter_set.adapter_config, adapter_set.head_config, adapter_set.stored_count)
+    require(described == found, "manifest", f"the configuration of the set it is for, {found}", described)
+    contents = {ADAPTER_FILE: _to_bytes(adapter_set.adapter), HEAD_FILE: _to_bytes(adapter_set.head)}
+    return catalog.commit(manifest, contents)
+
+
+def load_set(
+    catalog: Catalog, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
+) -> tuple[Manifest, AdapterSet]:
+    """Return one stored version, checked to the last bit, in evaluation mode and float32 on ``device``.
+
+    Raises:
+        AdapterNotFoundError: no such version.
+        ManifestError: the manifest is damaged.
+        BackboneMismatchError: made for another backbone or tokenizer, whatever the shapes.
+        IntegrityError: a file's size, digest, tensor names, shapes, dtypes or values are wrong.
+    """
+    manifest, contents = catalog.read_version(name, version)
+    what = f"'{name}:{version}' of {catalog.root}"
+    adapter_set = _build_set(what, catalog.folder(name, version), manifest, contents, backbone)
+    return manifest, adapter_set.to(device).eval()
+
+
+def import_set(catalog: Catalog, path: Path, name: str | None = None) -> Reference:
+    """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
+
+    Raises:
+        ArchiveNotFoundError: no such file.
+        ArchiveError: the file is damaged, too large, or its tensors are not those of its configuration.
+        BackboneMismatchError: made for another backbone or tokenizer than the store.
+        InvalidNameError: no set may have this name.
+        StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
+    """
+    if name is not None:
+        check_name(name)
+    manifest, contents = read_archive(path)
+    with archive_errors():
+        _build_set(str(path), path, manifest, contents, catalog.info.backbone)
+    renamed = msgspec.structs.replace(manifest, name=name or manifest.name)
+    return Reference(name=renamed.name, version=catalog.commit(renamed, contents))
+
+
+def stored_bytes(adapter_set: AdapterSet) -> int:
+    """Return the bytes of the two tensor files that a set would be stored in."""
+    return len(_to_bytes(adapter_set.adapter)) + len(_to_bytes(adapter_set.head))
+
+
+def _build_set(
+    what: str, folder: Path, manifest: Manifest, contents: Mapping[str, bytes], backbone: BackboneInfo
+) -> AdapterSet:
+    """Return the set that a manifest and its files describe, after every check there is."""
+    check_backbone(what, manifest.backbone, backbone)
+    adapter_set = _empty_set(manifest, backbone, folder)
+    for file, part in ((ADAPTER_FILE, adapter_set.adapter), (HEAD_FILE, adapter_set.head)):
+        path = folder / file
+        tensors = _from_bytes(path, contents[file])
+        _check_tensors(path, part.state_dict(), tensors)
+        part.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+    return adapter_set
+
+
+def _empty_set(manifest: Manifest, backbone: BackboneInfo, folder: Path) -> AdapterSet:
+    """Return the set that the manifest describes, as shapes without memory."""
+    try:
+        with torch.device("meta"):
+            adapter_set = AdapterSet(backbone.hidden_size, backbone.layers, manifest.adapter, manifest.head)
+    except ConfigError as err:
+        raise ManifestError(folder, err.field, err.expected, err.found) from err
+    if adapter_set.stored_count != manifest.parameters:
+        raise ManifestError(folder, "parameters", str(adapter_set.stored_count), manifest.parameters)
+    return adapter_set
+
+
+def _to_bytes(module: nn.Module) -> bytes:
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in sorted(module.state_dict().items()):
+        require(tensor.dtype in _DTYPES, f"tensor '{key}'", "float32, float16 or bfloat16 values", tensor.dtype)
+        require(bool(torch.isfinite(tensor).all()), f"tensor '{key}'", "finite values", "NaN or infinity")
+        tensors[key] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
+    require(len(tensors) <= TENSOR_LIMIT, "adapter set", f"at most {TENSOR_LIMIT} tensors", len(tensors))
+    return format_tensors(tensors)
+
+
+def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
+    """Return the tensors that ``data`` spells, after a look at how much the header asks for."""
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if length > HEADER_LIMIT:
+        raise IntegrityError(path, "header", f"at most {HEADER_LIMIT} bytes", f"{length} bytes")
+    try:
+        header = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, _Stored])
+    except NOT_JSON as err:
+        raise IntegrityError(path, "header", "a safetensors header", err) from err
+    if len(header) > TENSOR_LIMIT:
+        raise IntegrityError(path, "header", f"at most {TENSOR_LIMIT} tensors", f"{len(header)} tensors")
+    dtypes = {stored.dtype for stored in header.values()}
+    if not dtypes <= set(_DTYPES.values()):
+        raise IntegrityError(path, "dtypes", "F32, F16 or BF16", shorten(ascii(dtype)[:80] for dtype in dtypes))
+    try:
+        return parse_tensors(data)
+    except SafetensorError as err:
+        raise IntegrityError(path, "content", "a safetensors file", err) from err
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    if expected.keys() != found.keys():
+        missing = shorten(expected.keys() - found.keys())
+        unexpected = shorten(ascii(key)[:80] for key in found.keys() - expected.keys())
+        told = f"missing {missing}; unexpected {unexpected}"
+        raise IntegrityError(path, "tensor names", f"the {len(expected)} of its configuration", told)
+    for key, tensor in found.items():
+        shape = tuple(expected[key].shape)
+        if tuple(tensor.shape) != shape:
+            raise IntegrityError(path, f"shape of '{key}'", shape, tuple(tensor.shape))
+        if not bool(torch.isfinite(tensor).all()):
+            raise IntegrityError(path, f"values of '{key}'", "finite numbers", "NaN or infinity")

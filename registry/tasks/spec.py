@@ -1,0 +1,236 @@
+"""What a task is: its columns, splits, label names and metrics, and where its rows come from.
+
+A task is data, so an own task is a TOML file or one labelled file. Nothing here reads rows or computes scores, and
+importing it is quick: the command line lists task names without pandas, scikit-learn or torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from registry.errors import ConfigError, DataError, UnknownTaskError, closest, shorten
+from registry.schema import ProblemType, check_name
+from registry.validation import Record, choose, from_plain, require
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+METRICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "classification": ("accuracy", "f1_binary", "f1_weighted", "f1_macro", "matthews"),
+        "multi_label": ("f1_micro", "f1_macro", "exact_match"),
+        "regression": ("pearson", "spearman", "mse"),
+    }
+)
+
+
+def _check_label_names(names: tuple[str, ...] | None, problem_type: ProblemType) -> None:
+    if names is None:
+        return
+    counts = {"classification": len(names) >= 2, "multi_label": len(names) >= 1, "regression": len(names) == 1}
+    expected = {"classification": "at least two names", "multi_label": "at least one name", "regression": "one name"}
+    require(counts[problem_type], "label_names", expected[problem_type], names)
+    require(all(names) and len(set(names)) == len(names), "label_names", "distinct names, none empty", names)
+
+
+class HubSource(Record, frozen=True, kw_only=True):
+    """A data set on the Hub.
+
+    Attributes:
+        path: its id, ``nyu-mll/glue`` say.
+        config: which of its configurations, None where it has one.
+        revision: branch, tag or commit; None is the newest.
+    """
+
+    path: str
+    config: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.config is None else f"{self.path} {self.config}"
+
+
+class TaskSpec(Record, frozen=True, kw_only=True):
+    """Everything about a task but its rows.
+
+    Attributes:
+        name: follows the name rule of the store.
+        text_columns: one column, or two for a task on pairs.
+        label_column: class names or numbers, lists of them, or numbers to predict.
+        label_names: the classes in the order of the logits; None until seen in the training rows.
+        problem_type: one class, any number of classes, or a number per row.
+        metrics: names from METRICS, the main one first; empty is the usual ones of the problem type.
+        train_split: where training rows come from.
+        reported_split: where scores come from, never used to choose anything.
+        hub: the data set on the Hub.
+        folder: holds one file per split; relative to the ``--data`` folder.
+        file: one labelled file, of which ``held_out`` is reported.
+        held_out: share of ``file``'s rows that is reported, a fraction.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str = "label"
+    label_names: tuple[str, ...] | None = None
+    problem_type: ProblemType = "classification"
+    metrics: tuple[str, ...] = ()
+    train_split: str = "train"
+    reported_split: str = "validation"
+    hub: HubSource | None = None
+    folder: str | None = None
+    file: str | None = None
+    held_out: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "task name")
+        columns = self.text_columns
+        require(len(columns) in (1, 2) and all(columns), "text_columns", "one or two column names", columns)
+        used = (*columns, self.label_column)
+        require(len(set(used)) == len(used), "label_column", "a column beside text_columns, none twice", used)
+        _check_label_names(self.label_names, self.problem_type)
+        for metric in self.metrics:
+            choose(metric, METRICS[self.problem_type], "metrics")
+        require(len(set(self.metrics)) == len(self.metrics), "metrics", "distinct metrics", self.metrics)
+        require(self.main_metric != "mse", "metrics", "first a metric of which more is better", self.main_metric)
+        differs = self.reported_split != self.train_split
+        require(differs, "reported_split", f"a split other than '{self.train_split}'", self.reported_split)
+        require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
+
+    @property
+    def pair(self) -> bool:
+        """Whether a row has two texts."""
+        return len(self.text_columns) == 2
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that stands for the task in one number."""
+        return (self.metrics or METRICS[self.problem_type])[0]
+
+
+BUILT_IN: Mapping[str, TaskSpec] = MappingProxyType(
+    {
+        "mrpc": TaskSpec(
+            name="mrpc",
+            text_columns=("sentence1", "sentence2"),
+            label_names=("not_equivalent", "equivalent"),
+            metrics=("f1_binary", "accuracy", "f1_weighted"),
+            hub=HubSource(path="nyu-mll/glue", config="mrpc"),
+            folder="glue/mrpc",
+        ),
+        "sst2": TaskSpec(
+            name="sst2",
+            text_columns=("sentence",),
+            label_names=("negative", "positive"),
+            metrics=("accuracy", "f1_binary", "f1_weighted"),
+            hub=HubSource(path="nyu-mll/glue", config="sst2"),
+            folder="glue/sst2",
+        ),
+        "imdb": TaskSpec(
+            name="imdb",
+            text_columns=("text",),
+            label_names=("neg", "pos"),
+            metrics=("accuracy", "f1_binary", "f1_weighted"),
+            reported_split="test",
+            hub=HubSource(path="stanfordnlp/imdb"),
+            folder="imdb",
+        ),
+    }
+)
+
+
+def find_task(name: str) -> TaskSpec:
+    """Return the built-in task of this name.
+
+    Raises:
+        UnknownTaskError: there is none.
+    """
+    if name not in BUILT_IN:
+        raise UnknownTaskError(name, BUILT_IN)
+    return BUILT_IN[name]
+
+
+def replace_split(spec: TaskSpec, split: str) -> TaskSpec:
+    """Return the task reporting on another split: MRPC, say, has a labelled test split as well.
+
+    Raises:
+        ConfigError: it is the split that is trained on, or the task's one file has no splits.
+    """
+    require(spec.file is None, "reported_split", "none, as the task is one file without splits", split)
+    return msgspec.structs.replace(spec, reported_split=split)
+
+
+def task_from_file(
+    path: Path | str,
+    *,
+    text_column: str,
+    pair_column: str | None = None,
+    label_column: str,
+    name: str | None = None,
+    problem_type: ProblemType = "classification",
+) -> TaskSpec:
+    """Return the task that one labelled file makes; label names are those seen in it.
+
+    Args:
+        path: csv, tsv, jsonl or parquet.
+        name: the file's name in the letters that names allow when None.
+
+    Raises:
+        ConfigError: a column twice, or a name that the store cannot have.
+    """
+    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(path).stem.lower()).strip("._-")
+    columns = (text_column,) if pair_column is None else (text_column, pair_column)
+    return TaskSpec(
+        name=stem if name is None else name,
+        text_columns=columns,
+        label_column=label_column,
+        problem_type=problem_type,
+        reported_split="held_out",
+        file=str(path),
+    )
+
+
+def read_task_file(path: Path) -> TaskSpec:
+    """Return the task that a TOML file spells, its keys being the fields of TaskSpec.
+
+    The name is the file's where none is given; ``file`` and ``folder`` are relative to the TOML file.
+
+    Raises:
+        DataError: no such file, not TOML, an unknown or missing key, a value out of range.
+    """
+    plain = _read_toml(path)
+    fields = TaskSpec.__struct_fields__
+    for key in plain:
+        if key not in fields:
+            hint = closest(key, fields).removeprefix("; ")
+            raise DataError(path, "task file", f"the keys {shorten(fields, len(fields))}", f"'{key}'", hint)
+    sources = [key for key in ("hub", "folder", "file") if key in plain]
+    if len(sources) != 1:
+        raise DataError(path, "task file", "one of the keys hub, folder and file", " and ".join(sources) or "none")
+    for key in ("folder", "file"):
+        if isinstance(plain.get(key), str):
+            plain[key] = str(path.absolute().parent / plain[key])
+    if "file" in plain:
+        plain.setdefault("reported_split", "held_out")
+    try:
+        return from_plain(TaskSpec, {"name": path.stem, **plain})
+    except ConfigError as err:
+        raise DataError(path, err.field, err.expected, err.found) from err
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as err:
+        raise DataError(path, "task file", "a TOML file", err.strerror or type(err).__name__) from err
+    except ValueError as err:
+        raise DataError(path, "task file", "TOML in UTF-8", str(err)) from err

@@ -1,0 +1,74 @@
+"""What a stored set answers to the reported rows of a task that fits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.errors import RequestError
+from registry.model.backbone import Backbone
+from registry.model.inference import answer_rows
+from registry.schema import Manifest
+from registry.stats.predictions import Answers
+from registry.tasks.loading import TaskData
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """The (R, C) float32 probabilities of all reported rows, in their order, and how many rows were cut."""
+
+    probabilities: numpy.ndarray
+    truncated: int
+
+
+def check_fits(reference: str, manifest: Manifest, data: TaskData) -> None:
+    """Refuse to ask a set what it was not trained to answer.
+
+    Raises:
+        RequestError: labels, problem type or number of texts are not the task's.
+    """
+    attempted = f"score '{reference}' on task '{data.spec.name}'"
+    head = manifest.head
+    if head.label_names != data.spec.label_names:
+        raise RequestError(
+            attempted, f"labels {', '.join(head.label_names)}", ", ".join(data.spec.label_names or ()) or "none"
+        )
+    if head.problem_type != data.spec.problem_type:
+        raise RequestError(attempted, head.problem_type, data.spec.problem_type)
+    if manifest.pair not in (None, data.spec.pair):
+        texts = ("one text per row", "two") if data.spec.pair else ("two texts per row", "one")
+        raise RequestError(attempted, *texts)
+
+
+def answer_task(
+    backbone: Backbone, reference: str, manifest: Manifest, adapter_set: AdapterSet, data: TaskData
+) -> Answered:
+    """Return a set's answers to the reported rows, each cut to the longest length it was trained for.
+
+    Args:
+        backbone: of the set.
+        reference: what the set is called in an error.
+        manifest: of the set.
+        adapter_set: its weights.
+        data: rows of a task with the same labels.
+
+    Raises:
+        RequestError: the task does not fit the set.
+    """
+    check_fits(reference, manifest, data)
+    tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
+    return Answered(answer_rows(backbone.encoder, adapter_set, tokens), tokens.truncated)
+
+
+def as_answers(data: TaskData, answered: Answered, seed: int) -> Answers:
+    """Return the answers of one training as statistics take them."""
+    kind = numpy.float64 if data.spec.problem_type == "regression" else numpy.int64
+    return Answers(
+        problem_type=data.spec.problem_type,
+        seeds=(seed,),
+        row_numbers=numpy.asarray(data.reported.row_numbers, dtype=numpy.int64),
+        labels=numpy.asarray(data.reported.labels, dtype=kind),
+        probabilities=answered.probabilities[numpy.newaxis],
+    )

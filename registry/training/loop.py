@@ -1,0 +1,215 @@
+"""Train adapter sets on their rows: one, or several in one pass of the backbone.
+
+It sees an encoder, sets, token rows and configurations; it knows nothing of names, stores or files of data. Sets
+trained together share the backbone's batches and nothing else: each has its own loss, clip norm, schedule and seed, so
+each learns what it would learn alone. The encoder is a frozen backbone's, or a separate trainable copy for full
+fine-tuning: the loop is the same, since what trains is whatever requires a gradient.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
+from registry.model.batching import Batch, TokenRows
+from registry.model.encoder import Encoder
+from registry.model.inference import LabelledRows, mixed_logits, pool_rows
+from registry.schema import TrainingConfig
+from registry.training.cached_states import PrefixStates, packed_order
+from registry.training.checkpoint import Checkpoint
+from registry.training.state import StepReport, TrainingJob, TrainingResult, TrainingRun
+
+
+def train(
+    encoder: Encoder,
+    adapter_set: AdapterSet,
+    rows: LabelledRows,
+    config: TrainingConfig,
+    *,
+    held_out: LabelledRows | None = None,
+    autocast_dtype: torch.dtype | None = None,
+    checkpoint: Checkpoint | None = None,
+    observe: Callable[[StepReport], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainingResult:
+    """Train ``adapter_set`` (and the encoder, where it is not frozen) in place.
+
+    The same seed on the same CPU gives bit-identical weights, resumed or not.
+
+    Args:
+        encoder: where the set's tensors are too.
+        adapter_set: changed in place; after an error it holds the weights of the last good step.
+        rows: what to train on.
+        config: all choices.
+        held_out: rows for ``config.evaluate_every``; never those of the reported split.
+        autocast_dtype: mixed precision for an unfrozen encoder.
+        checkpoint: where to write state every so often; a state that is there already is continued.
+        observe: called after every step.
+        should_stop: asked after every step; True writes a checkpoint and raises.
+
+    Raises:
+        ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
+        NonFiniteLossError: the loss or its gradient became NaN or infinite.
+        TrainingInterrupted: ``should_stop`` said so.
+        CheckpointError: the state there was made by other settings or is damaged.
+    """
+    job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe)
+    (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop)
+    if isinstance(result, NonFiniteLossError):
+        raise result
+    return result
+
+
+def train_together(
+    encoder: Encoder,
+    jobs: Sequence[TrainingJob],
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[TrainingResult | NonFiniteLossError]:
+    """Train several sets in place, the rows of all of them in each batch of the encoder.
+
+    Each learns what ``train`` would teach it alone, up to rounding (float32: weights within 1e-6 after 20 steps). A set
+    whose loss diverges ends with its error; the others go on.
+
+    Args:
+        encoder: frozen, unless there is only one job.
+        jobs: of any placements, sizes, tasks, batch sizes and numbers of steps.
+        autocast_dtype: mixed precision for an unfrozen encoder.
+        should_stop: asked after every step; True writes all checkpoints and raises.
+
+    Raises:
+        ConfigError: no held-out rows for scores on them, a metric to select by that does not fit, or several sets with
+            an encoder that trains.
+        TrainingInterrupted: ``should_stop`` said so.
+        CheckpointError: a state there was made by other settings or is damaged.
+    """
+    unfrozen = any(parameter.requires_grad for parameter in encoder.parameters())
+    if unfrozen and len(jobs) > 1:
+        raise ConfigError("jobs", "one, as the encoder trains with it", len(jobs))
+    runs = [TrainingRun(encoder, job, autocast_dtype) for job in jobs]
+    device = encoder.embeddings.word.weight.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(jobs[0].config.seed if jobs else 0)  # only an unfrozen encoder draws from it
+        for run in runs:
+            run.restore()
+        modes = encoder.training, [run.adapter_set.training for run in runs]
+        for run in runs:
+            run.adapter_set.train()
+            run.adapter_set.draw_dropout_from(run.generator)
+        try:
+            _Pass(encoder, runs, autocast_dtype).loop(should_stop)
+        finally:
+            encoder.train(modes[0])
+            for run, mode in zip(runs, modes[1], strict=True):
+                run.adapter_set.train(mode)
+                run.adapter_set.draw_dropout_from(None)
+    return [run.error or run.finish() for run in runs]
+
+
+class _Pass:
+    """All runs over one encoder, step by step."""
+
+    def __init__(self, encoder: Encoder, runs: Sequence[TrainingRun], autocast_dtype: torch.dtype | None) -> None:
+        self.encoder, self.runs, self.autocast_dtype = encoder, runs, autocast_dtype
+        self.device = encoder.embeddings.word.weight.device
+        self.pooled: dict[TrainingRun, Tensor] = {}  # (R, H) where only a head trains
+        through = [run for run in runs if not run.only_head_trains]
+        frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
+        self.layer = min((run.adapter_set.lowest_layer for run in through), default=0) if frozen else 0
+        if not PrefixStates.fits(encoder, {id(run.job.rows.tokens): run.job.rows.tokens for run in through}.values()):
+            self.layer = 0
+        self.prefixes: dict[int, PrefixStates] = {}  # by the identity of the rows, which seeds of one task share
+
+    def loop(self, should_stop: Callable[[], bool] | None) -> None:
+        """Take all remaining steps of all runs."""
+        while active := [run for run in self.runs if not run.is_done]:
+            self._step(active)
+            stop = should_stop is not None and should_stop() and any(not run.is_done for run in self.runs)
+            for run in self.runs if stop else active:
+                run.write_checkpoint(is_last=stop)
+            if stop:
+                first = next(run for run in self.runs if not run.is_done)
+                path = first.job.checkpoint.path if first.job.checkpoint is not None else None
+                raise TrainingInterrupted(first.step, first.steps, path)
+
+    def _step(self, active: Sequence[TrainingRun]) -> None:
+        """Take one step of each of the runs."""
+        started = time.perf_counter()
+        chosen = {run: run.next_rows() for run in active}
+        losses = {run: run.loss(logits, chosen[run]) for run, logits in self._logits(chosen).items()}
+        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for the device
+        learning = [run for run in active if run.accept(values[run])]
+        for run in learning:
+            run.optimizer.zero_grad(set_to_none=True)
+        if learning:
+            torch.stack([losses[run] for run in learning]).sum().backward()  # type: ignore[no-untyped-call]
+        tokens = {run: sum(run.lengths[i] for i in chosen[run]) for run in active}
+        passed = time.perf_counter() - started
+        for run in active:
+            run.seconds += passed * tokens[run] / sum(tokens.values())
+        for run in learning:
+            began = time.perf_counter()
+            report = run.learn(values[run], len(chosen[run]))
+            run.seconds += time.perf_counter() - began
+            if report is not None and run.job.observe is not None:
+                run.job.observe(replace(report, seconds=run.seconds))
+
+    def _logits(self, chosen: dict[TrainingRun, list[int]]) -> dict[TrainingRun, Tensor]:
+        """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
+        logits = {run: self._head_logits(run, rows) for run, rows in chosen.items() if run.only_head_trains}
+        through = [run for run in chosen if run not in logits]
+        # A set that looks at first tokens alone has fewer states in the last layer, and so draws fewer dropout masks;
+        # it would draw more beside one that looks at all tokens.
+        for of_all_tokens in (False, True):
+            alike = [run for run in through if (run.adapter_set.head_config.pooling == "mean") == of_all_tokens]
+            if alike:
+                logits |= self._passed_through(alike, chosen)
+        return logits
+
+    def _passed_through(
+        self, runs: Sequence[TrainingRun], chosen: dict[TrainingRun, list[int]]
+    ) -> dict[TrainingRun, Tensor]:
+        """Return the (B, C) logits of each run's rows from one batch of the encoder."""
+        taken = [run.job.rows.tokens.take(chosen[run]) for run in runs]
+        owners = [owner for owner, rows in enumerate(taken) for _ in range(len(rows))]
+        batch = Batch.pack(_join(taken), owners, self.device)
+        entering = None
+        if self.layer > 0:
+            states = torch.cat([self._prefix(run).of(chosen[run]) for run in runs])
+            entering = states.index_select(0, packed_order(batch))
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            sets = [run.adapter_set for run in runs]
+            answered = mixed_logits(self.encoder, sets, batch, entering, self.layer)
+        order = batch.order.tolist()
+        logits: dict[TrainingRun, Tensor] = {}
+        for owner, (packed, answers) in answered.items():
+            callers = [order[row] for row in packed]  # rising by set, so a set's own rows need no offset to be sorted
+            places = sorted(range(len(callers)), key=callers.__getitem__)
+            logits[runs[owner]] = answers.float().index_select(0, torch.tensor(places, device=self.device))
+        return logits
+
+    def _head_logits(self, run: TrainingRun, rows: Sequence[int]) -> Tensor:
+        if run not in self.pooled:  # what a frozen head-only model pools is the same in every epoch
+            self.pooled[run] = pool_rows(self.encoder, run.adapter_set, run.job.rows.tokens)
+        logits: Tensor = run.adapter_set.head(self.pooled[run][torch.tensor(rows, device=self.device)])
+        return logits
+
+    def _prefix(self, run: TrainingRun) -> PrefixStates:
+        rows = run.job.rows.tokens
+        if id(rows) not in self.prefixes:
+            self.prefixes[id(rows)] = PrefixStates(self.encoder, rows, self.layer)
+        return self.prefixes[id(rows)]
+
+
+def _join(parts: Sequence[TokenRows]) -> TokenRows:
+    """Return the rows of all parts, one after the other."""
+    return TokenRows(
+        [ids for rows in parts for ids in rows.input_ids], [ids for rows in parts for ids in rows.type_ids]
+    )

@@ -1,0 +1,269 @@
+"""A recipe names every choice of a training: bottlenecks, head, optimisation, by task and by method.
+
+Recipes are TOML files; those in ``recipes/`` ship with the package. Command-line options override a recipe, a recipe's
+``[method.*]`` tables override its ``[task.*]`` tables, and those override ``[training]``; the most special are
+``[method.*.task.*]``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import msgspec
+
+from registry.errors import ConfigError, UnknownRecipeError, closest
+from registry.schema import (
+    BASELINES,
+    PLACEMENTS,
+    Activation,
+    AdapterConfig,
+    HeadConfig,
+    Initialisation,
+    Placement,
+    Pooling,
+    ProblemType,
+    TrainingConfig,
+)
+from registry.validation import Record, choose, from_plain, require, to_json
+
+if TYPE_CHECKING:
+    from registry.model.backbone import Backbone
+    from registry.tasks.loading import TaskData
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SHIPPED = Path(__file__).with_name("recipes")
+DEFAULT = "default"
+
+
+class AdapterChoices(Record, frozen=True, kw_only=True):
+    """The bottlenecks of a recipe: as ``AdapterConfig``, but their size may be given as M itself."""
+
+    placement: Placement = "after_layer"
+    reduction_factor: int | None = None
+    bottleneck_size: int | None = None
+    activation: Activation = "gelu"
+    init: Initialisation = "zero"
+    dropout: float = 0.0
+    layer_norms: bool = False
+    layers: tuple[int, ...] | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = (self.reduction_factor is None) + (self.bottleneck_size is None)
+        require(given == 1, "adapter", "one of reduction_factor and bottleneck_size", f"{2 - given} of them")
+
+    def for_hidden_size(self, hidden_size: int) -> AdapterConfig:
+        """Return the configuration for a backbone of hidden size H.
+
+        Raises:
+            ConfigError: M does not divide H.
+        """
+        factor = self.reduction_factor
+        if factor is None:
+            size = self.bottleneck_size or 0
+            fits = size >= 1 and hidden_size % size == 0
+            require(fits, "bottleneck_size", f"a divisor of the hidden size {hidden_size}", size)
+            factor = hidden_size // size
+        fits = factor >= 1 and hidden_size % factor == 0
+        require(fits, "reduction_factor", f"a divisor of the hidden size {hidden_size}", factor)
+        fields = msgspec.structs.asdict(self)
+        del fields["bottleneck_size"]
+        return AdapterConfig(**{**fields, "reduction_factor": factor})
+
+
+class HeadChoices(Record, frozen=True, kw_only=True):
+    """The head of a recipe: all of ``HeadConfig`` that does not depend on the task."""
+
+    form: Literal["linear", "dense_tanh"] = "linear"
+    pooling: Pooling = "mean"
+    dropout: float = 0.0
+    trained: bool = True
+
+    def for_task(self, label_names: tuple[str, ...], problem_type: ProblemType) -> HeadConfig:
+        """Return the head for a task's labels."""
+        fields = {**msgspec.structs.asdict(self), "label_names": label_names, "problem_type": problem_type}
+        return from_plain(HeadConfig, fields)
+
+
+class Recipe(Record, frozen=True, kw_only=True):
+    """Every choice of a training.
+
+    Attributes:
+        name: of the file, without its ending.
+        description: one sentence for ``--help`` and reports.
+        backbone: what the recipe was made for; it runs on any.
+        adapter, head, training: the choices.
+        task: fields of ``training`` that differ by task.
+        method: fields of ``training`` that differ by method of a benchmark, and its own ``task`` tables.
+    """
+
+    name: str
+    description: str
+    backbone: str = "embedded"
+    adapter: AdapterChoices
+    head: HeadChoices
+    training: TrainingConfig
+    task: dict[str, dict[str, Any]] = {}
+    method: dict[str, dict[str, Any]] = {}
+
+    def training_for(self, task: str, method: str | None = None, **overrides: Any) -> TrainingConfig:
+        """Return the training configuration for a task and a method, with ``overrides`` that are not None."""
+        by_method = dict(self.method.get(method or "", {}))
+        by_both = by_method.pop("task", {}).get(task, {})
+        chosen = {**self.task.get(task, {}), **by_method, **by_both}
+        given = {name: value for name, value in overrides.items() if value is not None}
+        training: TrainingConfig = replace_fields(self.training, {**chosen, **given})
+        return training
+
+    def with_choices(self, adapter: Mapping[str, Any], head: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with other adapter and head choices; None leaves a choice as it is."""
+        changes = {name: value for name, value in adapter.items() if value is not None}
+        if "reduction_factor" in changes:
+            changes["bottleneck_size"] = None
+        return msgspec.structs.replace(
+            self,
+            adapter=from_plain(AdapterChoices, {**msgspec.structs.asdict(self.adapter), **changes}),
+            head=replace_fields(self.head, head),
+        )
+
+
+def replace_fields(record: Any, changes: Mapping[str, Any]) -> Any:
+    """Return the record with the changes that are not None, checked as when it was read."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    fields = type(record).__struct_fields__
+    for name in given:
+        if name not in fields:
+            raise ConfigError(type(record).__name__, f"fields {', '.join(fields)}", name, closest(name, fields))
+    return from_plain(type(record), {**msgspec.structs.asdict(record), **given})
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return a shipped recipe by name, or one from a TOML file by path.
+
+    Raises:
+        UnknownRecipeError: neither a shipped name nor a file.
+        ConfigError: not TOML, or a field that is unknown, missing or out of range.
+    """
+    shipped = recipe_names()
+    path = SHIPPED / f"{name}.toml" if name in shipped else Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        raise UnknownRecipeError(name, shipped)
+    try:
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"recipe {path.name}", "TOML text in UTF-8", str(err)) from err
+    recipe: Recipe = from_plain(Recipe, {"name": path.stem, **plain})
+    for method in recipe.method:
+        choose(method, (*BASELINES, *PLACEMENTS), f"recipe {path.name}, table method.{method}")
+    for method in ("", *recipe.method):  # a wrong field shows now, not in the middle of a benchmark
+        for task in ("", *recipe.task, *recipe.method.get(method, {}).get("task", {})):
+            recipe.training_for(task, method)
+    return recipe
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """Every choice behind one cell of a table; equal plans on equal rows give equal scores.
+
+    Attributes:
+        method: a placement, a baseline or the name of a recipe.
+        recipe: where the choices come from.
+        adapter: None where the method has no bottlenecks.
+        head: None for ``majority``, which has no model.
+        training: None for ``majority``.
+        unfreezes: whether a copy of the encoder trains as well (``full_fine_tuning``).
+    """
+
+    method: str
+    recipe: str
+    adapter: AdapterConfig | None = None
+    head: HeadConfig | None = None
+    training: TrainingConfig | None = None
+    unfreezes: bool = False
+
+    def digest(self, backbone: Backbone, data: TaskData) -> str:
+        """Return the SHA-256 of all that decides the scores: choices, rows, backbone, precision, metrics."""
+        parts = (
+            to_json(self),
+            data.fingerprint().encode(),
+            backbone.info.fingerprint.encode(),
+            backbone.info.tokenizer_digest.encode(),
+            str(backbone.dtype).encode(),
+            f"{data.spec.reported_split} {data.spec.metrics}".encode(),
+        )
+        return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def method_names() -> tuple[str, ...]:
+    """Return every method a benchmark knows: baselines, placements, and shipped recipes but the default."""
+    return (*BASELINES, *PLACEMENTS, *(name for name in recipe_names() if name != DEFAULT))
+
+
+def make_plan(
+    method: str,
+    data: TaskData,
+    backbone: Backbone,
+    seed: int,
+    recipe: Recipe | None = None,
+    *,
+    bottlenecks: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Plan:
+    """Return what a method means for a task on a backbone.
+
+    Args:
+        method: one of ``method_names()``, or ``recipe`` for the given recipe as it is.
+        data: for label names and problem type.
+        backbone: for the hidden size.
+        seed: of the run.
+        recipe: where placements and baselines take their choices from; the default recipe when None.
+        bottlenecks: choices of ``AdapterChoices`` that win over the recipe's; methods without bottlenecks have none.
+        overrides: training fields that win over the recipe's, None meaning not given.
+
+    Raises:
+        ConfigError: an unknown method, or choices that do not fit the backbone.
+    """
+    names = method_names()
+    if method not in (*names, "recipe"):
+        raise ConfigError("method", f"one of {', '.join(names)}", method, closest(method, names))
+    base = recipe or read_recipe(DEFAULT)
+    if method == "majority":
+        return Plan(method=method, recipe=base.name)
+    if method in recipe_names():
+        base = read_recipe(method)
+    elif method in PLACEMENTS:
+        base = base.with_choices({"placement": cast(Placement, method)}, {})
+    if bottlenecks:
+        require(method not in BASELINES, "bottlenecks", "a method that has them", method)
+        base = base.with_choices(bottlenecks, {})
+    kind = method if method in BASELINES else base.adapter.placement
+    adapter = None if method in BASELINES else base.adapter.for_hidden_size(backbone.info.hidden_size)
+    head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type)
+    if method in BASELINES:
+        head = msgspec.structs.replace(head, trained=True)
+    training = base.training_for(data.spec.name, kind, **{**overrides, "seed": seed})
+    backbone.check_pooling(head)
+    backbone.check_max_length(training.max_length)
+    if adapter is not None and adapter.layers is not None:
+        last = backbone.info.layers - 1
+        require(adapter.layers[-1] <= last, "layers", f"indices from 0 to {last}", adapter.layers)
+    return Plan(
+        method=method if method != "recipe" else base.adapter.placement,
+        recipe=base.name,
+        adapter=adapter,
+        head=head,
+        training=training,
+        unfreezes=method == "full_fine_tuning",
+    )

@@ -1,0 +1,159 @@
+"""Train a stored set again from its manifest, and tell whether the weights came out the same.
+
+Equal rows, settings, seed, libraries, code and processor give equal bits; what may differ is compared and told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from registry.errors import ConfigError, DataError
+from registry.schema import DataInfo, Manifest, Reference
+from registry.tasks.loading import TaskData, load_task
+from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec
+from registry.training.recipes import Plan
+
+_CIRCUMSTANCES = {"code": "code", "device": "device", "threads": "number of threads", "processor": "processor"}
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A stored set's training, ready to be done again.
+
+    Attributes:
+        reference: the stored version.
+        manifest: of it.
+        spec: the task.
+        plan: every choice.
+        data: what the manifest says of the rows.
+        dtype: of the backbone.
+    """
+
+    reference: Reference
+    manifest: Manifest
+    spec: TaskSpec
+    plan: Plan
+    data: DataInfo
+    dtype: str
+
+    def load_rows(self, source: str | None = None, *, offline: bool = False) -> TaskData:
+        """Return the rows that the set was trained and scored on.
+
+        Args:
+            source: where they are now, as ``--data`` takes it; where they were when None.
+            offline: never ask the network.
+
+        Raises:
+            DataError: they cannot be read, or are not those rows.
+            DataUnavailableError: the Hub cannot be reached and nothing is cached.
+        """
+        info, spec = self.data, self.spec
+        if source is not None and spec.file is not None:
+            spec = msgspec.structs.replace(spec, file=source)
+        elif source is not None and spec.folder is not None and Path(spec.folder).is_absolute():
+            spec = msgspec.structs.replace(spec, folder=str(Path(source).absolute()))
+        data = load_task(
+            spec,
+            source or info.source,
+            offline=offline,
+            limit=info.train_rows if info.train_rows < info.train_available else None,
+            limit_reported=info.reported_rows if info.reported_rows < info.reported_available else None,
+        )
+        if data.fingerprint() != info.fingerprint:
+            expected = f"those of {self.reference}, {_digits(info.fingerprint)} ({_counts(info)})"
+            found = f"{_digits(data.fingerprint())} ({len(data.train):,} to train on, {len(data.reported):,} to score)"
+            hint = "the data has changed, or --data names another copy"
+            raise DataError(data.source, "rows", expected, found, hint)
+        return data
+
+
+def read_repetition(reference: Reference, manifest: Manifest) -> Repetition:
+    """Return the training that a manifest tells of.
+
+    Raises:
+        ConfigError: it does not tell enough: the set was made by hand, or by an older version from data of its own.
+    """
+    task, split, data, training, dtype = (
+        manifest.task, manifest.split, manifest.data, manifest.training, manifest.dtype,
+    )  # fmt: skip
+    if task is None or split is None or data is None or training is None or dtype is None:
+        facts = {"task": task, "split": split, "data": data, "training": training, "dtype": dtype}
+        missing = ", ".join(name for name, fact in facts.items() if fact is None)
+        raise ConfigError(f"--from {reference}", "a set that train or bench saved", f"one without {missing}")
+    plan = Plan(
+        method=manifest.adapter.placement if manifest.adapter is not None else "head_only",
+        recipe=manifest.recipe or "",
+        adapter=manifest.adapter,
+        head=manifest.head,
+        training=training,
+    )
+    spec = _task_spec(reference, manifest, task, split)
+    return Repetition(reference, manifest, spec, plan, data, dtype)
+
+
+def _task_spec(reference: Reference, manifest: Manifest, task: str, split: str) -> TaskSpec:
+    """Return the task as it was: from the manifest, or a built-in one of manifests that do not hold it."""
+    origin, head = manifest.origin, manifest.head
+    main = (manifest.main_metric,) if manifest.main_metric is not None else ()
+    metrics = (*main, *(metric for metric in manifest.scores if metric not in main))
+    if origin is None:
+        if task not in BUILT_IN:
+            expected = f"a built-in task ({', '.join(BUILT_IN)}), as this manifest does not say where the rows stand"
+            raise ConfigError(f"--from {reference}", expected, task)
+        built_in = BUILT_IN[task]
+        return msgspec.structs.replace(built_in, label_names=head.label_names, metrics=metrics, reported_split=split)
+    hub = HubSource(path=origin.hub, config=origin.hub_config, revision=origin.hub_revision) if origin.hub else None
+    return TaskSpec(
+        name=task,
+        text_columns=origin.text_columns,
+        label_column=origin.label_column,
+        label_names=head.label_names,
+        problem_type=head.problem_type,
+        metrics=metrics,
+        train_split=origin.train_split,
+        reported_split=split,
+        hub=hub,
+        folder=origin.folder,
+        file=origin.file,
+        held_out=origin.held_out,
+    )
+
+
+def has_same_weights(first: Manifest, second: Manifest) -> bool:
+    """Return whether two stored versions hold the same tensors, to the bit."""
+    return [entry.sha256 for entry in first.files] == [entry.sha256 for entry in second.files]
+
+
+def find_differences(before: Manifest, now: Manifest) -> list[str]:
+    """Return what may be why the weights differ: libraries, precision, machine, code, and the company in training."""
+    return list(_differences(before, now))
+
+
+def _differences(before: Manifest, now: Manifest) -> Iterator[str]:
+    for library in sorted(before.library_versions.keys() | now.library_versions.keys()):
+        versions = before.library_versions.get(library, "missing"), now.library_versions.get(library, "missing")
+        if versions[0] != versions[1]:
+            yield f"{library} was {versions[0]}, is {versions[1]}"
+    if before.dtype != now.dtype:
+        yield f"dtype was {before.dtype}, is {now.dtype}"
+    if before.origin is None or now.origin is None:
+        yield "its machine, code and number of threads were not recorded then"
+        return
+    for field, name in _CIRCUMSTANCES.items():
+        values = getattr(before.origin, field), getattr(now.origin, field)
+        if values[0] != values[1]:
+            yield f"{name} was {values[0]}, is {values[1]}"
+    if before.origin.together > 1:
+        yield f"it was trained in one pass with {before.origin.together - 1} more, which rounds differently"
+
+
+def _counts(info: DataInfo) -> str:
+    return f"{info.train_rows:,} to train on, {info.reported_rows:,} to score"
+
+
+def _digits(fingerprint: str) -> str:
+    return f"fingerprint {fingerprint[:12]}"

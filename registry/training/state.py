@@ -1,0 +1,303 @@
+"""The state of one set's training between two steps: what comes next, and what a step does to it.
+
+A run draws everything random from generators of its own, so it learns the same whether it is trained alone or beside
+others (training.py). It does not know how logits are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.head import label_tensor, loss_of
+from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
+from registry.model.batching import shuffled_batches
+from registry.model.encoder import Encoder
+from registry.model.inference import LabelledRows, answer_rows
+from registry.schema import TrainingConfig
+from registry.tasks.metrics import check_metrics, score
+from registry.tasks.spec import METRICS
+from registry.training.checkpoint import Checkpoint, Snapshot
+from registry.validation import require
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a progress display or a live log wants to know after a step.
+
+    Attributes:
+        step, steps: how many were taken, and how many there are in all.
+        loss: of the step's rows, before the step.
+        rows: of the step.
+        learning_rate: the one just used.
+        gradient_norm: before it was clipped.
+        seconds: wall time of the training so far, observers left out; of sets trained together each has its share.
+        held_out_scores: after the step, where it was time for them.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    rows: int
+    learning_rate: float
+    gradient_norm: float = 0.0
+    seconds: float = 0.0
+    held_out_scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training run.
+
+    Attributes:
+        steps: optimizer steps taken.
+        final_loss: mean loss of the last epoch's steps.
+        seconds: wall time of the loop; of sets trained together each has its share by tokens.
+        rows: rows seen, every epoch counted, in this process.
+        best_step: the step whose weights were kept; the last one without ``select_best``.
+        history: (step, held-out scores) of each evaluation.
+    """
+
+    steps: int
+    final_loss: float
+    seconds: float
+    rows: int
+    best_step: int
+    history: tuple[tuple[int, dict[str, float]], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingJob:
+    """One set to train.
+
+    Attributes:
+        adapter_set: changed in place; after an error it holds the weights of the last good step.
+        rows: what to train on.
+        config: all choices.
+        held_out: rows for ``config.evaluate_every``; never those of the reported split.
+        checkpoint: where to write state every so often; a state that is there already is continued.
+        observe: called after every step.
+    """
+
+    adapter_set: AdapterSet
+    rows: LabelledRows
+    config: TrainingConfig
+    held_out: LabelledRows | None = None
+    checkpoint: Checkpoint | None = None
+    observe: Callable[[StepReport], None] | None = None
+
+
+class TrainingRun:
+    """A job under way.
+
+    Args:
+        encoder: frozen, or trained as well (full fine-tuning).
+        job: what to train.
+        autocast_dtype: mixed precision for an unfrozen encoder.
+
+    Raises:
+        ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
+    """
+
+    def __init__(self, encoder: Encoder, job: TrainingJob, autocast_dtype: torch.dtype | None = None) -> None:
+        config, head = job.config, job.adapter_set.head_config
+        if config.holds_out and job.held_out is None:
+            raise ConfigError("held_out", "rows for evaluate_every", None)
+        self.metric = config.select_best or METRICS[head.problem_type][0]
+        check_metrics(head.problem_type, len(head.label_names), (self.metric,))
+        require(self.metric != "mse", "select_best", "a metric of which more is better", self.metric)
+        self.encoder, self.job, self.config, self.autocast_dtype = encoder, job, config, autocast_dtype
+        self.adapter_set = job.adapter_set
+        self.device = encoder.embeddings.word.weight.device
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.lengths = [len(ids) for ids in job.rows.tokens.input_ids]
+        self.steps_per_epoch = math.ceil(len(job.rows) / config.batch_size)
+        self.steps = self.steps_per_epoch * config.epochs
+        modules = (encoder, job.adapter_set)
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, config, self.device)
+        self.step, self.rows_seen, self.seconds = 0, 0, 0.0
+        self.losses: list[float] = []
+        self.best_step, self.best_score, self.since_best = 0, -math.inf, 0
+        self.best_state: list[Tensor] | None = None
+        self.history: list[tuple[int, dict[str, float]]] = []
+        self.error: NonFiniteLossError | None = None
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    @property
+    def only_head_trains(self) -> bool:
+        """Return whether the pooled states are the same at every step."""
+        below_head = (*self.encoder.parameters(), *self.adapter_set.adapter.parameters())
+        return not any(parameter.requires_grad for parameter in below_head)
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether no step is left: all taken, no better score for too long, or an error."""
+        out_of_patience = self.config.patience is not None and self.since_best >= self.config.patience
+        return self.step >= self.steps or out_of_patience or self.error is not None
+
+    def next_rows(self) -> list[int]:
+        """Return the indices of the rows of the next step."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            batches = shuffled_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
+            self._epoch = (epoch, batches)
+        if place == 0:
+            self.losses = []
+        return self._epoch[1][place]
+
+    def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
+        """Return the mean loss of (B, C) logits for the rows at ``indices``."""
+        problem = self.adapter_set.head_config.problem_type
+        labels = label_tensor(problem, [self.job.rows.labels[i] for i in indices], self.device)
+        return loss_of(problem, logits, labels)
+
+    def accept(self, loss: float) -> bool:
+        """Return whether a loss can be learned from; otherwise the run ends here with its error."""
+        if not math.isfinite(loss):
+            self.error = NonFiniteLossError(self.step + 1, loss, self.learning_rate)
+        return self.error is None
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next step."""
+        return learning_rate_at(self.step, self.steps, self.config)
+
+    def learn(self, loss: float, rows: int) -> StepReport | None:
+        """Take the optimizer's step with the gradients that are there; score, remember, and return what to report."""
+        rate = self.learning_rate
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if not math.isfinite(float(norm)):
+            self.error = NonFiniteLossError(self.step + 1, float(norm), rate, "gradient norm")
+            return None
+        if self.config.clip_norm > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        self.rows_seen += rows
+        self.losses.append(loss)
+        scores = self._score_held_out()
+        return StepReport(self.step, self.steps, loss, rows, rate, float(norm), self.seconds, scores)
+
+    def _score_held_out(self) -> dict[str, float]:
+        """Return the scores on held-out rows if it is time for them, and remember the best weights."""
+        every, held_out = self.config.evaluate_every, self.job.held_out
+        if every is None or held_out is None or (self.step % every != 0 and self.step != self.steps):
+            return {}
+        probabilities = answer_rows(self.encoder, self.adapter_set, held_out.tokens, self.autocast_dtype)
+        scores = score(self.adapter_set.head_config.problem_type, held_out.labels, probabilities, (self.metric,))
+        self.history.append((self.step, scores))
+        self.since_best += 1
+        if scores[self.metric] > self.best_score:
+            self.best_step, self.best_score, self.since_best = self.step, scores[self.metric], 0
+            self.best_state = [tensor.detach().clone() for tensor in self.parameters]
+        return scores
+
+    def finish(self) -> TrainingResult:
+        """Return what came of the run, after putting back the best weights where they were asked for."""
+        selects = self.config.select_best is not None
+        if selects and self.best_state is not None:
+            self._load_weights(self.best_state)
+        return TrainingResult(
+            steps=self.step,
+            final_loss=sum(self.losses) / max(1, len(self.losses)),
+            seconds=self.seconds,
+            rows=self.rows_seen,
+            best_step=self.best_step if selects else self.step,
+            history=tuple(self.history),
+        )
+
+    def write_checkpoint(self, is_last: bool) -> None:
+        """Write the state where it is wanted: every so many steps, and before stopping."""
+        checkpoint = self.job.checkpoint
+        if checkpoint is not None and (is_last or checkpoint.is_due(self.step)):
+            checkpoint.write(self._snapshot())
+
+    def _load_weights(self, state: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, tensor in zip(self.parameters, state, strict=True):
+                parameter.copy_(tensor)
+
+    def _snapshot(self) -> Snapshot:
+        """Return everything that the next step depends on."""
+        tensors = {f"weight.{i}": p.detach() for i, p in enumerate(self.parameters)}
+        for i, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{i}.{name}"] = value
+        for i, tensor in enumerate(self.best_state or ()):
+            tensors[f"best.{i}"] = tensor
+        tensors["rng.set"] = self.generator.get_state()
+        tensors["rng.cpu"] = torch.get_rng_state()  # an unfrozen encoder's dropout draws from the global generators
+        if self.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        return Snapshot(
+            tensors=tensors,
+            step=self.step,
+            losses=self.losses,
+            best_step=self.best_step,
+            best_score=self.best_score,
+            since_best=self.since_best,
+            history=self.history,
+        )
+
+    def restore(self) -> None:
+        """Continue from the checkpoint, where there is one to continue.
+
+        Raises:
+            CheckpointError: it was made by other settings or is damaged.
+        """
+        saved = self.job.checkpoint.read() if self.job.checkpoint is not None else None
+        if saved is None:
+            return
+        tensors = saved.tensors
+        if "rng.set" not in tensors and self.job.checkpoint is not None:
+            raise CheckpointError(self.job.checkpoint.path, "a checkpoint of this version", "one of an older version")
+        count = len(self.parameters)
+        self._load_weights([tensors[f"weight.{i}"] for i in range(count)])
+        for i, parameter in enumerate(self.parameters):
+            prefix = f"optimizer.{i}."
+            # The step count stays where the optimizer made it: on the CPU, or beside fused CUDA parameters.
+            self.optimizer.state[parameter] = {
+                name.removeprefix(prefix): tensor.to(self.device)
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+        if "best.0" in tensors:
+            self.best_state = [tensors[f"best.{i}"].to(self.device) for i in range(count)]
+        self.generator.set_state(tensors["rng.set"])
+        torch.set_rng_state(tensors["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        self.step, self.losses, self.history = saved.step, list(saved.losses), list(saved.history)
+        self.best_step, self.best_score, self.since_best = saved.best_step, saved.best_score, saved.since_best
+
+
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainingConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return AdamW or Adam over the parameters; biases and norms are not decayed."""
+    fused = device.type in ("cpu", "cuda")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+
+
+def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
+    """Return the learning rate of the step after ``step`` steps: rising through warm-up, then as scheduled."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (steps - step) / max(1, steps - warmup)
