@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from registry.model.backbone import Backbone
-from registry.model.cpu import Projection
+from registry.model.cpu import FrozenLinear
 from registry.model.encoder import intermediate_size
 
 # The first group with a matching piece of the operation's name has it.
@@ -138,9 +138,9 @@ def parts_of(backbone: Backbone, lengths: Sequence[int], reduction_factor: int) 
     return products, layers * 4.0 * h * squares, layers * tokens * 4.0 * h * (h // reduction_factor)
 
 
-def frozen(weight: Tensor) -> Projection:
+def frozen(weight: Tensor) -> FrozenLinear:
     """Return the package's own frozen layer with that weight, as its products are the fastest that we know of."""
-    layer = Projection(weight.shape[1], weight.shape[0]).to(weight.device, weight.dtype)
+    layer = FrozenLinear(weight.shape[1], weight.shape[0]).to(weight.device, weight.dtype)
     layer.weight.data.copy_(weight)
     return layer.requires_grad_(False)
 

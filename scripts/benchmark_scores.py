@@ -20,7 +20,7 @@ from benchmark_rounds import ContenderError, now
 
 from registry.bench.records import replace_file
 from registry.model.backbone import Backbone
-from registry.model.inference import LabelledRows, answer_rows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.provenance import code_version
 from registry.tasks.loading import TaskData, load_task
 from registry.tasks.metrics import score
@@ -118,7 +118,7 @@ def score_ours(course: Course, backbone: Backbone) -> dict[str, Any]:
     started = now(backbone.device)
     train(backbone.encoder, adapter_set, course.train, config)
     seconds = now(backbone.device) - started
-    probabilities = answer_rows(backbone.encoder, adapter_set, course.reported.tokens)
+    probabilities = predict_probabilities(backbone.encoder, adapter_set, course.reported.tokens)
     scores = score("classification", course.reported.labels, probabilities, METRICS)
     return {"scores": scores, "seconds": seconds, "learning_rate": config.learning_rate, "code": code_version()}
 

@@ -166,10 +166,10 @@ class Ours:
 
     def load(self, folder: Path, backbone: str) -> Any:
         """Return the newest version, after every visible one loaded; the first may not be gone."""
-        from registry.store.store import Catalog
+        from registry.store.store import Store
         from registry.store.tensors import load_set
 
-        catalog = Catalog.open(folder)  # not by a Registry, which would refuse a wrong backbone for the whole store
+        catalog = Store.open(folder)  # not by a Registry, which would refuse a wrong backbone for the whole store
         versions = catalog.versions(NAME)
         if versions[0] != 1:
             raise LookupError(f"cannot find the first version: found {versions}")
@@ -183,10 +183,10 @@ class Ours:
     def logits(self, loaded: Any, ids: torch.Tensor) -> torch.Tensor:
         """Return the probabilities of the set on its backbone."""
         from registry.model.batching import TokenRows
-        from registry.model.inference import answer_rows
+        from registry.model.inference import predict_probabilities
 
         rows = TokenRows(input_ids=ids.tolist(), type_ids=torch.zeros_like(ids).tolist())
-        return torch.from_numpy(answer_rows(loaded[0].encoder, loaded[1], rows))
+        return torch.from_numpy(predict_probabilities(loaded[0].encoder, loaded[1], rows))
 
 
 @torch.no_grad()

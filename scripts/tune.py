@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from registry.model.backbone import Backbone
-from registry.model.inference import LabelledRows, answer_rows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
@@ -123,7 +123,7 @@ def run(backbone: Backbone, task: str, setting: dict[str, Any], source: str) -> 
     autocast = torch.bfloat16 if unfreezes else None
     result = train(encoder, adapter_set, tokenize(data.train.take(learned)), training, autocast_dtype=autocast)
     tested = tokenize(data.train.take(held))
-    answers = answer_rows(encoder, adapter_set, tested.tokens, autocast)
+    answers = predict_probabilities(encoder, adapter_set, tested.tokens, autocast)
     scores = score("classification", tested.labels, answers, ("accuracy", "f1_binary"))
     return {**{name: round(value, 4) for name, value in scores.items()}, "final_loss": round(result.final_loss, 4)}
 

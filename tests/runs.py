@@ -12,10 +12,10 @@ from rich.table import Table
 
 from registry.bench.records import RunRecord, find_records, read_record, replace_file, write_record
 from registry.provenance import Hardware
-from registry.reports.content import Evidence, gather_evidence
+from registry.reports.content import ReportContent, gather_evidence
 from registry.reports.report import REPORT_FORMATS, render_terminal, write_report
 from registry.schema import BackboneInfo, DataInfo, ParameterCounts, TrainingConfig
-from registry.stats.predictions import Answers, CellKey, Predictions
+from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import score
 from registry.validation import to_json
 
@@ -117,7 +117,9 @@ def write_answered(out: Path, task: str, rights: Mapping[str, float], seeds: int
             write_record(out, *answer(make_record(task, method, seed, **changes), right))
 
 
-def evidence_of(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers] | None = None) -> Evidence:
+def evidence_of(
+    records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredictions] | None = None
+) -> ReportContent:
     """Return what follows from records, by default without any predictions."""
     return gather_evidence(records, answers or {})
 

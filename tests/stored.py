@@ -12,7 +12,7 @@ from typing import Any
 
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, Manifest
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
-from registry.store.store import Catalog
+from registry.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 INFO = BackboneInfo(
@@ -35,7 +35,7 @@ def new_manifest(name: str = "mrpc", **changes: Any) -> Manifest:
     return Manifest(name=name, created="2025-01-01T00:00:00+00:00", **{**fields, **changes})
 
 
-def commit(catalog: Catalog, name: str = "mrpc", times: int = 1) -> int:
+def commit(catalog: Store, name: str = "mrpc", times: int = 1) -> int:
     """Commit some bytes as the next versions of ``name`` and return the last number."""
     return [catalog.commit(new_manifest(name), CONTENTS) for _ in range(times)][-1]
 

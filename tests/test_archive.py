@@ -23,7 +23,7 @@ from registry.store.errors import (
     StoreWriteError,
 )
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.stored import HEAD, INFO, commit, new_manifest, tree
 
@@ -31,9 +31,9 @@ MANY = {"manifest.json": b"{}", ADAPTER_FILE: b"adapter", HEAD_FILE: b"head"}
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """A store with a real set, saved twice, the first of them aliased."""
-    catalog = Catalog.create(tmp_path / "store", INFO)
+    catalog = Store.create(tmp_path / "store", INFO)
     for score in (0.5, 0.75):
         adapter_set = AdapterSet(32, 2, AdapterConfig(reduction_factor=4, init="normal"), HEAD)
         described = {"adapter": adapter_set.adapter_config, "parameters": adapter_set.stored_count}
@@ -43,14 +43,14 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 @pytest.fixture
-def exported(catalog: Catalog, tmp_path: Path) -> Path:
+def exported(catalog: Store, tmp_path: Path) -> Path:
     """The file of that set."""
     return export_version(catalog, "mrpc@best", tmp_path / "mrpc.adapter")
 
 
-def test_exported_set_comes_back_bit_equal(catalog: Catalog, exported: Path, tmp_path: Path) -> None:
+def test_exported_set_comes_back_bit_equal(catalog: Store, exported: Path, tmp_path: Path) -> None:
     """A set that is exported and imported elsewhere has equal tensors and an equal manifest."""
-    other = Catalog.create(tmp_path / "other", INFO)
+    other = Store.create(tmp_path / "other", INFO)
     assert "mrpc:1" == str(import_set(other, exported))
     manifest, adapter_set = load_set(catalog, "mrpc", 1, INFO)
     found_manifest, found = load_set(other, "mrpc", 1, INFO)
@@ -61,7 +61,7 @@ def test_exported_set_comes_back_bit_equal(catalog: Catalog, exported: Path, tmp
     assert exported.read_bytes() == again.read_bytes()
 
 
-def test_import_takes_the_next_number_or_another_name(catalog: Catalog, exported: Path) -> None:
+def test_import_takes_the_next_number_or_another_name(catalog: Store, exported: Path) -> None:
     """An imported set is a new version of its own name, or the first of the name it is given."""
     assert "mrpc:3" == str(import_set(catalog, exported))
     assert "paraphrases:1" == str(import_set(catalog, exported, "paraphrases"))
@@ -84,7 +84,7 @@ def test_archive_is_pinned() -> None:
     assert MANY == unpack(Path("x"), pack(MANY))
 
 
-def test_file_that_is_there_is_not_replaced(catalog: Catalog, exported: Path) -> None:
+def test_file_that_is_there_is_not_replaced(catalog: Store, exported: Path) -> None:
     """Exporting over a file needs to be asked for, and leaves nothing half-written beside it."""
     before = exported.read_bytes()
     with pytest.raises(
@@ -98,7 +98,7 @@ def test_file_that_is_there_is_not_replaced(catalog: Catalog, exported: Path) ->
     assert [] == [path for path in exported.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_export_into_a_missing_folder_says_so(catalog: Catalog, tmp_path: Path) -> None:
+def test_export_into_a_missing_folder_says_so(catalog: Store, tmp_path: Path) -> None:
     """A file that cannot be written is told of with its path."""
     with pytest.raises(
         StoreWriteError, match=r"cannot export 'mrpc:2' .*no-folder/x.adapter: no such file or directory"
@@ -106,7 +106,7 @@ def test_export_into_a_missing_folder_says_so(catalog: Catalog, tmp_path: Path) 
         export_version(catalog, "mrpc", tmp_path / "no-folder" / "x.adapter")
 
 
-def test_damaged_version_is_not_exported(catalog: Catalog, tmp_path: Path) -> None:
+def test_damaged_version_is_not_exported(catalog: Store, tmp_path: Path) -> None:
     """What cannot be loaded is not passed on either."""
     path = catalog.folder("mrpc", 2) / HEAD_FILE
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
@@ -145,7 +145,7 @@ def rezipped(data: bytes, change: Callable[[zipfile.ZipFile], None] = lambda arc
     ],
 )
 def test_other_bytes_are_refused(
-    catalog: Catalog, exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
+    catalog: Store, exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     """Whatever is not exactly what export writes is refused by name, and nothing is written anywhere."""
     exported.write_bytes(change(exported.read_bytes()))
@@ -156,14 +156,14 @@ def test_other_bytes_are_refused(
     assert before == tree(tmp_path)
 
 
-def test_archive_with_other_tensors_is_refused(catalog: Catalog, tmp_path: Path) -> None:
+def test_archive_with_other_tensors_is_refused(catalog: Store, tmp_path: Path) -> None:
     """Right digests do not help an archive whose content is not what its configuration says."""
     commit(catalog, "made-up")
     with pytest.raises(ArchiveError, match=r"cannot import .*x.adapter: parameters: expected 1170, found 34"):
         import_set(catalog, export_version(catalog, "made-up", tmp_path / "x.adapter"))
 
 
-def test_missing_archive_and_links(catalog: Catalog, exported: Path, tmp_path: Path) -> None:
+def test_missing_archive_and_links(catalog: Store, exported: Path, tmp_path: Path) -> None:
     """A file that is not there is told of; the user's own path may be a link."""
     with pytest.raises(ArchiveNotFoundError, match=r"cannot import .*none.adapter: expected a file that .* found none"):
         read_archive(tmp_path / "none.adapter")
@@ -178,13 +178,13 @@ def test_missing_archive_and_links(catalog: Catalog, exported: Path, tmp_path: P
 
 def test_archive_for_another_store_is_refused(exported: Path, tmp_path: Path) -> None:
     """A set of another backbone does not get into a store."""
-    other = Catalog.create(tmp_path / "other", INFO.__class__(**{**as_dict(), "fingerprint": "c" * 64}))
+    other = Store.create(tmp_path / "other", INFO.__class__(**{**as_dict(), "fingerprint": "c" * 64}))
     with pytest.raises(BackboneMismatchError, match="mrpc.adapter: it was made for backbone aaaaaaaaaaaa"):
         import_set(other, exported)
     assert [] == other.names()
 
 
-def test_hostile_name_is_refused_before_anything_is_read(catalog: Catalog, tmp_path: Path) -> None:
+def test_hostile_name_is_refused_before_anything_is_read(catalog: Store, tmp_path: Path) -> None:
     """A name that no set may have is refused at this door as at every other."""
     with pytest.raises(InvalidNameError, match="cannot use name '../up'"):
         import_set(catalog, tmp_path / "none", "../up")
@@ -194,7 +194,7 @@ def as_dict() -> dict[str, object]:
     return {field: getattr(INFO, field) for field in INFO.__struct_fields__}
 
 
-def test_import_without_room_changes_nothing(catalog: Catalog, exported: Path) -> None:
+def test_import_without_room_changes_nothing(catalog: Store, exported: Path) -> None:
     """An import that cannot be written leaves the store as it was."""
     (catalog.root / "tmp").rmdir()
     (catalog.root / "tmp").write_text("in the way")
@@ -205,7 +205,7 @@ def test_import_without_room_changes_nothing(catalog: Catalog, exported: Path) -
 
 
 @pytest.mark.parametrize("path", ["/", ".", "a\0b"])
-def test_path_that_can_be_no_file(catalog: Catalog, path: str) -> None:
+def test_path_that_can_be_no_file(catalog: Store, path: str) -> None:
     """A path that no file can have is a setting that cannot be used, at both doors."""
     with pytest.raises(ConfigError, match="cannot use file: expected the path of a file"):
         export_version(catalog, "mrpc", Path(path))

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
 from registry.schema import Manifest, Reference
 from registry.store.errors import AdapterNotFoundError, ManifestError, NotAStoreError, VersionInUseError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.validation import from_json, to_json
 from tests.stored import CONTENTS, INFO, commit, new_manifest, run_python, tree
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """An empty store."""
-    return Catalog.create(tmp_path / "store", INFO)
+    return Store.create(tmp_path / "store", INFO)
 
 
 def test_catalog_needs_no_heavy_import() -> None:
@@ -32,7 +32,7 @@ def test_catalog_needs_no_heavy_import() -> None:
     assert "set()\n" == done.stdout, done.stderr
 
 
-def test_store_file_is_pinned(catalog: Catalog) -> None:
+def test_store_file_is_pinned(catalog: Store) -> None:
     """A new store is one readable store.json, byte for byte."""
     expected = {
         "store.json": b"""{
@@ -55,28 +55,28 @@ def test_store_file_is_pinned(catalog: Catalog) -> None:
     assert expected == tree(catalog.root)
 
 
-def test_create_again_opens(catalog: Catalog) -> None:
+def test_create_again_opens(catalog: Store) -> None:
     """Making a store where one is for the same backbone opens it and keeps what is there."""
     commit(catalog)
-    assert ["mrpc"] == Catalog.create(catalog.root, INFO).names()
+    assert ["mrpc"] == Store.create(catalog.root, INFO).names()
 
 
 @pytest.mark.parametrize(("field", "part"), [("fingerprint", "backbone"), ("tokenizer_digest", "tokenizer")])
-def test_create_for_other_backbone_is_refused(catalog: Catalog, field: str, part: str) -> None:
+def test_create_for_other_backbone_is_refused(catalog: Store, field: str, part: str) -> None:
     """A store never changes hands: another backbone or tokenizer is told which one it belongs to."""
     other = msgspec.structs.replace(INFO, source="other", **{field: "c" * 64})
     told = f"made for {part} .{{12}}, this one is c{{12}}; it belongs to 'tiny', and 'other' needs a store of its own"
     with pytest.raises(BackboneMismatchError, match=told) as caught:
-        Catalog.create(catalog.root, other)
+        Store.create(catalog.root, other)
     assert part == caught.value.part
-    assert INFO == Catalog.open(catalog.root).info.backbone
+    assert INFO == Store.open(catalog.root).info.backbone
 
 
 def test_create_leaves_other_folders_alone(tmp_path: Path) -> None:
     """A folder with other files in it does not become a store."""
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(NotAStoreError, match="found a folder with other files in it"):
-        Catalog.create(tmp_path, INFO)
+        Store.create(tmp_path, INFO)
     assert {"thesis.txt": b"mine"} == tree(tmp_path)
 
 
@@ -84,12 +84,12 @@ def test_create_passes_over_hidden_files(tmp_path: Path) -> None:
     """An empty folder that is kept by git, or where a store is just being made, may become a store."""
     (tmp_path / ".gitkeep").touch()
     (tmp_path / "tmp").mkdir()
-    assert [] == Catalog.create(tmp_path, INFO).names()
+    assert [] == Store.create(tmp_path, INFO).names()
 
 
 def test_create_makes_folders_above(tmp_path: Path) -> None:
     """The folders above a new store are made as well."""
-    assert INFO == Catalog.create(tmp_path / "a" / "b", INFO).info.backbone
+    assert INFO == Store.create(tmp_path / "a" / "b", INFO).info.backbone
 
 
 @pytest.mark.parametrize("create", [False, True])
@@ -98,15 +98,15 @@ def test_file_is_no_store(tmp_path: Path, create: bool) -> None:
     path = tmp_path / "file"
     path.write_text("")
     with pytest.raises(NotAStoreError, match="found a file"):
-        Catalog.create(path, INFO) if create else Catalog.open(path)
+        Store.create(path, INFO) if create else Store.open(path)
 
 
 def test_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
     """Opening what is no store tells the command that makes one."""
     with pytest.raises(NotAStoreError, match="found nothing; make one with 'adapter-registry init"):
-        Catalog.open(tmp_path / "none")
+        Store.open(tmp_path / "none")
     with pytest.raises(NotAStoreError, match=r"expected a folder with store\.json, found a folder without it"):
-        Catalog.open(tmp_path)
+        Store.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,15 +120,15 @@ def test_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
         (b"[" * 100_000, "shallow nesting"),
     ],
 )
-def test_damaged_store_file_is_refused(catalog: Catalog, content: bytes, told: str) -> None:
+def test_damaged_store_file_is_refused(catalog: Store, content: bytes, told: str) -> None:
     """A store.json that is not exactly one is refused with its path."""
     (catalog.root / "store.json").write_bytes(content)
     with pytest.raises(ManifestError, match=rf"store\.json.*({told})") as caught:
-        Catalog.open(catalog.root)
+        Store.open(catalog.root)
     assert 4 == caught.value.exit_code
 
 
-def test_version_files_are_pinned(catalog: Catalog) -> None:
+def test_version_files_are_pinned(catalog: Store) -> None:
     """A version is three files, and its manifest has these keys and no others."""
     commit(catalog)
     files = tree(catalog.root / "mrpc")
@@ -145,14 +145,14 @@ def test_version_files_are_pinned(catalog: Catalog) -> None:
     ] == plain["files"]
 
 
-def test_equal_commits_have_equal_bytes(catalog: Catalog) -> None:
+def test_equal_commits_have_equal_bytes(catalog: Store) -> None:
     """The same manifest and contents give the same files, digest and all."""
     commit(catalog, times=2)
     versions = catalog.root / "mrpc" / "versions"
     assert tree(versions / "000001") == tree(versions / "000002")
 
 
-def test_versions_rise(catalog: Catalog) -> None:
+def test_versions_rise(catalog: Store) -> None:
     """Every commit is the next version, and the older ones stay as they were."""
     commit(catalog)
     before = tree(catalog.root / "mrpc")
@@ -162,7 +162,7 @@ def test_versions_rise(catalog: Catalog) -> None:
     assert [] == list((catalog.root / "tmp").iterdir())
 
 
-def test_taken_number_gives_the_next(catalog: Catalog) -> None:
+def test_taken_number_gives_the_next(catalog: Store) -> None:
     """Whatever sits on the next number, even a plain file, is kept and the number after it is used."""
     commit(catalog)
     (catalog.root / "mrpc" / "versions" / "000002").write_text("in the way")
@@ -170,7 +170,7 @@ def test_taken_number_gives_the_next(catalog: Catalog) -> None:
     assert [1, 3] == catalog.versions("mrpc")
 
 
-def test_manifest_comes_back(catalog: Catalog) -> None:
+def test_manifest_comes_back(catalog: Store) -> None:
     """What was committed is what is read, with files and digest filled in."""
     commit(catalog)
     manifest = catalog.manifest("mrpc", 1)
@@ -181,7 +181,7 @@ def test_manifest_comes_back(catalog: Catalog) -> None:
     assert manifest == catalog.verify_bytes("mrpc", 1)
 
 
-def test_aliases_move(catalog: Catalog) -> None:
+def test_aliases_move(catalog: Store) -> None:
     """An alias is a small text file that is replaced as a whole."""
     commit(catalog, times=2)
     catalog.set_alias("mrpc", "best", 1)
@@ -192,7 +192,7 @@ def test_aliases_move(catalog: Catalog) -> None:
     assert [] == list((catalog.root / "tmp").iterdir())
 
 
-def test_alias_needs_its_version(catalog: Catalog) -> None:
+def test_alias_needs_its_version(catalog: Store) -> None:
     """An alias cannot be set to a version that is not there."""
     commit(catalog)
     with pytest.raises(AdapterNotFoundError, match=r"cannot find adapter set 'mrpc:2' in .*: it has mrpc:1"):
@@ -201,7 +201,7 @@ def test_alias_needs_its_version(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"1", b"0\n", b"01\n", b" 1\n", b"1\n\n", b"-1\n", b"\xd9\xa1\n", b"1" * 99])
-def test_damaged_alias_is_refused(catalog: Catalog, content: bytes) -> None:
+def test_damaged_alias_is_refused(catalog: Store, content: bytes) -> None:
     """An alias file is a plain number and a line end, nothing else."""
     commit(catalog)
     catalog.set_alias("mrpc", "best", 1)
@@ -210,7 +210,7 @@ def test_damaged_alias_is_refused(catalog: Catalog, content: bytes) -> None:
         catalog.resolve("mrpc@best")
 
 
-def test_references_resolve(catalog: Catalog) -> None:
+def test_references_resolve(catalog: Store) -> None:
     """A name is its newest version; a number and an alias are what they say, as text or as record."""
     commit(catalog, times=3)
     catalog.set_alias("mrpc", "best", 2)
@@ -220,7 +220,7 @@ def test_references_resolve(catalog: Catalog) -> None:
     assert ("mrpc", 2) == catalog.resolve(Reference(name="mrpc", alias="best"))
 
 
-def test_unknown_references_name_the_nearest(catalog: Catalog) -> None:
+def test_unknown_references_name_the_nearest(catalog: Store) -> None:
     """A reference that is not there is answered with what is, and with the nearest of it."""
     commit(catalog)
     commit(catalog, "imdb")
@@ -234,7 +234,7 @@ def test_unknown_references_name_the_nearest(catalog: Catalog) -> None:
         catalog.manifest("mrpc", 9)
 
 
-def test_only_committed_names_are_listed(catalog: Catalog) -> None:
+def test_only_committed_names_are_listed(catalog: Store) -> None:
     """A name exists when it has a version; the leftovers of a dead writer and strange folders are passed over."""
     commit(catalog)
     strange = ("tmp/0", ".checkpoints/mrpc/versions/000001", "UPPER/versions/000001", "odd/versions/1", "flat")
@@ -245,7 +245,7 @@ def test_only_committed_names_are_listed(catalog: Catalog) -> None:
     assert 1 == commit(catalog, "left")
 
 
-def test_remove_version(catalog: Catalog) -> None:
+def test_remove_version(catalog: Store) -> None:
     """Removing one version leaves the others, and nothing of it behind."""
     commit(catalog, times=3)
     catalog.remove("mrpc:2")
@@ -253,7 +253,7 @@ def test_remove_version(catalog: Catalog) -> None:
     assert [] == list((catalog.root / "tmp").iterdir())
 
 
-def test_remove_refuses_aliased_version(catalog: Catalog) -> None:
+def test_remove_refuses_aliased_version(catalog: Store) -> None:
     """A version that aliases point to stays until they are moved or removed."""
     commit(catalog, times=2)
     catalog.set_alias("mrpc", "best", 1)
@@ -266,7 +266,7 @@ def test_remove_refuses_aliased_version(catalog: Catalog) -> None:
     assert ([2], {"live": 2}) == (catalog.versions("mrpc"), catalog.aliases("mrpc"))
 
 
-def test_remove_last_version_removes_name(catalog: Catalog) -> None:
+def test_remove_last_version_removes_name(catalog: Store) -> None:
     """With its last version a name is gone, and can be used again, with a number that it never had."""
     commit(catalog)
     catalog.set_alias("mrpc", "best", 1)
@@ -278,7 +278,7 @@ def test_remove_last_version_removes_name(catalog: Catalog) -> None:
     assert 2 == commit(catalog)
 
 
-def test_number_of_a_removed_version_is_not_given_again(catalog: Catalog) -> None:
+def test_number_of_a_removed_version_is_not_given_again(catalog: Store) -> None:
     """A reference to a version that was removed never comes to mean another set; a whole name starts anew."""
     commit(catalog, times=3)
     catalog.remove("mrpc:3")
@@ -288,7 +288,7 @@ def test_number_of_a_removed_version_is_not_given_again(catalog: Catalog) -> Non
     assert 1 == commit(catalog)
 
 
-def test_remove_name_removes_all(catalog: Catalog) -> None:
+def test_remove_name_removes_all(catalog: Store) -> None:
     """A bare name is removed with all its versions and aliases, other names are not."""
     commit(catalog, times=2)
     commit(catalog, "imdb")
@@ -298,7 +298,7 @@ def test_remove_name_removes_all(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("reference", ["none", "mrpc:2", "mrpc@none"])
-def test_remove_unknown_is_told(catalog: Catalog, reference: str) -> None:
+def test_remove_unknown_is_told(catalog: Store, reference: str) -> None:
     """What is not there cannot be removed, and nothing else is."""
     commit(catalog)
     with pytest.raises(AdapterNotFoundError, match=f"cannot find adapter set '{reference}'"):
@@ -316,7 +316,7 @@ def test_remove_unknown_is_told(catalog: Catalog, reference: str) -> None:
     ],
 )
 def test_commit_refuses_the_unreadable(
-    catalog: Catalog, changes: dict[str, Any], contents: dict[str, bytes], told: str
+    catalog: Store, changes: dict[str, Any], contents: dict[str, bytes], told: str
 ) -> None:
     """What could not be read back is refused before anything is written."""
     before = tree(catalog.root)
@@ -333,7 +333,7 @@ def test_any_valid_name_round_trips(name: str, tmp_path_factory: pytest.TempPath
         manifest = new_manifest(name)
     except InvalidNameError:
         return  # two dots in a row, or a reserved word
-    catalog = Catalog.create(tmp_path_factory.mktemp("names"), INFO)
+    catalog = Store.create(tmp_path_factory.mktemp("names"), INFO)
     assert 1 == catalog.commit(manifest, CONTENTS)
     catalog.set_alias(name, name, 1)
     assert ([name], (name, 1)) == (catalog.names(), catalog.resolve(f"{name}@{name}"))

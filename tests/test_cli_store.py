@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.commands import QUICK, call, succeed, write_data_folder
 from tests.stored import reseal, tree
 
@@ -93,7 +93,7 @@ def test_list_shows_damaged_sets_and_the_others(store: Path) -> None:
     file = store / "sst2.adapter"
     succeed("--store", store, "export", "sst2", file)
     succeed("--store", store, "import", file, "--name", "films")
-    path = Catalog.open(store).folder("sst2", 1) / "manifest.json"
+    path = Store.open(store).folder("sst2", 1) / "manifest.json"
     path.write_bytes(path.read_bytes()[:-2])
     listed = call("--store", store, "list")
     assert 4 == listed.code
@@ -127,7 +127,7 @@ def test_verify_names_strangers(store: Path) -> None:
 def test_control_codes_do_not_reach_the_terminal(store: Path) -> None:
     """A manifest of somebody else cannot write to the terminal with the text in it."""
     reseal(
-        Catalog.open(store).folder("sst2", 1) / "manifest.json",
+        Store.open(store).folder("sst2", 1) / "manifest.json",
         lambda plain: plain.update(split="\x07", main_metric="accuracy", scores={"accuracy": 1.0}),
     )
     listed = succeed("--store", store, "list")

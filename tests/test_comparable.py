@@ -11,7 +11,7 @@ from registry.bench.results import averaged_runs, check_comparable, is_dirty, no
 from registry.errors import RunError
 from registry.reports.frames import runs_table
 from registry.reports.sentences import missing_and_failed, notes
-from registry.reports.statistics import Measured
+from registry.reports.statistics import TableStatistics
 from tests.runs import fail, make_record, summary_of, totals_of
 
 ONE, OTHER = "0123456789ab", "ba9876543210"
@@ -61,7 +61,7 @@ def test_other_or_uncommitted_code_is_never_averaged(codes: tuple[str, ...], why
     assert 2 == len(runs_table(records).query("method == 'pfeiffer'"))
     told = f"Not averaged: pfeiffer on mrpc: {why}; run them again with one commit."
     assert told in missing_and_failed(records)
-    assert told in notes(records, Measured())
+    assert told in notes(records, TableStatistics())
     totals = totals_of(records).set_index("method").to_dict("index")
     assert 0 == totals["pfeiffer"]["tasks"]
     assert np.isnan(totals["pfeiffer"]["main_metrics_mean"])
@@ -82,7 +82,7 @@ def test_one_uncommitted_run_is_shown_with_a_note() -> None:
     assert ["", "Uncommitted code: cannot be repeated."] == list(runs_table(records)["notes"])
     expected = f"1 of 2 runs were made by uncommitted code ({ONE}-dirty): nobody can repeat them, "
     assert [expected + "and none is averaged with another."] == [
-        note for note in notes(records, Measured()) if "uncommitted" in note
+        note for note in notes(records, TableStatistics()) if "uncommitted" in note
     ]
 
 
@@ -90,7 +90,7 @@ def test_methods_of_different_code_share_a_table() -> None:
     """Code decides what is averaged; that methods were run by different code is told among the notes."""
     records = [*made_by(ONE), make_record("mrpc", "houlsby", code=OTHER)]
     assert [0.5, 0.875, 0.8125] == list(summary_of(records)["f1_binary_mean"].dropna())
-    assert f"Code: {ONE}, {OTHER}." in notes(records, Measured())
+    assert f"Code: {ONE}, {OTHER}." in notes(records, TableStatistics())
 
 
 def test_other_tokenizer_is_refused() -> None:
@@ -114,7 +114,7 @@ def test_runs_at_majority_level_are_listed_and_counted() -> None:
     assert "1 of 3 runs no better than the majority class." == row_of(records)["notes"]
     assert ["", "", "No better than the majority class.", ""] == list(runs_table(records)["notes"])
     told = "No better than the majority class: pfeiffer on mrpc, seed 1: f1_binary 0.500, majority 0.500."
-    assert told in notes(records, Measured())
+    assert told in notes(records, TableStatistics())
 
 
 def test_majority_level_of_an_error_is_above() -> None:
@@ -140,8 +140,8 @@ def test_notes_tell_overlap_and_truncation() -> None:
         "mrpc, from hub: trained on 3,668 of 3,668 rows (12 truncated, 0.33 %), reported on 408 of 408 rows of "
         "validation (102 truncated, 25.00 %); 12 of 408 reported rows also stand in the training rows, but for case, "
         "spacing and punctuation."
-    ] == [note for note in notes(records, Measured()) if note.startswith("mrpc, from")]
-    unchecked = [note for note in notes([base], Measured()) if "was not checked" in note]
+    ] == [note for note in notes(records, TableStatistics()) if note.startswith("mrpc, from")]
+    unchecked = [note for note in notes([base], TableStatistics()) if "was not checked" in note]
     assert 1 == len(unchecked)
     assert "(none truncated); whether reported rows also stand in the training rows was not checked." in unchecked[0]
 

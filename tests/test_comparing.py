@@ -13,15 +13,15 @@ from registry.errors import ConfigError
 from registry.schema import ProblemType
 from registry.stats.comparison import adjust_together, compare, compare_answers
 from registry.stats.intervals import holm, minimum_detectable_difference, score_interval
-from registry.stats.predictions import Answers, changed_rows, list_changed_rows, why_not_same_rows
+from registry.stats.predictions import CellPredictions, changed_rows, list_changed_rows, why_not_same_rows
 from registry.tasks.spec import METRICS
 
 
 def answers_of(
     labels: Sequence[object], *probabilities: Sequence[Sequence[float]], kind: ProblemType = "classification"
-) -> Answers:
+) -> CellPredictions:
     """Return the answers of as many seeds as there are probabilities."""
-    return Answers(
+    return CellPredictions(
         problem_type=kind,
         seeds=tuple(range(len(probabilities))),
         row_numbers=np.arange(len(labels), dtype=np.int64) + 10,
@@ -35,7 +35,7 @@ def sure_of(classes: Sequence[int], share: float = 0.75) -> list[list[float]]:
     return [[share, 1 - share] if each == 0 else [1 - share, share] for each in classes]
 
 
-def random_answers(kind: ProblemType, seeds: int, start: int = 0, rows: int = 30) -> Answers:
+def random_answers(kind: ProblemType, seeds: int, start: int = 0, rows: int = 30) -> CellPredictions:
     """Return answers of a problem type that are right more often than not."""
     generator = np.random.default_rng(start)
     fixed = np.random.default_rng(99)
@@ -107,7 +107,7 @@ def test_trainings_pair_by_seed_or_else_in_order() -> None:
     """Seeds that both have are compared with each other; where none is shared, the first with the first."""
     first, second = random_answers("classification", 3), random_answers("classification", 2, start=1)
     assert [(0, 0), (1, 1)] == [pair.seeds for pair in compare_answers(first, second, ("accuracy",)).pairs]
-    other = Answers("classification", (7, 9), second.row_numbers, second.labels, second.probabilities)
+    other = CellPredictions("classification", (7, 9), second.row_numbers, second.labels, second.probabilities)
     assert [(0, 7), (1, 9)] == [pair.seeds for pair in compare_answers(first, other, ("accuracy",)).pairs]
 
 
@@ -270,7 +270,7 @@ def test_opposite_answers_can_show_a_difference() -> None:
     ],
     ids=["rows", "labels", "classes", "kind"],
 )
-def test_answers_to_other_rows_are_refused(second: Answers, expected: tuple[str, str]) -> None:
+def test_answers_to_other_rows_are_refused(second: CellPredictions, expected: tuple[str, str]) -> None:
     """Other rows, labels, classes or another problem type cannot be compared, and the reason is told."""
     first = answers_of([0, 1], sure_of([0, 1]))
     assert expected == why_not_same_rows(first, second)
@@ -283,6 +283,6 @@ def test_answers_to_other_rows_are_refused(second: Answers, expected: tuple[str,
 def test_other_row_numbers_are_refused() -> None:
     """The same labels at other places of the split are other rows."""
     first = answers_of([0, 1], sure_of([0, 1]))
-    moved = Answers("classification", (0,), first.row_numbers + 1, first.labels, first.probabilities)
+    moved = CellPredictions("classification", (0,), first.row_numbers + 1, first.labels, first.probabilities)
     assert ("the same row numbers", "others") == why_not_same_rows(first, moved)
     assert why_not_same_rows(first, first) is None

@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from registry.store.errors import AdapterNotFoundError, CommitUncertainError, StoreReadError, StoreWriteError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.stored import INFO, ROOT, commit, new_manifest, run_python, tree
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """An empty store."""
-    return Catalog.create(tmp_path / "store", INFO)
+    return Store.create(tmp_path / "store", INFO)
 
 
-def test_failed_flush_is_told_truly(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_flush_is_told_truly(catalog: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fails at any flush leaves no new version, or says that the version is there but not confirmed."""
     commit(catalog)
     real, calls = os.fsync, [0]
@@ -53,14 +53,14 @@ def test_failed_flush_is_told_truly(catalog: Catalog, monkeypatch: pytest.Monkey
     assert [] == list((catalog.root / "tmp").iterdir())
 
 
-def test_full_disk_leaves_the_old_state(catalog: Catalog) -> None:
+def test_full_disk_leaves_the_old_state(catalog: Store) -> None:
     """A write that the system cuts short changes nothing, cleans up and says why."""
     commit(catalog)
     before = tree(catalog.root)
     done = run_python(
-        "import resource, sys; from pathlib import Path; from registry.store.store import Catalog\n"
+        "import resource, sys; from pathlib import Path; from registry.store.store import Store\n"
         "from registry.store.errors import StoreWriteError; from tests.stored import new_manifest\n"
-        "catalog = Catalog.open(Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "catalog = Store.open(Path(sys.argv[1])); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: catalog.commit(new_manifest(), {'adapter.safetensors': b'', 'head.safetensors': bytes(5000)})\n"
         "except StoreWriteError as err: print(err)",
         catalog.root,
@@ -73,14 +73,14 @@ def test_full_disk_leaves_the_old_state(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("call", ["rename", "replace"])
-def test_killed_writer_leaves_nothing_visible(catalog: Catalog, call: str) -> None:
+def test_killed_writer_leaves_nothing_visible(catalog: Store, call: str) -> None:
     """A process that is killed just before the step that makes a change visible has changed nothing."""
     commit(catalog)
     catalog.set_alias("mrpc", "best", 1)
     before = {name: data for name, data in tree(catalog.root).items() if not name.startswith("tmp")}
     done = run_python(
-        "import os, signal, sys; from pathlib import Path; from registry.store.store import Catalog\n"
-        "from tests.stored import commit; catalog = Catalog.open(Path(sys.argv[1]))\n"
+        "import os, signal, sys; from pathlib import Path; from registry.store.store import Store\n"
+        "from tests.stored import commit; catalog = Store.open(Path(sys.argv[1]))\n"
         "setattr(os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))\n"
         "commit(catalog) if sys.argv[2] == 'rename' else catalog.set_alias('mrpc', 'live', 1)",
         catalog.root,
@@ -92,12 +92,12 @@ def test_killed_writer_leaves_nothing_visible(catalog: Catalog, call: str) -> No
     assert 2 == commit(catalog)
 
 
-def test_concurrent_savers_lose_nothing(catalog: Catalog) -> None:
+def test_concurrent_savers_lose_nothing(catalog: Store) -> None:
     """Eight processes that save into one name at once get 32 versions, each of them whole."""
     script = (
-        "import sys; from pathlib import Path; from registry.store.store import Catalog\n"
+        "import sys; from pathlib import Path; from registry.store.store import Store\n"
         "from tests.stored import commit\n"
-        "catalog = Catalog.open(Path(sys.argv[1])); print(*(commit(catalog) for _ in range(4)))"
+        "catalog = Store.open(Path(sys.argv[1])); print(*(commit(catalog) for _ in range(4)))"
     )
     command = [sys.executable, "-c", script, str(catalog.root)]
     running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(8)]
@@ -107,7 +107,7 @@ def test_concurrent_savers_lose_nothing(catalog: Catalog) -> None:
         catalog.verify_bytes("mrpc", version)
 
 
-def test_saving_goes_on_while_names_are_removed(catalog: Catalog) -> None:
+def test_saving_goes_on_while_names_are_removed(catalog: Store) -> None:
     """A saver whose name is removed under its hands starts the name again instead of failing."""
 
     def save() -> None:
@@ -123,7 +123,7 @@ def test_saving_goes_on_while_names_are_removed(catalog: Catalog) -> None:
     assert [None, None] == [saver.result() for saver in savers]
 
 
-def test_write_into_a_broken_store_says_why(catalog: Catalog) -> None:
+def test_write_into_a_broken_store_says_why(catalog: Store) -> None:
     """Where nothing can be written, reading works and a save tells what is in the way."""
     commit(catalog)
     (catalog.root / "tmp").rmdir()
@@ -153,13 +153,13 @@ def plain_user() -> Iterator[Path]:
 
 def test_read_only_store_is_readable(plain_user: Path) -> None:
     """A store without write permission can be read, and a save into it says that it may not."""
-    catalog = Catalog.create(plain_user / "store", INFO)
+    catalog = Store.create(plain_user / "store", INFO)
     commit(catalog)
     folders = [catalog.root, *(path for path in catalog.root.rglob("*") if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
     try:
-        assert new_manifest().name == Catalog.open(catalog.root).verify_bytes("mrpc", 1).name
+        assert new_manifest().name == Store.open(catalog.root).verify_bytes("mrpc", 1).name
         with pytest.raises(StoreWriteError, match="permission denied; nothing was changed"):
             commit(catalog)
         catalog.root.chmod(0)

@@ -13,7 +13,7 @@ from registry.adapters.head import label_tensor, loss_of, probabilities_of
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import Encoder
-from registry.model.inference import answer_rows, logits_of
+from registry.model.inference import logits_of, predict_probabilities
 from registry.schema import AdapterConfig, HeadConfig
 from tests.stock import difference, our_states, random_rows
 from tests.toy import randomise
@@ -70,10 +70,10 @@ def test_answers_equal_row_by_row_answers_in_order(tiny_backbone: Backbone, name
     adapter_set = randomise(tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4), HEADS[name]))
     lengths = torch.randint(1, 60, (150,), generator=torch.Generator().manual_seed(0)).tolist()
     rows = random_rows(lengths, words=100)
-    answers = answer_rows(tiny_backbone.encoder, adapter_set, rows)
+    answers = predict_probabilities(tiny_backbone.encoder, adapter_set, rows)
     assert ((150, len(HEADS[name].label_names)), numpy.float32) == (answers.shape, answers.dtype)
     for row in (0, 7, 80, 149):
-        alone = answer_rows(tiny_backbone.encoder, adapter_set, rows.take([row]))
+        alone = predict_probabilities(tiny_backbone.encoder, adapter_set, rows.take([row]))
         numpy.testing.assert_allclose(answers[row], alone[0], atol=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_answers_are_the_softmax_of_the_head_over_the_mean(tiny_backbone: Backbo
     weight, bias = adapter_set.head.state_dict()["out.weight"], adapter_set.head.state_dict()["out.bias"]
     raised = [(weight @ one.mean(0) + bias).exp() for one in states]
     expected = [one / one.sum() for one in raised]
-    answers = answer_rows(tiny_backbone.encoder, adapter_set, rows)
+    answers = predict_probabilities(tiny_backbone.encoder, adapter_set, rows)
     assert difference(expected, list(torch.from_numpy(answers))) <= 1e-5
 
 
@@ -104,24 +104,24 @@ def test_answering_leaves_the_modes_as_they_were(tiny_backbone: Backbone) -> Non
     encoder: Encoder = tiny_backbone.unfrozen_copy()
     adapter_set.train()
     rows = random_rows(words=100)
-    first, second = answer_rows(encoder, adapter_set, rows), answer_rows(encoder, adapter_set, rows)
+    first, second = predict_probabilities(encoder, adapter_set, rows), predict_probabilities(encoder, adapter_set, rows)
     numpy.testing.assert_array_equal(first, second)
     assert (True, True) == (encoder.training, adapter_set.training)
     adapter_set.eval()
-    answer_rows(tiny_backbone.encoder, adapter_set, rows)
+    predict_probabilities(tiny_backbone.encoder, adapter_set, rows)
     assert (False, False) == (tiny_backbone.encoder.training, adapter_set.training)
 
 
 def test_no_rows_give_no_answers(tiny_backbone: Backbone) -> None:
     """Nothing asked is nothing answered, with the right number of columns."""
     adapter_set = tiny_backbone.new_adapter_set(None, HEADS["five"])
-    assert (0, 5) == answer_rows(tiny_backbone.encoder, adapter_set, random_rows(())).shape
+    assert (0, 5) == predict_probabilities(tiny_backbone.encoder, adapter_set, random_rows(())).shape
 
 
 def test_autocast_answers_are_near_float32(tiny_backbone: Backbone) -> None:
     """Mixed precision changes answers in the third digit only, and they stay float32."""
     adapter_set = randomise(tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4), HEADS["two"]))
     encoder, rows = tiny_backbone.unfrozen_copy(), random_rows(words=100)
-    exact, mixed = (answer_rows(encoder, adapter_set, rows, dtype) for dtype in (None, torch.bfloat16))
+    exact, mixed = (predict_probabilities(encoder, adapter_set, rows, dtype) for dtype in (None, torch.bfloat16))
     assert numpy.float32 == mixed.dtype
     assert 0 < numpy.abs(exact - mixed).max() < 0.05

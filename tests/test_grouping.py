@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from registry.adapters.bottleneck import ACTIVATIONS, apply_bottleneck
 from registry.adapters.interface import BottleneckWeights, Dropout, Kind, Seam
-from registry.model.grouped import AllAtOnce, Indices, Plan, SetBySet, Tiers, bottlenecks_of, make_plan
+from registry.model.grouped import AllAtOnce, Grouping, Indices, SetBySet, Tiers, bottlenecks_of, group_sets
 from tests.stock import difference
 
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_plan_on_a_cpu_is_set_by_set() -> None:
     """Only on a GPU a product costs so much to begin that batched and grouped ones are worth while."""
     for dtype in (torch.float32, torch.bfloat16):
         (weights,) = bottlenecks_of([new_seam(4, 0, dtype=dtype)])
-        plan: Plan = make_plan(scattered([3, 4], 0), CPU, weights)
+        plan: Grouping = group_sets(scattered([3, 4], 0), CPU, weights)
         assert isinstance(plan, SetBySet)
 
 

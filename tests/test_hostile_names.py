@@ -12,7 +12,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError
 from registry.schema import FileEntry, Reference
 from registry.store.errors import IntegrityError, ManifestError, StoreError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import load_set, save_set
 from tests.stored import ADAPTER, HEAD, INFO, commit, new_manifest, tree
 
@@ -25,9 +25,9 @@ NAMES = [
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """A store with one small set: mrpc:1, aliased best."""
-    catalog = Catalog.create(tmp_path / "store", INFO)
+    catalog = Store.create(tmp_path / "store", INFO)
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD, seed=1)
     save_set(catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count))
     catalog.set_alias("mrpc", "best", 1)
@@ -35,13 +35,13 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 @pytest.fixture
-def version(catalog: Catalog) -> Path:
+def version(catalog: Store) -> Path:
     """The folder of that set."""
     return catalog.folder("mrpc", 1)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_names_that_lead_out_are_refused(catalog: Catalog, name: str) -> None:
+def test_names_that_lead_out_are_refused(catalog: Store, name: str) -> None:
     """No door of the store lets in a name that could lead out of it, on this or another system."""
     before = tree(catalog.root.parent)
     doors: list[Callable[[], object]] = [
@@ -73,13 +73,13 @@ def test_names_that_lead_out_are_refused(catalog: Catalog, name: str) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, 10**6, 2**63])
-def test_versions_that_cannot_be_are_refused(catalog: Catalog, version: int) -> None:
+def test_versions_that_cannot_be_are_refused(catalog: Store, version: int) -> None:
     """A version is a number from 1 to 999999, whoever asks."""
     with pytest.raises(ConfigError, match="expected a version from 1 to 999999"):
         catalog.manifest("mrpc", version)
 
 
-def test_only_the_two_tensor_files_can_be_read(catalog: Catalog) -> None:
+def test_only_the_two_tensor_files_can_be_read(catalog: Store) -> None:
     """A file entry put together by hand cannot name another file."""
     with pytest.raises(ConfigError, match=r"expected adapter.safetensors or head.safetensors"):
         catalog.read_file("mrpc", 1, FileEntry(path="../../../store.json", bytes=1, sha256=""))
@@ -89,7 +89,7 @@ def test_only_the_two_tensor_files_can_be_read(catalog: Catalog) -> None:
     "planted",
     ["mrpc", "mrpc/versions", "mrpc/versions/000001", *(f"mrpc/versions/000001/{file}" for file in FILES)],
 )
-def test_planted_links_are_not_followed(catalog: Catalog, planted: str) -> None:
+def test_planted_links_are_not_followed(catalog: Store, planted: str) -> None:
     """A link at any level of a version is refused, even to the very same content."""
     path = catalog.root / planted
     moved = catalog.root.parent / "moved"
@@ -106,7 +106,7 @@ def test_planted_links_are_not_followed(catalog: Catalog, planted: str) -> None:
 
 
 @pytest.mark.parametrize("planted", ["mrpc", "mrpc/versions", "mrpc/aliases", "tmp"])
-def test_nothing_is_written_through_links(catalog: Catalog, planted: str) -> None:
+def test_nothing_is_written_through_links(catalog: Store, planted: str) -> None:
     """A link in the place of a folder does not let a write out of the store."""
     path = catalog.root / planted
     outside = catalog.root.parent / "outside"
@@ -118,7 +118,7 @@ def test_nothing_is_written_through_links(catalog: Catalog, planted: str) -> Non
     assert {} == tree(outside)
 
 
-def test_links_in_place_of_small_files(catalog: Catalog) -> None:
+def test_links_in_place_of_small_files(catalog: Store) -> None:
     """An alias or a store.json that is a link is refused; setting the alias again replaces the link only."""
     outside = catalog.root.parent / "outside"
     outside.write_text("1\n")
@@ -133,10 +133,10 @@ def test_links_in_place_of_small_files(catalog: Catalog) -> None:
     (catalog.root / "store.json").rename(outside)
     (catalog.root / "store.json").symlink_to(outside)
     with pytest.raises(ManifestError, match=r"store\.json: kind of file: expected a regular file"):
-        Catalog.open(catalog.root)
+        Store.open(catalog.root)
 
 
-def test_dangling_link_is_not_written_through(catalog: Catalog) -> None:
+def test_dangling_link_is_not_written_through(catalog: Store) -> None:
     """A link to nowhere on the next version number is stepped over."""
     outside = catalog.root.parent / "outside"
     (catalog.root / "mrpc" / "versions" / "000002").symlink_to(outside)
@@ -145,7 +145,7 @@ def test_dangling_link_is_not_written_through(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_special_files_do_not_hang(catalog: Catalog, version: Path, file: str) -> None:
+def test_special_files_do_not_hang(catalog: Store, version: Path, file: str) -> None:
     """A pipe or a folder in the place of a file is refused at once."""
     (version / file).unlink()
     (version / file).mkdir()

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.store.errors import IntegrityError, ManifestError, StoreError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import load_set, save_set
 from tests.stored import ADAPTER, CONTENTS, HEAD, INFO, new_manifest, relist, reseal, tree, write_sealed
 
@@ -22,9 +22,9 @@ FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """A store with one small set: mrpc:1, aliased best."""
-    catalog = Catalog.create(tmp_path / "store", INFO)
+    catalog = Store.create(tmp_path / "store", INFO)
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD, seed=1)
     save_set(catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count))
     catalog.set_alias("mrpc", "best", 1)
@@ -32,12 +32,12 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 @pytest.fixture
-def version(catalog: Catalog) -> Path:
+def version(catalog: Store) -> Path:
     """The folder of that set."""
     return catalog.folder("mrpc", 1)
 
 
-def refuse(catalog: Catalog, told: str = "cannot (read|load) ") -> StoreError:
+def refuse(catalog: Store, told: str = "cannot (read|load) ") -> StoreError:
     """Load the set, expect damage to be told, and return the error."""
     with pytest.raises((ManifestError, IntegrityError), match=told) as caught:
         load_set(catalog, "mrpc", 1, INFO)
@@ -47,7 +47,7 @@ def refuse(catalog: Catalog, told: str = "cannot (read|load) ") -> StoreError:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_flipped_bit_is_refused(catalog: Catalog, version: Path, file: str) -> None:
+def test_every_flipped_bit_is_refused(catalog: Store, version: Path, file: str) -> None:
     """One changed bit anywhere in any of the three files is noticed, and the file named."""
     path = version / file
     whole = path.read_bytes()
@@ -61,7 +61,7 @@ def test_every_flipped_bit_is_refused(catalog: Catalog, version: Path, file: str
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_other_lengths_are_refused(catalog: Catalog, version: Path, file: str) -> None:
+def test_other_lengths_are_refused(catalog: Store, version: Path, file: str) -> None:
     """A file that was cut short, or made longer, is noticed."""
     path = version / file
     whole = path.read_bytes()
@@ -74,13 +74,13 @@ def test_other_lengths_are_refused(catalog: Catalog, version: Path, file: str) -
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_missing_file_is_refused(catalog: Catalog, version: Path, file: str) -> None:
+def test_missing_file_is_refused(catalog: Store, version: Path, file: str) -> None:
     """A version that lost a file is damaged, not unknown."""
     (version / file).unlink()
     refuse(catalog, f"{file}: file: expected .*, found no")
 
 
-def test_swapped_files_are_refused(catalog: Catalog, version: Path) -> None:
+def test_swapped_files_are_refused(catalog: Store, version: Path) -> None:
     """The head's file in the adapter's place, and the other way round, are noticed."""
     adapter, head = version / "adapter.safetensors", version / "head.safetensors"
     contents = adapter.read_bytes(), head.read_bytes()
@@ -89,7 +89,7 @@ def test_swapped_files_are_refused(catalog: Catalog, version: Path) -> None:
     refuse(catalog, "size: expected")
 
 
-def test_files_of_another_version_are_refused(catalog: Catalog, version: Path) -> None:
+def test_files_of_another_version_are_refused(catalog: Store, version: Path) -> None:
     """A file of equal size from another version is noticed by its digest."""
     other = AdapterSet(32, 2, ADAPTER, HEAD, seed=2)
     save_set(catalog, other, new_manifest(parameters=other.stored_count))
@@ -97,7 +97,7 @@ def test_files_of_another_version_are_refused(catalog: Catalog, version: Path) -
     refuse(catalog, "SHA-256: expected '[0-9a-f]{64}', found [0-9a-f]{64};")
 
 
-def test_folder_under_another_name_is_refused(catalog: Catalog) -> None:
+def test_folder_under_another_name_is_refused(catalog: Store) -> None:
     """A set does not answer to a name that it was not saved under."""
     (catalog.root / "mrpc").rename(catalog.root / "imdb")
     with pytest.raises(ManifestError, match="name: expected imdb, found mrpc"):
@@ -133,7 +133,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_edited_manifest_is_refused(
-    catalog: Catalog, version: Path, edit: Callable[[dict[str, Any]], None], told: str
+    catalog: Store, version: Path, edit: Callable[[dict[str, Any]], None], told: str
 ) -> None:
     """A manifest that says what it must not is refused even when its digest was made right again."""
     reseal(version / "manifest.json", edit)
@@ -153,7 +153,7 @@ def test_edited_manifest_is_refused(
         (lambda text: "null", "Expected `object`, got `null`"),
     ],
 )
-def test_hostile_json_is_refused(catalog: Catalog, version: Path, change: Callable[[str], str], told: str) -> None:
+def test_hostile_json_is_refused(catalog: Store, version: Path, change: Callable[[str], str], told: str) -> None:
     """JSON that is double, endless, too deep or too long is refused, never a crash."""
     path = version / "manifest.json"
     text = path.read_text()
@@ -162,7 +162,7 @@ def test_hostile_json_is_refused(catalog: Catalog, version: Path, change: Callab
     refuse(catalog, told)
 
 
-def test_rewritten_manifest_with_right_digest_is_read(catalog: Catalog, version: Path) -> None:
+def test_rewritten_manifest_with_right_digest_is_read(catalog: Store, version: Path) -> None:
     """The digest covers the bytes as they are, so another writer of the format may lay them out its own way."""
     path = version / "manifest.json"
     write_sealed(path, json.dumps(json.loads(path.read_text()), separators=(",", ":")))
@@ -218,14 +218,14 @@ MANY = ",".join(f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for 
     ],
 )
 def test_hostile_tensors_are_refused(
-    catalog: Catalog, version: Path, change: Callable[[bytes], bytes], told: str
+    catalog: Store, version: Path, change: Callable[[bytes], bytes], told: str
 ) -> None:
     """A tensor file that is not exactly what its configuration asks for is refused, with all digests right."""
     relist(version / "manifest.json", "head.safetensors", change((version / "head.safetensors").read_bytes()))
     refuse(catalog, f"head.safetensors: .*({told})")
 
 
-def test_failed_load_leaves_the_store_alone(catalog: Catalog, version: Path) -> None:
+def test_failed_load_leaves_the_store_alone(catalog: Store, version: Path) -> None:
     """Refusing a damaged version changes no file, and the next version loads."""
     (version / "head.safetensors").write_bytes(b"broken")
     before = tree(catalog.root)

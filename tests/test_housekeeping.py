@@ -12,21 +12,21 @@ from registry.errors import ConfigError
 from registry.store.audit import find_strangers
 from registry.store.errors import IntegrityError, ManifestError
 from registry.store.listing import list_sets
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.stored import INFO, commit, reseal, tree
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """A store with two names, one of them aliased."""
-    catalog = Catalog.create(tmp_path / "store", INFO)
+    catalog = Store.create(tmp_path / "store", INFO)
     commit(catalog, times=2)
     commit(catalog, "sst2")
     catalog.set_alias("mrpc", "best", 1)
     return catalog
 
 
-def leave(catalog: Catalog, name: str, seconds: float) -> Path:
+def leave(catalog: Store, name: str, seconds: float) -> Path:
     """Leave a staged version behind, as a writer does that was killed so many seconds ago."""
     stage = catalog.root / "tmp" / name
     stage.mkdir()
@@ -36,7 +36,7 @@ def leave(catalog: Catalog, name: str, seconds: float) -> Path:
     return stage
 
 
-def test_garbage_is_what_dead_writers_left(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_garbage_is_what_dead_writers_left(catalog: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders, files and links in ``tmp`` that nobody has written to for an hour go; nothing visible does."""
     before = tree(catalog.root)
     outside = catalog.root.parent / "outside"
@@ -57,7 +57,7 @@ def test_garbage_is_what_dead_writers_left(catalog: Catalog, monkeypatch: pytest
     assert "not ours" == outside.read_text()
 
 
-def test_a_writer_in_the_middle_of_a_file_is_alive(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_in_the_middle_of_a_file_is_alive(catalog: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is the last write to any file of a stage, not when the stage was begun."""
     stage = leave(catalog, "stage", 7200)
     now = time.time()
@@ -68,14 +68,14 @@ def test_a_writer_in_the_middle_of_a_file_is_alive(catalog: Catalog, monkeypatch
 
 def test_gc_of_a_store_without_garbage(tmp_path: Path) -> None:
     """A store that was never written to since it was copied has no ``tmp``, and no garbage."""
-    catalog = Catalog.create(tmp_path / "store", INFO)
+    catalog = Store.create(tmp_path / "store", INFO)
     (catalog.root / "tmp").rmdir()
     assert [] == catalog.collect_garbage()
     with pytest.raises(ConfigError, match="cannot use older_than: expected seconds from 0, found -1"):
         catalog.collect_garbage(older_than=-1)
 
 
-def test_gc_does_not_follow_a_planted_tmp(catalog: Catalog, tmp_path: Path) -> None:
+def test_gc_does_not_follow_a_planted_tmp(catalog: Store, tmp_path: Path) -> None:
     """A link in the place of ``tmp`` is refused, and what it leads to is left alone."""
     (catalog.root / "tmp").rmdir()
     (tmp_path / "precious").mkdir()
@@ -86,7 +86,7 @@ def test_gc_does_not_follow_a_planted_tmp(catalog: Catalog, tmp_path: Path) -> N
     assert "kept" == (tmp_path / "precious" / "file").read_text()
 
 
-def test_strangers_are_named(catalog: Catalog, tmp_path: Path) -> None:
+def test_strangers_are_named(catalog: Store, tmp_path: Path) -> None:
     """Everything that no command has put there is told of with its place; hidden files and a README are not."""
     assert [] == list(find_strangers(catalog))
     root = catalog.root
@@ -117,7 +117,7 @@ def test_strangers_are_named(catalog: Catalog, tmp_path: Path) -> None:
     assert "linked: expected only names, store.json and tmp there, found a symbolic link" in str(found["linked"])
 
 
-def test_list_tells_what_the_catalog_tells(catalog: Catalog) -> None:
+def test_list_tells_what_the_catalog_tells(catalog: Store) -> None:
     """The quick list has the names, versions, aliases and manifest fields that the careful way has."""
     listed = list(list_sets(catalog))
     assert catalog.names() == [each.name for each in listed]
@@ -130,7 +130,7 @@ def test_list_tells_what_the_catalog_tells(catalog: Catalog) -> None:
         assert sum(entry.bytes for entry in manifest.files) == each.summary.bytes
 
 
-def test_damaged_sets_do_not_hide_the_others(catalog: Catalog, tmp_path: Path) -> None:
+def test_damaged_sets_do_not_hide_the_others(catalog: Store, tmp_path: Path) -> None:
     """A list shows what is whole and says of each damaged set what is wrong with it."""
     path = catalog.folder("mrpc", 2) / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"parameters": 34', b'"parameters": 35'))

@@ -26,7 +26,7 @@ from registry.stats.intervals import (
     paired_difference,
     score_interval,
 )
-from registry.stats.predictions import Answers, Predictions
+from registry.stats.predictions import CellPredictions, Predictions
 from tests.runs import answer, fail, make_record, write_answered
 
 FULL = "full_fine_tuning"
@@ -161,7 +161,9 @@ def test_sentences_of_fewer_rows_name_full_fine_tuning_on_as_many(tmp_path: Path
 def test_metrics_of_several_labels_are_no_classes() -> None:
     """A task of several labels that has only a metric of classes' name is not given Matthews' correlation."""
     labels = np.array([[0, 1], [1, 1], [1, 0], [0, 1]] * 5)
-    answers = Answers("multi_label", (0,), np.arange(20), labels, np.asarray(labels, dtype=np.float32)[np.newaxis])
+    answers = CellPredictions(
+        "multi_label", (0,), np.arange(20), labels, np.asarray(labels, dtype=np.float32)[np.newaxis]
+    )
     record = make_record("tags", "pfeiffer", main_metric="f1_macro", scores={"f1_macro": 1.0, "exact_match": 1.0})
     found = measure([record], {("tags", "pfeiffer"): answers}).intervals["tags", "pfeiffer"]
     assert ["f1_macro", "exact_match"] == list(found)
@@ -201,7 +203,9 @@ def test_smallest_detectable_difference_is_that_of_the_discordance_found(written
 def test_a_perfect_score_still_has_an_interval() -> None:
     """All rows right is no certainty: Wilson's interval stands in where resamples cannot differ."""
     labels = np.array([0, 1] * 20)
-    answers = Answers("classification", (0,), np.arange(40), labels, np.eye(2, dtype=np.float32)[labels][np.newaxis])
+    answers = CellPredictions(
+        "classification", (0,), np.arange(40), labels, np.eye(2, dtype=np.float32)[labels][np.newaxis]
+    )
     measured = measure([make_record("mrpc", "pfeiffer")], {("mrpc", "pfeiffer"): answers})
     interval = measured.intervals["mrpc", "pfeiffer"]["accuracy"]
     assert (1.0, 1.0) == (interval.mean, interval.high)
@@ -213,7 +217,9 @@ def test_lower_errors_are_better() -> None:
     generator = np.random.default_rng(0)
     values = generator.normal(size=300)
     near, far = (
-        Answers("regression", (0, 1, 2), np.arange(300), values, (values + generator.normal(0, s, (3, 300)))[..., None])
+        CellPredictions(
+            "regression", (0, 1, 2), np.arange(300), values, (values + generator.normal(0, s, (3, 300)))[..., None]
+        )
         for s in (0.1, 1.0)
     )
     forth, back = compare(near, far, "mse", "far"), compare(far, near, "mse", "near")

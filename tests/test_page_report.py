@@ -14,12 +14,12 @@ import pytest
 from registry.bench.records import RunRecord, read_predictions, read_records, write_record
 from registry.bench.results import read_answers
 from registry.errors import DataError, UnknownTaskError
-from registry.reports.content import Evidence, gather_evidence, read_evidence
+from registry.reports.content import ReportContent, gather_evidence, read_evidence
 from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import read_texts
 from registry.reports.page_content import Cell, PageContent, PageTable
 from registry.reports.page_report import page_content, render_report_page
-from registry.reports.statistics import Measured
+from registry.reports.statistics import TableStatistics
 from registry.schema import HeadConfig
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import load_task
@@ -38,12 +38,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evidence(out: Path) -> Evidence:
+def evidence(out: Path) -> ReportContent:
     return read_evidence(out)
 
 
 @pytest.fixture(scope="module")
-def content(evidence: Evidence) -> PageContent:
+def content(evidence: ReportContent) -> PageContent:
     return page_content(evidence)
 
 
@@ -57,13 +57,13 @@ def row_of(table: PageTable, group: str, name: str) -> dict[str, Cell]:
     return dict(zip(titles_of(table), found, strict=True))
 
 
-def test_equal_records_give_equal_bytes(evidence: Evidence) -> None:
+def test_equal_records_give_equal_bytes(evidence: ReportContent) -> None:
     """The order in which records are read changes nothing, and nothing of the moment is in the page."""
     turned = gather_evidence(evidence.records[::-1], dict(reversed(evidence.answers.items())))
     assert render_report_page(evidence) == render_report_page(turned)
 
 
-def test_table_has_every_method_of_every_task(content: PageContent, evidence: Evidence) -> None:
+def test_table_has_every_method_of_every_task(content: PageContent, evidence: ReportContent) -> None:
     """Each task has its methods, and below them those with swept settings; numbers sort by their values."""
     table = content.table
     headings = [
@@ -144,7 +144,7 @@ def test_runs_that_cannot_be_averaged_are_told_and_not_drawn(tmp_path: Path) -> 
     assert "not run" == row_of(content.table, "sst2 (validation), by accuracy", "majority")["method"].detail
 
 
-def test_differences_are_those_that_were_measured(content: PageContent, evidence: Evidence) -> None:
+def test_differences_are_those_that_were_measured(content: PageContent, evidence: ReportContent) -> None:
     """The forest has points, interval, adjusted p, verdict, the tests of each seed, and what so few rows can show."""
     mrpc, sst2 = content.forests
     assert ["majority", "head_only", "after_layer", "pfeiffer"] == [row.method for row in sst2.rows]
@@ -159,7 +159,7 @@ def test_differences_are_those_that_were_measured(content: PageContent, evidence
     assert "points of accuracy, and hardly" in mrpc.power
 
 
-def test_curves_over_sizes_hold_what_differs_in_nothing_else(content: PageContent, evidence: Evidence) -> None:
+def test_curves_over_sizes_hold_what_differs_in_nothing_else(content: PageContent, evidence: ReportContent) -> None:
     """Bottlenecks and training rows have a line for each swept method, which its own settings are a point of."""
     bottlenecks, amounts = content.bottlenecks[1], content.amounts[1]
     assert ("sst2 (validation)", "accuracy", "bottleneck size M") == (
@@ -206,7 +206,7 @@ def test_learning_curves_show_every_run(content: PageContent) -> None:
     assert ((100, 250, 400), 3) == (curves["pfeiffer"].seeds[0].score_steps, len(curves["pfeiffer"].seeds[0].scores))
 
 
-def test_confusions_count_every_answer(content: PageContent, evidence: Evidence) -> None:
+def test_confusions_count_every_answer(content: PageContent, evidence: ReportContent) -> None:
     """Counts are those of the answers, under the names that the heads have."""
     confusions = content.confusions[1]
     assert ("negative", "positive") == confusions.label_names
@@ -220,7 +220,7 @@ def test_confusions_count_every_answer(content: PageContent, evidence: Evidence)
     assert (expected.tolist(), 3) == ([list(line) for line in found.counts], found.seeds)
 
 
-def test_every_row_that_was_answered_wrong_is_listed(content: PageContent, evidence: Evidence) -> None:
+def test_every_row_that_was_answered_wrong_is_listed(content: PageContent, evidence: ReportContent) -> None:
     """Rows have their number, the mean probability of the truth, and the number of seeds that were wrong."""
     errors = content.errors[1]
     methods = ["head_only", "after_layer", "pfeiffer", "full_fine_tuning"]
@@ -261,7 +261,7 @@ def test_tasks_of_several_labels_and_of_numbers_have_pages_too(tmp_path: Path) -
     assert "several labels" in render_report_page(evidence)
 
 
-def test_provenance_has_every_version_digest_and_command(content: PageContent, evidence: Evidence) -> None:
+def test_provenance_has_every_version_digest_and_command(content: PageContent, evidence: ReportContent) -> None:
     """Versions, machine, code, fingerprints and digests stand there, times first to last, every command once."""
     told = dict(content.provenance)
     record = evidence.records[0]
@@ -285,7 +285,7 @@ def test_provenance_has_every_version_digest_and_command(content: PageContent, e
     assert (*commands, "adapter-registry bench mrpc --seeds 3") == content.commands
 
 
-def test_a_changed_answer_changes_the_digest_of_predictions(evidence: Evidence, out: Path, tmp_path: Path) -> None:
+def test_a_changed_answer_changes_the_digest_of_predictions(evidence: ReportContent, out: Path, tmp_path: Path) -> None:
     """The digest of all predictions is another one as soon as one of them is."""
     records = [record for record in evidence.records if record.task == "sst2" and record.method in SKILLS]
     found = []
@@ -320,9 +320,11 @@ def test_a_large_page_stays_under_two_megabytes(tmp_path: Path) -> None:
             for seed in range(5):
                 write_run(tmp_path, task, method, seed, rows=rows, started="2026-01-01T00:00:00Z")
     records = read_records(tmp_path)
-    summary = summary_table(records, Measured())  # intervals take seconds, and their room is the same everywhere
+    summary = summary_table(records, TableStatistics())  # intervals take seconds, and their room is the same everywhere
     totals = total_table(records, summary)
-    page = render_report_page(Evidence(tuple(records), read_answers(tmp_path, records), Measured(), summary, totals))
+    page = render_report_page(
+        ReportContent(tuple(records), read_answers(tmp_path, records), TableStatistics(), summary, totals)
+    )
     assert len(page.encode()) < 1_000_000
     (data,) = re.findall(r'id="error-data">(.*?)</script>', page)
     assert [8, 8, 8] == [len(task["methods"]) for task in json.loads(data)]

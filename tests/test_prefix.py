@@ -18,7 +18,7 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.inference import LabelledRows
 from registry.schema import AdapterConfig, HeadConfig
-from registry.training.cached_states import PrefixStates, packed_order
+from registry.training.cached_states import CachedStates, packed_order
 from registry.training.loop import train_together
 from registry.training.state import TrainingJob
 from tests.stock import difference, random_rows
@@ -74,7 +74,7 @@ def test_packed_order_follows_the_batch(lengths_and_sets: list[tuple[int, int]])
 def test_states_are_those_of_each_row_alone(tiny_backbone: Backbone, layer: int) -> None:
     """Rows asked for in any order, and twice, come with the states that enter the layer."""
     rows = random_rows((7, 3, 64, 12, 3, 1), words=100)
-    kept, asked = PrefixStates(tiny_backbone.encoder, rows, layer), [4, 0, 5, 2, 0, 1]
+    kept, asked = CachedStates(tiny_backbone.encoder, rows, layer), [4, 0, 5, 2, 0, 1]
     with torch.no_grad():
         alone = [tiny_backbone.encoder.below(layer, Batch.pack(rows.take([row]))) for row in asked]
     states = kept.of(asked)
@@ -85,10 +85,10 @@ def test_states_are_those_of_each_row_alone(tiny_backbone: Backbone, layer: int)
 def test_many_rows_are_computed_in_batches(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """However rows are cut into batches, their states are at their own places."""
     rows = random_rows((7, 3, 40, 12, 3, 1, 9), words=100)
-    whole = PrefixStates(tiny_backbone.encoder, rows, 1).of(range(7))
+    whole = CachedStates(tiny_backbone.encoder, rows, 1).of(range(7))
     monkeypatch.setattr("registry.training.cached_states.BATCH_ROWS", 2)
     with watched(tiny_backbone, 0) as ran:
-        in_parts = PrefixStates(tiny_backbone.encoder, rows, 1).of(range(7))
+        in_parts = CachedStates(tiny_backbone.encoder, rows, 1).of(range(7))
     assert [2, 2, 2, 1] == ran
     assert difference([whole], [in_parts]) <= TOLERANCE
 
@@ -103,7 +103,7 @@ def test_training_from_kept_states_learns_the_same(
     with watched(tiny_backbone, 0) as ran:
         train_all(tiny_backbone, kept)
     assert 40 == sum(ran)
-    monkeypatch.setattr(PrefixStates, "fits", staticmethod(lambda encoder, parts: False))
+    monkeypatch.setattr(CachedStates, "fits", staticmethod(lambda encoder, parts: False))
     with watched(tiny_backbone, 0) as ran:
         train_all(tiny_backbone, anew)
     assert 4 * 40 == sum(ran)
@@ -166,8 +166,8 @@ def test_too_many_states_are_not_kept(tiny_backbone: Backbone, monkeypatch: pyte
     exact = sum(len(ids) for ids in rows.tokens.input_ids) * 32 * 4
     for most, expected in ((exact, 40), (exact - 1, 4 * 40)):
         monkeypatch.setattr("registry.training.cached_states.MOST_BYTES", most)
-        assert (expected == 40) == PrefixStates.fits(tiny_backbone.encoder, [rows.tokens])
-        assert not PrefixStates.fits(tiny_backbone.encoder, [rows.tokens, rows.tokens])
+        assert (expected == 40) == CachedStates.fits(tiny_backbone.encoder, [rows.tokens])
+        assert not CachedStates.fits(tiny_backbone.encoder, [rows.tokens, rows.tokens])
         with watched(tiny_backbone, 0) as ran:
             train_all(tiny_backbone, [new_job(tiny_backbone, rows)])
         assert expected == sum(ran)
@@ -177,9 +177,9 @@ def test_states_of_a_bfloat16_backbone_are_half_as_large(tiny_backbone: Backbone
     """States are kept in the backbone's dtype, so twice as many rows fit."""
     half = Backbone.load(str(tiny_folder), device="cpu", dtype="bfloat16")
     rows = toy_rows(half)
-    states = PrefixStates(half.encoder, rows.tokens, 1).of([0, 1])
+    states = CachedStates(half.encoder, rows.tokens, 1).of([0, 1])
     assert torch.bfloat16 == states.dtype
-    exact = PrefixStates(tiny_backbone.encoder, rows.tokens, 1).of([0, 1])
+    exact = CachedStates(tiny_backbone.encoder, rows.tokens, 1).of([0, 1])
     assert difference([exact], [states]) <= 0.1
     train_all(half, [new_job(half, rows)])
 

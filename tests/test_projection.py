@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from registry.model.cpu import Projection
+from registry.model.cpu import FrozenLinear
 from tests.stock import difference
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]  # the second relative to the largest number
 
 
-def pair(dtype: torch.dtype = torch.float32) -> tuple[Projection, nn.Linear]:
+def pair(dtype: torch.dtype = torch.float32) -> tuple[FrozenLinear, nn.Linear]:
     """Return a frozen projection and the linear layer with the same random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer, plain = Projection(48, 80), nn.Linear(48, 80)
+        layer, plain = FrozenLinear(48, 80), nn.Linear(48, 80)
     plain.load_state_dict(layer.state_dict())
     return layer.to(dtype).requires_grad_(False), plain.to(dtype).requires_grad_(False)
 
@@ -62,7 +62,7 @@ def test_copies_make_layouts_of_their_own(change: object) -> None:
     states = random_states().requires_grad_(True)
     layer(states).sum().backward()
     before = layer(random_states())
-    changed: Projection = change(layer)  # type: ignore[operator]
+    changed: FrozenLinear = change(layer)  # type: ignore[operator]
     assert not changed._laid_out
     with torch.no_grad():
         changed.weight.mul_(3.0)

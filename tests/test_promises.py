@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
-from registry.model.inference import answer_rows, logits_of
+from registry.model.inference import logits_of, predict_probabilities
 from registry.model.mixed import MixedAdapters
 from registry.schema import PLACEMENTS, AdapterConfig
 from registry.store.registry import Registry
@@ -68,10 +68,10 @@ def test_training_one_task_leaves_the_others_answers(tiny_backbone: Backbone) ->
     """6. Training task B leaves task A's predictions bit-equal."""
     first, _ = train_fresh(tiny_backbone)
     rows = toy_rows(tiny_backbone, seed=1).tokens
-    before = answer_rows(tiny_backbone.encoder, first, rows)
+    before = predict_probabilities(tiny_backbone.encoder, first, rows)
     second = tiny_backbone.new_adapter_set(ADAPTER, HEAD, seed=1)
     train(tiny_backbone.encoder, second, toy_rows(tiny_backbone, seed=2, words=("rose", "fell")), TRAINING)
-    numpy.testing.assert_array_equal(before, answer_rows(tiny_backbone.encoder, first, rows))
+    numpy.testing.assert_array_equal(before, predict_probabilities(tiny_backbone.encoder, first, rows))
 
 
 def test_mixed_batch_equals_the_single_task_answers(tiny_backbone: Backbone) -> None:
@@ -89,8 +89,8 @@ def test_padding_does_not_change_an_answer(tiny_backbone: Backbone) -> None:
     """8. A row's answer does not depend on how long the rows beside it are: there is no padding at all."""
     rows = random_rows((5, 60, 17), words=95)
     adapter_set = randomise(tiny_backbone.new_adapter_set(ADAPTER, HEAD))
-    together = answer_rows(tiny_backbone.encoder, adapter_set, rows)
-    alone = [answer_rows(tiny_backbone.encoder, adapter_set, rows.take([row]))[0] for row in range(3)]
+    together = predict_probabilities(tiny_backbone.encoder, adapter_set, rows)
+    alone = [predict_probabilities(tiny_backbone.encoder, adapter_set, rows.take([row]))[0] for row in range(3)]
     numpy.testing.assert_allclose(together, numpy.stack(alone), rtol=0, atol=1e-5)
     assert 5 + 60 + 17 == len(Batch.pack(rows).input_ids)
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from registry.schema import PLACEMENTS, Manifest, Reference
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.training.repeat import find_differences, has_same_weights, read_repetition
 from registry.validation import to_json
 from tests.commands import QUICK, Outcome, call, own_rows, start, succeed, write_csv, write_data_folder
@@ -66,7 +66,7 @@ def manifest_path(store: Path, name: str = "sst2", version: int = 1) -> Path:
 
 def repeat(store: Path, reference: str, *more: object) -> Outcome:
     """Repeat a training and check what the answer says against the stored digests."""
-    catalog = Catalog.open(store)
+    catalog = Store.open(store)
     first = catalog.manifest(*catalog.resolve(reference))
     told = succeed("--store", store, "train", "--from", reference, *more)
     name, version = told.out.split()[0].split(":")
@@ -97,7 +97,7 @@ def test_every_kind_of_set_comes_out_the_same(
     told = repeat(store, "mrpc:1")
     assert "mrpc:2" == told.out.split()[0]
     assert "same weights as mrpc:1" == told.out.splitlines()[1]
-    first, second = (Catalog.open(store).manifest("mrpc", version) for version in (1, 2))
+    first, second = (Store.open(store).manifest("mrpc", version) for version in (1, 2))
     same = {"created": "", "files": (), "digest": ""}
     assert to_json(msgspec.structs.replace(first, **same)) == to_json(msgspec.structs.replace(second, **same))
 
@@ -185,7 +185,7 @@ def test_sets_trained_together_are_repeated_alone(tmp_path: Path, tiny_folder: P
 def test_other_weights_are_told_with_what_differs(tmp_path: Path, store: Path, folder: Path) -> None:
     """A set whose weights cannot be had again is saved beside it, with the libraries and the machine that differ."""
     succeed("--store", store, "train", "sst2", "--data", folder, *QUICK, "--seed", "1")
-    catalog = Catalog.open(store)
+    catalog = Store.open(store)
     manifest, _ = catalog.read_version("sst2", 1)
     assert manifest.origin is not None
     versions = {**manifest.library_versions, "torch": "1.0", "extinct": "2.0"}
@@ -209,7 +209,7 @@ def test_manifests_of_older_versions(store: Path) -> None:
     path = manifest_path(store)
     reseal(path, lambda plain: plain.pop("origin"))
     assert "same weights as sst2:1" in repeat(store, "sst2:1").out
-    catalog = Catalog.open(store)
+    catalog = Store.open(store)
     old, now = catalog.manifest("sst2", 1), catalog.manifest("sst2", 2)
     assert ["its machine, code and number of threads were not recorded then"] == find_differences(old, now)
     reseal(path, lambda plain: plain.update(task="mine"))
@@ -221,7 +221,7 @@ def test_manifests_of_older_versions(store: Path) -> None:
 @pytest.mark.parametrize("field", ["training", "data", "task", "split", "dtype"])
 def test_missing_facts(trained: Path, field: str) -> None:
     """A set that was made by hand tells which facts it lacks."""
-    manifest: Manifest = msgspec.structs.replace(Catalog.open(trained).manifest("sst2", 1), **{field: None})
+    manifest: Manifest = msgspec.structs.replace(Store.open(trained).manifest("sst2", 1), **{field: None})
     with pytest.raises(ValueError, match=f"cannot use --from sst2:1: expected a set that train .* without {field}'"):
         read_repetition(Reference(name="sst2", version=1), manifest)
 

@@ -9,7 +9,7 @@ import pytest
 
 from registry.bench.records import read_predictions, read_records
 from registry.model.backbone import Backbone
-from registry.model.inference import answer_rows
+from registry.model.inference import predict_probabilities
 from registry.serving.predictor import Predictor
 from registry.store.registry import Registry
 from registry.tasks.loading import load_task
@@ -59,7 +59,7 @@ def test_shipped_set_scores_as_its_manifest_says(shipped: Registry, shared_data:
     data = load_task(find_task("mrpc"), str(shared_data))
     manifest = shipped.manifest("mrpc")
     tokens = shipped.backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
-    answers = answer_rows(shipped.backbone.encoder, shipped.load("mrpc"), tokens)
+    answers = predict_probabilities(shipped.backbone.encoder, shipped.load("mrpc"), tokens)
     found = score("classification", data.reported.labels, answers, ("f1_binary",))["f1_binary"]
     assert pytest.approx(manifest.scores["f1_binary"], abs=0.01) == found
 

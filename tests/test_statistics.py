@@ -14,8 +14,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from registry.errors import ConfigError
 from registry.stats.intervals import (
-    Difference,
     Interval,
+    PairedDifference,
     _degrees_of_freedom,
     holm,
     mcnemar_exact,
@@ -27,12 +27,14 @@ from registry.stats.intervals import (
 from registry.tasks.spec import METRICS
 from tests.test_resampling import random_answers
 
-Answers = tuple[NDArray[np.int64], NDArray[np.float32]]
+CellPredictions = tuple[NDArray[np.int64], NDArray[np.float32]]
 ONES = 0.68  # share of class 1, as in MRPC
 SKILL = 0.85  # mean accuracy in simulated experiments
 
 
-def experiment(rng: np.random.Generator, seeds: int, rows: int, deviation: float, alike: float = 0.8) -> Answers:
+def experiment(
+    rng: np.random.Generator, seeds: int, rows: int, deviation: float, alike: float = 0.8
+) -> CellPredictions:
     """Return labels and answers of seeds that err mostly on the same hard rows and differ in skill by ``deviation``."""
     labels = (rng.random(rows) < ONES).astype(np.int64)
     skill = SKILL + deviation * rng.standard_normal(seeds)
@@ -231,7 +233,7 @@ def test_a_method_does_not_differ_from_itself() -> None:
     """The same answers on both sides give a difference of zero that nothing tells apart."""
     labels, probabilities = experiment(np.random.default_rng(2), 1, 100, 0)
     found = paired_difference("classification", "accuracy", labels, probabilities, probabilities)
-    assert Difference(mean=0.0, low=0.0, high=0.0, p=1.0, seeds=(1, 1), rows=100) == found
+    assert PairedDifference(mean=0.0, low=0.0, high=0.0, p=1.0, seeds=(1, 1), rows=100) == found
     assert found.holds_zero
     assert not found.covers_seeds
 

@@ -13,18 +13,18 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
 from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
 from registry.store.errors import AdapterNotFoundError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import load_set, save_set, stored_bytes
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Catalog:
+def catalog(tmp_path: Path) -> Store:
     """An empty store."""
-    return Catalog.create(tmp_path / "store", INFO)
+    return Store.create(tmp_path / "store", INFO)
 
 
-def save(catalog: Catalog, adapter_set: AdapterSet, **changes: Any) -> int:
+def save(catalog: Store, adapter_set: AdapterSet, **changes: Any) -> int:
     """Save a set with the manifest that fits it, but for ``changes``."""
     fields: dict[str, Any] = {
         "adapter": adapter_set.adapter_config,
@@ -44,7 +44,7 @@ SETS = [
 
 
 @pytest.mark.parametrize(("adapter", "head"), SETS)
-def test_saved_set_comes_back_bit_equal(catalog: Catalog, adapter: AdapterConfig | None, head: HeadConfig) -> None:
+def test_saved_set_comes_back_bit_equal(catalog: Store, adapter: AdapterConfig | None, head: HeadConfig) -> None:
     """Every kind of set is read back with equal bits, in evaluation mode, as trainable as it was."""
     saved = AdapterSet(32, 2, adapter, head, seed=3)
     assert 1 == save(catalog, saved)
@@ -62,7 +62,7 @@ def test_saved_set_comes_back_bit_equal(catalog: Catalog, adapter: AdapterConfig
     assert not any(module.training for module in loaded.modules())
 
 
-def test_loaded_set_gives_equal_logits(catalog: Catalog) -> None:
+def test_loaded_set_gives_equal_logits(catalog: Store) -> None:
     """A head and a bottleneck that were read back compute what they computed before."""
     saved = AdapterSet(32, 2, ADAPTER, HEAD, seed=1).eval()
     save(catalog, saved)
@@ -74,7 +74,7 @@ def test_loaded_set_gives_equal_logits(catalog: Catalog) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_equal_sets_have_equal_bytes(catalog: Catalog) -> None:
+def test_equal_sets_have_equal_bytes(catalog: Store) -> None:
     """A set that is saved twice, or made again from its seed, has the same files."""
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD, seed=1)
     save(catalog, adapter_set)
@@ -84,7 +84,7 @@ def test_equal_sets_have_equal_bytes(catalog: Catalog) -> None:
     assert first == second == third
 
 
-def test_tensor_file_is_pinned(catalog: Catalog) -> None:
+def test_tensor_file_is_pinned(catalog: Store) -> None:
     """A head is stored as a plain safetensors file, byte for byte."""
     adapter_set = AdapterSet(32, 2, None, HEAD)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_tensor_file_is_pinned(catalog: Catalog) -> None:
     assert b"\x08" + bytes(7) + b"{}      " == files["adapter.safetensors"]
 
 
-def test_set_in_use_can_be_saved(catalog: Catalog) -> None:
+def test_set_in_use_can_be_saved(catalog: Store) -> None:
     """Saving takes a set with gradients, tensors shared or not contiguous, and leaves it as it is."""
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD, seed=1)
     shared = adapter_set.adapter.bottlenecks["0_ffn"]
@@ -114,7 +114,7 @@ def test_set_in_use_can_be_saved(catalog: Catalog) -> None:
     assert (True, False) == (adapter_set.training, shared.up.weight.is_contiguous())
 
 
-def test_loaded_set_is_independent(catalog: Catalog) -> None:
+def test_loaded_set_is_independent(catalog: Store) -> None:
     """Two loads share no memory, so training one does not change the other."""
     save(catalog, AdapterSet(32, 2, ADAPTER, HEAD))
     first, second = (load_set(catalog, "mrpc", 1, INFO)[1] for _ in range(2))
@@ -124,7 +124,7 @@ def test_loaded_set_is_independent(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_save_refuses_values_that_are_not_finite(catalog: Catalog, value: float) -> None:
+def test_save_refuses_values_that_are_not_finite(catalog: Store, value: float) -> None:
     """A set with one number that is not finite is not stored."""
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD)
     with torch.no_grad():
@@ -134,14 +134,14 @@ def test_save_refuses_values_that_are_not_finite(catalog: Catalog, value: float)
     assert [] == catalog.names()
 
 
-def test_save_refuses_other_dtypes(catalog: Catalog) -> None:
+def test_save_refuses_other_dtypes(catalog: Store) -> None:
     """Only floats of 16 and 32 bits are stored."""
     with pytest.raises(ConfigError, match=r"expected float32, float16 or bfloat16 values, found torch.float64"):
         save(catalog, AdapterSet(32, 2, ADAPTER, HEAD).to(torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_stored_as_it_is(catalog: Catalog, dtype: torch.dtype) -> None:
+def test_half_precision_is_stored_as_it_is(catalog: Store, dtype: torch.dtype) -> None:
     """A set of 16-bit floats takes half the bytes, and comes back in float32 with exactly its values."""
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD)
     whole = stored_bytes(adapter_set)
@@ -163,14 +163,14 @@ def test_half_precision_is_stored_as_it_is(catalog: Catalog, dtype: torch.dtype)
         {"parameters": 1},
     ],
 )
-def test_save_refuses_the_manifest_of_another_set(catalog: Catalog, changes: dict[str, Any]) -> None:
+def test_save_refuses_the_manifest_of_another_set(catalog: Store, changes: dict[str, Any]) -> None:
     """A manifest must tell of the set it is saved with."""
     with pytest.raises(ConfigError, match="cannot use manifest: expected the configuration of the set it is for"):
         save(catalog, AdapterSet(32, 2, ADAPTER, HEAD), **changes)
     assert [] == catalog.names()
 
 
-def test_save_refuses_what_does_not_fit(catalog: Catalog) -> None:
+def test_save_refuses_what_does_not_fit(catalog: Store) -> None:
     """A set for another backbone, or for other sizes, does not get into the store."""
     other = msgspec.structs.replace(INFO, fingerprint="c" * 64)
     with pytest.raises(BackboneMismatchError, match=r"cannot use store .*: it was made for backbone aaaaaaaaaaaa"):
@@ -181,7 +181,7 @@ def test_save_refuses_what_does_not_fit(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize(("field", "part"), [("fingerprint", "backbone"), ("tokenizer_digest", "tokenizer")])
-def test_load_refuses_another_backbone_of_equal_shapes(catalog: Catalog, field: str, part: str) -> None:
+def test_load_refuses_another_backbone_of_equal_shapes(catalog: Store, field: str, part: str) -> None:
     """Equal shapes do not make a set fit: other weights or another tokenizer are refused."""
     save(catalog, AdapterSet(32, 2, ADAPTER, HEAD))
     other = msgspec.structs.replace(INFO, **{field: "c" * 64})
@@ -190,7 +190,7 @@ def test_load_refuses_another_backbone_of_equal_shapes(catalog: Catalog, field: 
     assert part == caught.value.part
 
 
-def test_load_of_missing_version_names_what_is_there(catalog: Catalog) -> None:
+def test_load_of_missing_version_names_what_is_there(catalog: Store) -> None:
     """A version that is not there is told as such, not as damage."""
     save(catalog, AdapterSet(32, 2, ADAPTER, HEAD))
     with pytest.raises(AdapterNotFoundError, match=r"'mrpc:2' in .*: it has mrpc:1"):

@@ -13,11 +13,11 @@ from torch import nn
 from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
-from registry.model.inference import LabelledRows, answer_rows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.tasks.metrics import score
 from registry.training.loop import train
-from registry.training.state import StepReport, TrainingJob, TrainingRun, learning_rate_at, make_optimizer
+from registry.training.state import StepReport, TrainingJob, TrainingState, learning_rate_at, make_optimizer
 from tests.toy import ADAPTER, HEAD, TRAINING, same_weights, toy_rows, train_fresh
 
 SELECTING = msgspec.structs.replace(TRAINING, evaluate_every=2, select_best="accuracy")
@@ -45,7 +45,10 @@ def test_training_learns_a_separable_task(tiny_backbone: Backbone, placement: st
     trained, _ = train_fresh(tiny_backbone, config, adapter)
     unseen = toy_rows(tiny_backbone, 60, seed=9)
     scores = score(
-        "classification", unseen.labels, answer_rows(tiny_backbone.encoder, trained, unseen.tokens), ("accuracy",)
+        "classification",
+        unseen.labels,
+        predict_probabilities(tiny_backbone.encoder, trained, unseen.tokens),
+        ("accuracy",),
     )
     assert scores["accuracy"] > 0.8
 
@@ -110,7 +113,7 @@ def test_only_the_sets_parameters_get_gradients(tiny_backbone: Backbone) -> None
     """What the optimizer changes is the set's parameters, all of them, and nothing else has a gradient."""
     fresh = tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4, layer_norms=True), HEAD)
     start = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
-    run = TrainingRun(tiny_backbone.encoder, TrainingJob(fresh, toy_rows(tiny_backbone), TRAINING))
+    run = TrainingState(tiny_backbone.encoder, TrainingJob(fresh, toy_rows(tiny_backbone), TRAINING))
     assert {id(parameter) for parameter in fresh.parameters()} == {id(parameter) for parameter in run.parameters}
     train(tiny_backbone.encoder, fresh, toy_rows(tiny_backbone), TRAINING)
     assert {None} == {parameter.grad for parameter in tiny_backbone.parameters()}
@@ -193,7 +196,7 @@ def test_select_best_keeps_the_best_held_out_weights(tiny_backbone: Backbone) ->
     best = max(seen, key=lambda step: seen[step][0])
     assert best == result.best_step < 15
     assert all(torch.equal(kept, now) for kept, now in zip(seen[best][1], fresh.parameters(), strict=True))
-    answers = answer_rows(tiny_backbone.encoder, fresh, held_out.tokens)
+    answers = predict_probabilities(tiny_backbone.encoder, fresh, held_out.tokens)
     assert seen[best][0] == score("classification", held_out.labels, answers, ("accuracy",))["accuracy"]
 
 
@@ -298,9 +301,9 @@ def test_bfloat16_backbone_trains(tiny_backbone: Backbone, tiny_folder: Path) ->
     exact, _ = train_fresh(tiny_backbone, config, adapter)
     assert {torch.float32} == {parameter.dtype for parameter in on_half.parameters()}
     rows: TokenRows = toy_rows(half).tokens
-    answers = answer_rows(half.encoder, on_half, rows)
+    answers = predict_probabilities(half.encoder, on_half, rows)
     assert 0.9 <= score("classification", toy_rows(half).labels, answers, ("accuracy",))["accuracy"]
-    assert abs(answers - answer_rows(tiny_backbone.encoder, exact, rows)).max() < 0.2
+    assert abs(answers - predict_probabilities(tiny_backbone.encoder, exact, rows)).max() < 0.2
 
 
 @pytest.mark.gpu

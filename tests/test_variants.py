@@ -12,7 +12,7 @@ from registry.bench.sweep import Variant, has_swept_choices, make_variants, pars
 from registry.errors import ConfigError, InvalidNameError
 from registry.reports.frames import method_order
 from registry.reports.sentences import notes, sentences
-from registry.reports.statistics import Measured
+from registry.reports.statistics import TableStatistics
 from registry.schema import check_name
 from tests.runs import BACKBONE, make_record, report_of, summary_of, totals_of
 
@@ -147,7 +147,7 @@ def test_report_of_variants(tmp_path: Path) -> None:
     assert [*methods, "full_fine_tuning-lr1e-05"] == list(summary["method"])
     first = sentences(summary, totals_of(records))[0]
     assert first.startswith("mrpc (validation): of the adapter methods, houlsby-lr0.001 has the best")
-    remarks = notes(records, Measured())
+    remarks = notes(records, TableStatistics())
     assert 1 == sum(line.startswith(JOINED) for line in remarks)
     assert 1 == sum("the best of them is chosen there, so its score flatters it" in line for line in remarks)
     totals = totals_of(records).set_index("method").to_dict("index")
@@ -159,7 +159,7 @@ def test_report_of_variants(tmp_path: Path) -> None:
 
 def test_report_of_runs_alone_does_not_speak_of_passes() -> None:
     """Neither note stands where nothing was trained together or swept."""
-    told = " ".join(notes([make_record("mrpc", "houlsby"), make_record("mrpc", "pfeiffer")], Measured()))
+    told = " ".join(notes([make_record("mrpc", "houlsby"), make_record("mrpc", "pfeiffer")], TableStatistics()))
     assert "passes" not in told
     assert "swept" not in told
 
@@ -174,7 +174,7 @@ def test_notes_tell_swept_training_rows_in_one_line() -> None:
     """The task's line is of runs on all its rows; numbers of rows have one short line and are called no choice."""
     swept = [with_rows(make_record("mrpc", f"{m}-n{n}"), n) for m in ("pfeiffer", "houlsby") for n in (1000, 100, 300)]
     whole = [make_record("mrpc", "majority"), make_record("mrpc", "pfeiffer"), make_record("sst2", "houlsby")]
-    remarks = notes([*swept, *whole], Measured())
+    remarks = notes([*swept, *whole], TableStatistics())
     assert ["mrpc, from hub: trained on 3,668 of 3,668 rows", "sst2, from hub: trained on 3,668 of 3,668 rows"] == [
         line.split(" (")[0] for line in remarks if ", from hub" in line
     ]
@@ -188,9 +188,9 @@ def test_notes_of_swept_training_rows_alone_tell_the_most() -> None:
     """Where no run read the texts of all training rows, the largest number's runs tell; the full number is no fewer."""
     swept = [with_rows(make_record("mrpc", f"pfeiffer-n{n}"), n) for n in (100, 1000)]
     records = [*swept, make_record("mrpc", "majority")]
-    told = [line for line in notes(records, Measured()) if line.startswith("mrpc, ")]
+    told = [line for line in notes(records, TableStatistics()) if line.startswith("mrpc, ")]
     assert 2 == len(told)
     assert told[0].startswith("mrpc, from hub: trained on 1,000 of 3,668 rows (12 truncated")
     assert told[1].startswith("mrpc, fewer training rows: 100, 1,000 (")
     whole = [with_rows(make_record("mrpc", "pfeiffer-n3668"), 3668)]
-    assert not any("fewer" in line for line in notes(whole, Measured()))
+    assert not any("fewer" in line for line in notes(whole, TableStatistics()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from registry.bench.records import RunRecord, read_records
 from registry.bench.results import averaged_runs, check_comparable, read_answers, why_not_averaged
 from registry.errors import RequestError, closest
-from registry.stats.predictions import Answers, CellKey, why_not_same_rows
+from registry.stats.predictions import CellKey, CellPredictions, why_not_same_rows
 from registry.tasks.metrics import told_metrics
 
 
@@ -31,7 +31,7 @@ class CellPair:
     task: str
     methods: tuple[str, str]
     records: tuple[RunRecord, RunRecord]
-    answers: tuple[Answers, Answers]
+    answers: tuple[CellPredictions, CellPredictions]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class _Folder:
         """Return the first run of a cell that counts."""
         return averaged_runs(self.cells[cell])[0]
 
-    def answers(self, cells: Iterable[CellKey]) -> dict[CellKey, Answers]:
+    def answers(self, cells: Iterable[CellKey]) -> dict[CellKey, CellPredictions]:
         """Return the answers of some cells."""
         return read_answers(self.path, [record for cell in dict.fromkeys(cells) for record in self.cells[cell]])
 

@@ -22,7 +22,7 @@ from registry.bench.records import RunRecord, read_predictions, record_path
 from registry.bench.sweep import swept_train_rows
 from registry.errors import RunError
 from registry.provenance import DIRTY
-from registry.stats.predictions import Answers, CellKey, Predictions
+from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import LOWER_IS_BETTER
 
 FULL = "full_fine_tuning"  # what every method is compared with
@@ -161,7 +161,7 @@ def _cell_conditions(record: RunRecord) -> dict[str, object]:
     return conditions
 
 
-def read_answers(out: Path, records: Iterable[RunRecord]) -> dict[CellKey, Answers]:
+def read_answers(out: Path, records: Iterable[RunRecord]) -> dict[CellKey, CellPredictions]:
     """Return the answers of every task and method that a mean may be taken of, from the files beside the records.
 
     Raises:
@@ -182,13 +182,13 @@ def read_answers(out: Path, records: Iterable[RunRecord]) -> dict[CellKey, Answe
     return found
 
 
-def methods_of(answers: Mapping[CellKey, Answers], task: str) -> dict[str, Answers]:
+def methods_of(answers: Mapping[CellKey, CellPredictions], task: str) -> dict[str, CellPredictions]:
     """Return the answers of each method on one task."""
     return {method: found for (name, method), found in answers.items() if name == task}
 
 
-def _joined(runs: Sequence[RunRecord], read: Sequence[Predictions]) -> Answers:
-    return Answers(
+def _joined(runs: Sequence[RunRecord], read: Sequence[Predictions]) -> CellPredictions:
+    return CellPredictions(
         problem_type=read[0].problem_type,
         seeds=tuple(record.seed for record in runs),
         row_numbers=read[0].row_numbers,

@@ -323,4 +323,4 @@ def _known_method(method: str) -> str:
 def _source(settings: Settings, backbone: str | None) -> str:
     if backbone is not None:
         return backbone
-    return settings.open_catalog().info.backbone.source if settings.has_store() else "embedded"
+    return settings.open_store().info.backbone.source if settings.has_store() else "embedded"

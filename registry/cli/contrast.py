@@ -20,7 +20,7 @@ from registry.reports.frames import SAMPLE_NOTICE, points_of
 from registry.reports.numbers import p_value
 from registry.stats.comparison import SHARES, UNDECIDED, Compared, ComparedMetric, Comparison
 from registry.stats.intervals import Interval
-from registry.stats.predictions import Answers, ChangedRow, list_changed_rows
+from registry.stats.predictions import CellPredictions, ChangedRow, list_changed_rows
 from registry.tasks.metrics import LOWER_IS_BETTER
 
 _NUMBER = len("[0.000, 0.000]")
@@ -86,7 +86,7 @@ class Contrast:
     names: tuple[str, str]
     label_names: tuple[str, ...]
     sample: bool
-    answers: tuple[Answers, Answers]
+    answers: tuple[CellPredictions, CellPredictions]
     compared: Compared
     texts: Sequence[tuple[str, ...]] | None
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
-    from registry.store.store import Catalog
+    from registry.store.store import Store
     from registry.tasks.loading import TaskData
     from registry.tasks.spec import TaskSpec
 
@@ -32,11 +32,11 @@ class Settings:
     dtype: str
     offline: bool
 
-    def open_catalog(self) -> Catalog:
+    def open_store(self) -> Store:
         """Return the store as names and manifests, without torch."""
-        from registry.store.store import Catalog
+        from registry.store.store import Store
 
-        return Catalog.open(self.store)
+        return Store.open(self.store)
 
     def has_store(self) -> bool:
         """Return whether there is a store already."""
@@ -61,7 +61,7 @@ class Settings:
         """Return the registry of the store, with the backbone it belongs to."""
         from registry.store.registry import Registry
 
-        info = self.open_catalog().info.backbone
+        info = self.open_store().info.backbone
         return Registry(self.store, self.load_backbone(info.source, info.revision))
 
     def load_store_backbone(self, backbone: str | None, fallback: str) -> Backbone:
@@ -72,7 +72,7 @@ class Settings:
         """
         if not self.has_store():
             return self.load_backbone(backbone or fallback)
-        info = self.open_catalog().info.backbone
+        info = self.open_store().info.backbone
         if backbone is not None and backbone != info.source:
             hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
             raise BackboneMismatchError(f"store {self.store}", "backbone", info.source, backbone, hint)

@@ -29,7 +29,7 @@ _NUMBERS = ("newest", "parameters", "bytes")
 @click.pass_obj
 def list_command(settings: Settings, as_json: bool) -> None:
     """List the adapter sets in the store; a damaged one is told of and does not hide the others."""
-    view = settings.open_catalog()
+    view = settings.open_store()
     listed = list(list_sets(view))
     if as_json:
         print_json([_as_plain(each) for each in listed])
@@ -130,7 +130,7 @@ def init(settings: Settings, backbone: str, revision: str | None) -> None:
 @click.pass_obj
 def show(settings: Settings, reference: str, as_json: bool) -> None:
     """Show all that is known of one stored set (mrpc, mrpc:3 or mrpc@best)."""
-    catalog = settings.open_catalog()
+    catalog = settings.open_store()
     name, version = catalog.resolve(reference)
     content = {"version": version, **msgspec.to_builtins(catalog.manifest(name, version))}
     if as_json:
@@ -171,7 +171,7 @@ def verify(settings: Settings, references: tuple[str, ...], as_json: bool) -> No
 @click.pass_obj
 def alias(settings: Settings, name: str, alias_name: str, version: int) -> None:
     """Point NAME@ALIAS at a version."""
-    settings.open_catalog().set_alias(name, alias_name, version)
+    settings.open_store().set_alias(name, alias_name, version)
     click.echo(f"{name}@{alias_name} -> {name}:{version}")
 
 
@@ -181,7 +181,7 @@ def alias(settings: Settings, name: str, alias_name: str, version: int) -> None:
 @click.pass_obj
 def remove(settings: Settings, reference: str, yes: bool) -> None:
     """Remove a version (mrpc:3), an alias (mrpc@best) or all of a name (mrpc)."""
-    catalog = settings.open_catalog()
+    catalog = settings.open_store()
     parsed = Reference.parse(reference)
     if parsed.alias is None:  # an alias can be removed even if it cannot be read
         catalog.resolve(parsed)
@@ -202,7 +202,7 @@ def export_command(settings: Settings, reference: str, file: Path, force: bool) 
     """Write a stored set into one FILE, for another store of the same backbone."""
     from registry.store.archive import export_version
 
-    catalog = settings.open_catalog()
+    catalog = settings.open_store()
     name, version = catalog.resolve(reference)
     path = export_version(catalog, f"{name}:{version}", file, overwrite=force)
     click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
@@ -216,7 +216,7 @@ def import_command(settings: Settings, file: Path, name: str | None) -> None:
     """Check an exported FILE and store it as the next version of its name."""
     from registry.store.tensors import import_set
 
-    reference = import_set(settings.open_catalog(), file, name)
+    reference = import_set(settings.open_store(), file, name)
     click.echo(f"{file} -> {reference}")
 
 
@@ -226,7 +226,7 @@ def import_command(settings: Settings, file: Path, name: str | None) -> None:
 @click.pass_obj
 def gc(settings: Settings, older_than: float, dry_run: bool) -> None:
     """Remove what killed writers left in the store's tmp folder; nothing visible is touched."""
-    found = settings.open_catalog().collect_garbage(older_than=older_than, dry_run=dry_run)
+    found = settings.open_store().collect_garbage(older_than=older_than, dry_run=dry_run)
     for entry in found:
         note(f"tmp/{entry}")
     click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} leftovers of dead writers")

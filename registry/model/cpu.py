@@ -24,7 +24,7 @@ _HAS_LAYOUT = (
 )
 
 
-class Projection(nn.Linear):
+class FrozenLinear(nn.Linear):
     """``nn.Linear`` with its frozen weight also in the layout, and in the transposed layout, that products want."""
 
     def __init__(self, inputs: int, outputs: int, *, device: str | None = None) -> None:
@@ -60,7 +60,7 @@ class Projection(nn.Linear):
         """Leave the layouts behind: a copy makes its own, or trains and needs none."""
         return {**self.__dict__, "_laid_out": {}}
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Projection:
+    def _apply(self, fn: Any, recurse: bool = True) -> FrozenLinear:
         self._laid_out = {}  # another dtype or device wants another layout
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -70,7 +70,7 @@ class _FrozenProduct(torch.autograd.Function):
     """The product with a frozen weight; only the states get a gradient."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, layer: Projection) -> Tensor:
+    def forward(ctx: Any, states: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
         return _multiply(states, layer.layout(), layer.bias)
 

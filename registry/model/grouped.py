@@ -28,7 +28,7 @@ MOST_PADDING = 400  # states of a tier that are there only to make it rectangula
 GROUPED_WIDTH = 16  # elements; grouped products want rows that are multiples of 16 bytes
 
 
-class Plan(Protocol):
+class Grouping(Protocol):
     """How the bottlenecks of several sets are computed over (N, H) states."""
 
     def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
@@ -146,7 +146,7 @@ class AllAtOnce:
         return added if self._scatter is None else added.index_select(0, self._scatter)
 
 
-def make_plan(states: Sequence[Indices], device: torch.device, weights: BottleneckWeights) -> Plan:
+def group_sets(states: Sequence[Indices], device: torch.device, weights: BottleneckWeights) -> Grouping:
     """Return the plan that is fastest where the states are.
 
     Args:

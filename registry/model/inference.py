@@ -107,7 +107,7 @@ def pool_rows(
 
 
 @torch.no_grad()
-def answer_rows(
+def predict_probabilities(
     encoder: Encoder, adapter_set: AdapterSet, rows: TokenRows, autocast_dtype: torch.dtype | None = None
 ) -> numpy.ndarray:
     """Return the (R, C) float32 probabilities of all rows, in their order, as in evaluation mode."""

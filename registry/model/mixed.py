@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from registry.adapters.bottleneck import join, join_alone
 from registry.adapters.interface import HasSeams, Kind, Place, Seam
 from registry.model.batching import Batch
-from registry.model.grouped import Indices, Plan, bottlenecks_of, make_plan
+from registry.model.grouped import Grouping, Indices, bottlenecks_of, group_sets
 
 
 class MixedAdapters:
@@ -77,7 +77,7 @@ class _Part:
         self._owners = tuple(states)
         self._taken = None if taken is None else torch.from_numpy(taken).to(device)
         self._places = [own if taken is None else numpy.searchsorted(taken, own) for own in states.values()]
-        self._plan: Plan | None = None
+        self._plan: Grouping | None = None
         self._set_of_state: Tensor | None = None  # (n,) wanted by own norms alone
         if kind.has_norm:
             sets = numpy.repeat(numpy.arange(len(self._places)), [len(places) for places in self._places])
@@ -97,7 +97,7 @@ class _Part:
     def _squeeze_each(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
         """Return what each state's own bottleneck adds to it."""
         if self._plan is None:
-            self._plan = make_plan(self._places, self._device, bottlenecks_of(seams)[0])
+            self._plan = group_sets(self._places, self._device, bottlenecks_of(seams)[0])
         return self._plan.squeeze(hidden, seams)
 
     def _norm_each(self, hidden: Tensor, seams: Sequence[Seam], eps: float) -> Tensor:

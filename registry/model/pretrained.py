@@ -35,7 +35,7 @@ from registry.errors import (
     closest,
     shorten,
 )
-from registry.model.cpu import Projection
+from registry.model.cpu import FrozenLinear
 from registry.model.families import ACTIVATIONS, FAMILIES
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
 
@@ -67,11 +67,11 @@ class Weights:
         layer: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         return layer
 
-    def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> Projection:
+    def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> FrozenLinear:
         """Return one linear layer whose outputs are those of all ``modules`` side by side, each ``outputs`` wide."""
         weights = [self._take(f"{module}.weight", (outputs, inputs)) for module in modules]
         biases = [self._take(f"{module}.bias", (outputs,)) for module in modules]
-        layer = Projection(inputs, outputs * len(modules), device="meta")
+        layer = FrozenLinear(inputs, outputs * len(modules), device="meta")
         layer.weight = nn.Parameter(weights[0] if len(weights) == 1 else torch.cat(weights))
         layer.bias = nn.Parameter(biases[0] if len(biases) == 1 else torch.cat(biases))
         return layer

@@ -38,7 +38,7 @@ _NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class Difference:
+class Mismatch:
     """One thing that is not as it should be, told in one line."""
 
     file: str
@@ -50,12 +50,12 @@ class Difference:
         return f"{self.file}: {self.field}: expected {self.expected}, found {self.found}"
 
 
-def compare_contents(file: str, expected: bytes, found: bytes) -> list[Difference]:
+def compare_contents(file: str, expected: bytes, found: bytes) -> list[Mismatch]:
     """Return where ``found`` is not ``expected``; the end of the name decides how they are read."""
     if expected == found:
         return []
     if file.endswith(".parquet"):
-        return [Difference(file, *each) for each in _compare_parquet(expected, found)]
+        return [Mismatch(file, *each) for each in _compare_parquet(expected, found)]
     try:
         texts = expected.decode(), found.decode()
         readers = {"csv": _compare_csv, "json": _compare_json}
@@ -64,7 +64,7 @@ def compare_contents(file: str, expected: bytes, found: bytes) -> list[Differenc
     except (ValueError, RecursionError, csv.Error):  # no text, no JSON, no csv
         told = []
     told = told or [("bytes", _identity(expected), _identity(found))]
-    return [Difference(file, *each) for each in told]
+    return [Mismatch(file, *each) for each in told]
 
 
 def _compare_parquet(expected: bytes, found: bytes) -> list[tuple[str, str, str]]:
@@ -167,7 +167,7 @@ class Checked:
 
     records: int
     files: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[Mismatch, ...]
 
 
 def check_report(out: Path) -> Checked:
@@ -179,7 +179,7 @@ def check_report(out: Path) -> Checked:
     Raises:
         RunError: there are no records.
     """
-    differences: list[Difference] = []
+    differences: list[Mismatch] = []
     records: list[RunRecord] = []
     asked: dict[str, Predictions] = {}
     paths = find_records(out)
@@ -197,7 +197,7 @@ def check_report(out: Path) -> Checked:
     return Checked(len(paths), files, (*differences, *found))
 
 
-def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -> tuple[list[Difference], RunRecord]:
+def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -> tuple[list[Mismatch], RunRecord]:
     """Return what is wrong with one record, and the record with the scores that follow from its answers.
 
     Args:
@@ -208,7 +208,7 @@ def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -
     file = _relative(out, record_path(out, record.task, record.method, record.seed))
     if record.status == "failed":
         kept = record.scores or record.predictions
-        return ([Difference(file, "scores", "none, as the run failed", str(kept))] if kept else []), record
+        return ([Mismatch(file, "scores", "none, as the run failed", str(kept))] if kept else []), record
     try:
         answers = read_predictions(out, record)
     except RunError as err:
@@ -219,36 +219,36 @@ def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -
     try:
         scores = score(answers.problem_type, answers.labels.tolist(), answers.probabilities, tuple(record.scores))
     except (ConfigError, ShapeMismatchError) as err:
-        return [*found, Difference(file, "scores", "metrics that fit the predictions", str(err))], record
+        return [*found, Mismatch(file, "scores", "metrics that fit the predictions", str(err))], record
     wrong = [metric for metric, value in scores.items() if not _close(value, record.scores[metric])]
-    found += [Difference(file, f"scores.{m}", repr(scores[m]), repr(record.scores[m])) for m in wrong]
+    found += [Mismatch(file, f"scores.{m}", repr(scores[m]), repr(record.scores[m])) for m in wrong]
     if record.main_metric not in scores:
-        found.append(Difference(file, "scores", f"the main metric {record.main_metric}", ", ".join(scores) or "none"))
+        found.append(Mismatch(file, "scores", f"the main metric {record.main_metric}", ", ".join(scores) or "none"))
     return found, msgspec.structs.replace(record, scores={**record.scores, **{m: scores[m] for m in wrong}})
 
 
-def _check_answers(file: str, record: RunRecord, answers: Predictions, first: Predictions) -> list[Difference]:
+def _check_answers(file: str, record: RunRecord, answers: Predictions, first: Predictions) -> list[Mismatch]:
     """Return what the answers of one run cannot be: other rows or labels than another run's, no probabilities."""
     found = []
     rows = len(answers.row_numbers)
     if rows != record.data.reported_rows:
-        found.append(Difference(file, "rows", str(record.data.reported_rows), str(rows)))
+        found.append(Mismatch(file, "rows", str(record.data.reported_rows), str(rows)))
     for field, own, other in (
         ("row", answers.row_numbers, first.row_numbers),
         ("label", answers.labels, first.labels),
     ):
         if own.shape != other.shape:
-            found.append(Difference(file, field, f"shape {other.shape} as in other runs", f"shape {own.shape}"))
+            found.append(Mismatch(file, field, f"shape {other.shape} as in other runs", f"shape {own.shape}"))
         elif len(places := np.flatnonzero((own != other).reshape(rows, -1).any(axis=1))):
             place = places[0]
             where = f"{field} at place {place}, the first of {len(places)}"
-            found.append(Difference(file, where, f"{other[place]} as in other runs", str(own[place])))
+            found.append(Mismatch(file, where, f"{other[place]} as in other runs", str(own[place])))
     if answers.problem_type != "regression":
         found += _check_probabilities(file, answers)
     return found
 
 
-def _check_probabilities(file: str, answers: Predictions) -> list[Difference]:
+def _check_probabilities(file: str, answers: Predictions) -> list[Mismatch]:
     values = answers.probabilities.astype(np.float64)
     good = ((values >= 0) & (values <= 1)).all(axis=1)
     if answers.problem_type == "classification":
@@ -257,12 +257,10 @@ def _check_probabilities(file: str, answers: Predictions) -> list[Difference]:
     if not len(places):
         return []
     where = f"probabilities of row {answers.row_numbers[places[0]]}, the first of {len(places)}"
-    return [Difference(file, where, "shares that add up to 1", str(answers.probabilities[places[0]].tolist()))]
+    return [Mismatch(file, where, "shares that add up to 1", str(answers.probabilities[places[0]].tolist()))]
 
 
-def _check_files(
-    out: Path, records: list[RunRecord], known: list[Difference]
-) -> tuple[tuple[str, ...], list[Difference]]:
+def _check_files(out: Path, records: list[RunRecord], known: list[Mismatch]) -> tuple[tuple[str, ...], list[Mismatch]]:
     """Return the report files that are there, and where they are not what would be written now.
 
     Where answers cannot be used no file follows from them; that is told once, as one of the ``known`` differences.
@@ -272,7 +270,7 @@ def _check_files(
             written = write_report(Path(folder), gather_evidence(records, read_answers(out, records)))
         except (RunError, ConfigError) as err:
             what = err.path if isinstance(err, RunError) else err.field
-            return (), [] if known else [Difference("runs", "records", err.expected, f"{err.found} ({what})")]
+            return (), [] if known else [Mismatch("runs", "records", err.expected, f"{err.found} ({what})")]
         there = sorted(path for path in written if (out / path.name).is_file())
         differences = [
             difference
@@ -286,8 +284,8 @@ def _close(value: float, other: float) -> bool:
     return math.isclose(value, other, rel_tol=_CLOSE, abs_tol=_CLOSE)
 
 
-def _told(out: Path, err: RunError, field: str) -> Difference:
-    return Difference(_relative(out, Path(err.path)), field, err.expected, err.found)
+def _told(out: Path, err: RunError, field: str) -> Mismatch:
+    return Mismatch(_relative(out, Path(err.path)), field, err.expected, err.found)
 
 
 def _relative(out: Path, path: Path) -> str:

@@ -11,12 +11,12 @@ import pandas as pd
 from registry.bench.records import RunRecord, read_records
 from registry.bench.results import check_comparable, read_answers
 from registry.reports.frames import summary_table, total_table
-from registry.reports.statistics import Measured, measure
-from registry.stats.predictions import Answers, CellKey
+from registry.reports.statistics import TableStatistics, measure
+from registry.stats.predictions import CellKey, CellPredictions
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class ReportContent:
     """What a report is made of.
 
     Attributes:
@@ -28,13 +28,13 @@ class Evidence:
     """
 
     records: tuple[RunRecord, ...]
-    answers: Mapping[CellKey, Answers]
-    measured: Measured
+    answers: Mapping[CellKey, CellPredictions]
+    measured: TableStatistics
     summary: pd.DataFrame
     totals: pd.DataFrame
 
 
-def gather_evidence(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers]) -> Evidence:
+def gather_evidence(records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredictions]) -> ReportContent:
     """Return what follows from ``records`` and their ``answers``; scores without answers have no intervals.
 
     Raises:
@@ -44,10 +44,10 @@ def gather_evidence(records: Sequence[RunRecord], answers: Mapping[CellKey, Answ
     ordered = tuple(sorted(records, key=lambda record: (record.task, record.method, record.seed)))
     measured = measure(ordered, answers)
     summary = summary_table(ordered, measured)
-    return Evidence(ordered, answers, measured, summary, total_table(ordered, summary))
+    return ReportContent(ordered, answers, measured, summary, total_table(ordered, summary))
 
 
-def read_evidence(out: Path) -> Evidence:
+def read_evidence(out: Path) -> ReportContent:
     """Return what follows from all records under ``out`` and the predictions beside them.
 
     Raises:

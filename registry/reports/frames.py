@@ -27,7 +27,7 @@ from registry.bench.results import (
     why_not_averaged,
 )
 from registry.bench.sweep import split_name
-from registry.reports.statistics import Measured
+from registry.reports.statistics import TableStatistics
 from registry.schema import BASELINES, PLACEMENTS
 from registry.stats.comparison import Comparison
 from registry.tasks.metrics import LOWER_IS_BETTER
@@ -74,7 +74,7 @@ def runs_table(records: Sequence[RunRecord]) -> pd.DataFrame:
     return frame.join(pd.DataFrame(scores, columns=metrics, index=frame.index))
 
 
-def summary_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+def summary_table(records: Sequence[RunRecord], measured: TableStatistics) -> pd.DataFrame:
     """Return one row per task and method: means over the finished seeds with their intervals, and the costs.
 
     The baselines always have a row, so that nobody reads a score without them: one that was not run is empty
@@ -110,7 +110,7 @@ def summary_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFr
     return frame[[*_LEADING, *columns, *_TRAILING]].astype(dict.fromkeys(_WHOLE, "Int64"))
 
 
-def comparison_table(records: Sequence[RunRecord], measured: Measured) -> pd.DataFrame:
+def comparison_table(records: Sequence[RunRecord], measured: TableStatistics) -> pd.DataFrame:
     """Return one row per comparison with full fine-tuning: interval, p-values, exact McNemar of each seed, verdict."""
     samples = {record.task for record in records if record.data.sample}
     rows = []
@@ -304,7 +304,7 @@ def _cell_notes(cell: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> list
     return found
 
 
-def _measured_names(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+def _measured_names(records: Sequence[RunRecord], measured: TableStatistics) -> list[str]:
     """Return the metric columns, those that only the answers tell after those that are in records."""
     names = score_names(records)
     return [*names, *sorted({name for found in measured.intervals.values() for name in found} - set(names))]

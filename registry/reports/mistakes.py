@@ -11,10 +11,10 @@ from registry.bench.records import RunRecord
 from registry.bench.results import methods_of
 from registry.bench.sweep import split_name
 from registry.errors import DataError
-from registry.reports.content import Evidence
-from registry.stats.predictions import Answers
+from registry.reports.content import ReportContent
+from registry.stats.predictions import CellPredictions
 from registry.tasks.loading import TaskData, load_task
-from registry.tasks.metrics import answers as answer_rows
+from registry.tasks.metrics import predicted_labels
 from registry.tasks.spec import TaskSpec, find_task, replace_split
 from registry.validation import Record, require
 
@@ -92,7 +92,7 @@ _MAJORITY = "majority"
 _NO_LABEL = "none"
 
 
-def confusions_of(title: str, names: Sequence[str], methods: Mapping[str, Answers]) -> TaskConfusions | None:
+def confusions_of(title: str, names: Sequence[str], methods: Mapping[str, CellPredictions]) -> TaskConfusions | None:
     """Return the confusion counts of each method, summed over its seeds; None where rows have no single class.
 
     Args:
@@ -111,7 +111,7 @@ def confusions_of(title: str, names: Sequence[str], methods: Mapping[str, Answer
 
 
 def errors_of(
-    title: str, names: Sequence[str], methods: Mapping[str, Answers], texts: Texts | None = None
+    title: str, names: Sequence[str], methods: Mapping[str, CellPredictions], texts: Texts | None = None
 ) -> TaskErrors | None:
     """Return every row that some seed of some method got wrong; None where nothing is right or wrong.
 
@@ -145,14 +145,14 @@ def errors_of(
     return TaskErrors(task=title, label_names=label_names, methods=tuple(read), seeds=seeds, rows=rows, how=how)
 
 
-def _count(one: Answers, classes: int) -> tuple[tuple[int, ...], ...]:
+def _count(one: CellPredictions, classes: int) -> tuple[tuple[int, ...], ...]:
     counts = np.zeros((classes, classes), dtype=np.int64)
     for probabilities in one.probabilities:
-        np.add.at(counts, (one.labels, answer_rows(one.problem_type, probabilities)), 1)
+        np.add.at(counts, (one.labels, predicted_labels(one.problem_type, probabilities)), 1)
     return tuple(tuple(line) for line in counts.tolist())
 
 
-def _given_to_truth(one: Answers) -> NDArray[np.float64]:
+def _given_to_truth(one: CellPredictions) -> NDArray[np.float64]:
     """Return (S, R) the probability of the true label, or the least of those of what is true of each label."""
     probabilities = one.probabilities.astype(np.float64)
     if one.problem_type == "multi_label":
@@ -172,7 +172,7 @@ RowTexts = dict[int, tuple[str, ...]]
 
 
 def read_texts(
-    evidence: Evidence,
+    evidence: ReportContent,
     data: str | None = None,
     *,
     offline: bool = False,
@@ -207,7 +207,12 @@ def read_texts(
 
 
 def load_rows(
-    record: RunRecord, spec: TaskSpec, answers: Answers | None, data: str | None = None, *, offline: bool = False
+    record: RunRecord,
+    spec: TaskSpec,
+    answers: CellPredictions | None,
+    data: str | None = None,
+    *,
+    offline: bool = False,
 ) -> TaskData:
     """Return the very rows that a run was trained and scored on.
 
@@ -238,7 +243,7 @@ def _load(record: RunRecord, spec: TaskSpec, source: str, offline: bool) -> Task
     )
 
 
-def _check(record: RunRecord, loaded: TaskData, answers: Answers | None) -> None:
+def _check(record: RunRecord, loaded: TaskData, answers: CellPredictions | None) -> None:
     expected, found = record.data.fingerprint, loaded.fingerprint()
     hint = "give --data the source that the runs were made from"
     if found != expected:

@@ -32,7 +32,7 @@ from registry.reports.page_content import (
     SizePoint,
     TaskCurves,
 )
-from registry.reports.statistics import Detectable, Measured
+from registry.reports.statistics import Detectable, TableStatistics
 from registry.schema import BASELINES
 from registry.stats.comparison import Comparison
 from registry.stats.intervals import Interval
@@ -64,7 +64,7 @@ def scatters(summary: pd.DataFrame) -> tuple[Scatter, ...]:
     return tuple(found)
 
 
-def forests(summary: pd.DataFrame, measured: Measured) -> tuple[Forest, ...]:
+def forests(summary: pd.DataFrame, measured: TableStatistics) -> tuple[Forest, ...]:
     """Return for each task the differences of its methods to full fine-tuning, in points."""
     found = []
     for task, title, metric, of_task in task_rows(summary):
@@ -105,13 +105,13 @@ def learning_curves(records: Sequence[RunRecord], summary: pd.DataFrame) -> tupl
     return tuple(found)
 
 
-def bottleneck_curves(records: Sequence[RunRecord], measured: Measured) -> tuple[SizeCurve, ...]:
+def bottleneck_curves(records: Sequence[RunRecord], measured: TableStatistics) -> tuple[SizeCurve, ...]:
     """Return for each task the scores of methods of which nothing but the bottleneck's size differs."""
     fitting = [record for record in records if record.adapter is not None]
     return _size_curves(records, measured, "rf", "bottleneck size M", fitting, _bottleneck)
 
 
-def amount_curves(records: Sequence[RunRecord], measured: Measured) -> tuple[SizeCurve, ...]:
+def amount_curves(records: Sequence[RunRecord], measured: TableStatistics) -> tuple[SizeCurve, ...]:
     """Return for each task the scores of methods of which nothing but the number of training rows differs."""
     fitting = [record for record in records if record.training is not None]
     return _size_curves(records, measured, "n", "training rows", fitting, lambda record: record.data.train_rows)
@@ -173,7 +173,12 @@ def _bottleneck(record: RunRecord) -> int:
 
 
 def _size_curves(
-    records: Sequence[RunRecord], measured: Measured, code: str, axis: str, fitting: Iterable[RunRecord], size: _Size
+    records: Sequence[RunRecord],
+    measured: TableStatistics,
+    code: str,
+    axis: str,
+    fitting: Iterable[RunRecord],
+    size: _Size,
 ) -> tuple[SizeCurve, ...]:
     """Return a curve for each task with a line for every method that was swept by ``code`` alone.
 
@@ -198,7 +203,7 @@ def _size_curves(
     return tuple(_size_curve(tasks[task], measured, axis, found[task]) for task in sorted(found))
 
 
-def _size_curve(record: RunRecord, measured: Measured, axis: str, lines: Sequence[SizeLine]) -> SizeCurve:
+def _size_curve(record: RunRecord, measured: TableStatistics, axis: str, lines: Sequence[SizeLine]) -> SizeCurve:
     full = measured.intervals.get((record.task, FULL), {}).get(record.main_metric)
     return SizeCurve(
         task=task_title(record.task, record.split),

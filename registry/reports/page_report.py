@@ -13,7 +13,7 @@ from typing import Any
 
 from registry.bench.records import RunRecord
 from registry.bench.sweep import swept_train_rows
-from registry.reports.content import Evidence
+from registry.reports.content import ReportContent
 from registry.reports.frames import source_name
 from registry.reports.mistakes import TaskConfusions, TaskErrors, Texts, confusions_of, errors_of
 from registry.reports.numbers import TITLE, readable_bytes
@@ -30,15 +30,15 @@ from registry.reports.page_figures import (
 )
 from registry.reports.page_tables import READING, scores_table, totals_table
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
-from registry.stats.predictions import Answers
+from registry.stats.predictions import CellPredictions
 
 
-def render_report_page(evidence: Evidence, texts: Mapping[str, Texts] | None = None) -> str:
+def render_report_page(evidence: ReportContent, texts: Mapping[str, Texts] | None = None) -> str:
     """Return the html page of a report; see ``page_content``."""
     return render_page(page_content(evidence, texts))
 
 
-def page_content(evidence: Evidence, texts: Mapping[str, Texts] | None = None) -> PageContent:
+def page_content(evidence: ReportContent, texts: Mapping[str, Texts] | None = None) -> PageContent:
     """Return everything that the page of a report says.
 
     Args:
@@ -77,7 +77,7 @@ def _unbroken(sentence: str) -> str:
 
 
 def _row_sections(
-    evidence: Evidence, texts: Mapping[str, Texts]
+    evidence: ReportContent, texts: Mapping[str, Texts]
 ) -> tuple[tuple[TaskConfusions, ...], tuple[TaskErrors, ...]]:
     """Return confusions and wrong rows of each task, of methods without swept settings where there are others."""
     answers = evidence.answers
@@ -91,7 +91,7 @@ def _row_sections(
     return tuple(filter(None, confusions)), tuple(filter(None, errors))
 
 
-def _label_names(records: Iterable[RunRecord], task: str, answers: Answers) -> tuple[str, ...]:
+def _label_names(records: Iterable[RunRecord], task: str, answers: CellPredictions) -> tuple[str, ...]:
     """Return the names that the task's heads have, or the numbers of the classes where no run has a head."""
     classes = answers.probabilities.shape[2]
     named = (record.head.label_names for record in records if record.task == task and record.head is not None)

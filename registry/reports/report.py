@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.bench.records import replace_file
-from registry.reports.content import Evidence
+from registry.reports.content import ReportContent
 from registry.reports.figures import score_against_parameters
 from registry.reports.frames import NOT_RUN, comparison_table, runs_table, score_in, swept, task_names, unswept
 from registry.reports.mistakes import RowTexts
@@ -156,7 +156,10 @@ _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 
 
 def write_report(
-    out: Path, evidence: Evidence, formats: Sequence[str] = REPORT_FORMATS, texts: Mapping[str, RowTexts] | None = None
+    out: Path,
+    evidence: ReportContent,
+    formats: Sequence[str] = REPORT_FORMATS,
+    texts: Mapping[str, RowTexts] | None = None,
 ) -> list[Path]:
     """Write the report's files into ``out`` and return their paths; the picture is always among them.
 
@@ -185,12 +188,12 @@ def write_report(
     return [*(Path(out) / name for name in files), picture]
 
 
-def _tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
+def _tables(evidence: ReportContent) -> dict[str, pd.DataFrame]:
     comparisons = comparison_table(evidence.records, evidence.measured)
     return {"table": evidence.summary, "runs": runs_table(evidence.records), "comparisons": comparisons}
 
 
-def _texts(evidence: Evidence, wanted: Sequence[str]) -> dict[str, str]:
+def _texts(evidence: ReportContent, wanted: Sequence[str]) -> dict[str, str]:
     """Return the report's text files that are wanted, by name."""
     warning, remarks = notice(evidence.records), notes(evidence.records, evidence.measured)
     lead, tables = sentences(evidence.summary, evidence.totals), _tables(evidence)
@@ -215,7 +218,7 @@ def _texts(evidence: Evidence, wanted: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def render_terminal(evidence: Evidence) -> Table:
+def render_terminal(evidence: ReportContent) -> Table:
     """Return the short form for a terminal of 100 columns: share, main metrics, difference and training time."""
     summary = evidence.summary
     metrics = list(dict.fromkeys(["accuracy", *summary["main_metric"]]))[:_TERMINAL_METRICS]

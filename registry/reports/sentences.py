@@ -23,7 +23,7 @@ from registry.bench.sweep import has_swept_choices, split_name, swept_train_rows
 from registry.provenance import Hardware
 from registry.reports.frames import SAMPLE_NOTICE, main_score, missing_baselines, source_name, unswept
 from registry.reports.numbers import one_line, plus_minus, readable_bytes, share
-from registry.reports.statistics import Measured
+from registry.reports.statistics import TableStatistics
 from registry.schema import BASELINES
 from registry.stats.comparison import ALPHA, UNDECIDED
 from registry.stats.intervals import LEVEL, RESAMPLES
@@ -106,7 +106,7 @@ def _said(row: Mapping[Any, Any]) -> str:
     return f", {row['verdict']}" if row["verdict"] else ""
 
 
-def notes(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+def notes(records: Sequence[RunRecord], measured: TableStatistics) -> list[str]:
     """Return what a reader needs to judge the numbers: how sure they are, seeds, rows, machine, what is missing."""
     records = sorted(records, key=lambda record: (record.task, record.method, record.seed))
     found = [
@@ -163,7 +163,7 @@ def notice(records: Sequence[RunRecord]) -> str:
     return SAMPLE_NOTICE if any(record.data.sample for record in records) else ""
 
 
-def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[str]:
+def _statistics_notes(records: Sequence[RunRecord], measured: TableStatistics) -> list[str]:
     """Return how intervals, differences and tests were made, and what so few rows cannot show."""
     if not measured.intervals:
         return ["No intervals and no tests: there are no predictions to make them from."]
@@ -194,7 +194,7 @@ def _statistics_notes(records: Sequence[RunRecord], measured: Measured) -> list[
     return found
 
 
-def _families(measured: Measured) -> str:
+def _families(measured: TableStatistics) -> str:
     """Return over which comparisons p-values were adjusted."""
     swept = sum(bool(split_name(method)[1]) for _, method in measured.comparisons)
     own = len(measured.comparisons) - swept
@@ -203,7 +203,7 @@ def _families(measured: Measured) -> str:
     return f"all {own} comparisons of the table and, apart from them, all {swept} of swept settings"
 
 
-def _trained_once(measured: Measured) -> list[str]:
+def _trained_once(measured: TableStatistics) -> list[str]:
     """Return the methods that one run counts of: on all their tasks, or "method on task" where on others more do."""
     once: dict[str, dict[str, bool]] = {}
     for (task, method), scores in sorted(measured.intervals.items()):

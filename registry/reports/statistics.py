@@ -14,7 +14,7 @@ from registry.bench.results import FULL, methods_of, reference_of
 from registry.bench.sweep import split_name
 from registry.stats.comparison import ALPHA, Comparison, adjust, compare, interval_of
 from registry.stats.intervals import Interval, minimum_detectable_difference
-from registry.stats.predictions import Answers, CellKey
+from registry.stats.predictions import CellKey, CellPredictions
 from registry.tasks.metrics import told_metrics
 
 
@@ -34,7 +34,7 @@ class Detectable:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TableStatistics:
     """All that statistics have to say about one table.
 
     Attributes:
@@ -48,7 +48,7 @@ class Measured:
     detectable: Mapping[str, Detectable] = field(default_factory=dict)
 
 
-def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers]) -> Measured:
+def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredictions]) -> TableStatistics:
     """Return intervals for every score in ``records`` and the comparisons with full fine-tuning.
 
     Args:
@@ -76,11 +76,11 @@ def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, Answers]) ->
     own = {cell: one for cell, one in comparisons.items() if cell not in swept}
     adjusted = adjust(own) | adjust(swept)
     detectable = {task: least for task in sorted(main) if (least := _detectable(task, answers, adjusted))}
-    return Measured(intervals, adjusted, detectable)
+    return TableStatistics(intervals, adjusted, detectable)
 
 
 def _detectable(
-    task: str, answers: Mapping[CellKey, Answers], comparisons: Mapping[CellKey, Comparison]
+    task: str, answers: Mapping[CellKey, CellPredictions], comparisons: Mapping[CellKey, Comparison]
 ) -> Detectable | None:
     """Return what the task's rows can show, at the discordance its trained methods have with full fine-tuning."""
     found = [

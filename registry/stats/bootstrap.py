@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.schema import ProblemType
-from registry.tasks.metrics import answers, check_metrics
+from registry.tasks.metrics import check_metrics, predicted_labels
 from registry.validation import require
 
 Floats = NDArray[np.float64]
@@ -69,7 +69,7 @@ def resampled_scores(
     ``check_answers``, which is called first.
     """
     check_answers(problem_type, metric, labels, probabilities)
-    found = np.stack([answers(problem_type, one) for one in probabilities], axis=1)  # (R, S) or (R, S, C)
+    found = np.stack([predicted_labels(problem_type, one) for one in probabilities], axis=1)  # (R, S) or (R, S, C)
     expected, found, rows_of = _grouped(np.asarray(labels), found)
     scorers = [_scorer(problem_type, metric, probabilities.shape[2], expected, one) for one in np.moveaxis(found, 1, 0)]
     once = np.bincount(rows_of, minlength=len(expected))[np.newaxis]

@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from registry.stats.intervals import (
-    Difference,
     Interval,
+    PairedDifference,
     holm,
     minimum_detectable_difference,
     paired_difference,
@@ -21,8 +21,8 @@ from registry.stats.intervals import (
     wilson_interval,
 )
 from registry.stats.predictions import (
-    Answers,
     CellKey,
+    CellPredictions,
     TrainingPair,
     changed_rows,
     changes_by_row,
@@ -70,7 +70,7 @@ class Comparison:
 
     reference: str
     metric: str
-    difference: Difference
+    difference: PairedDifference
     adjusted_p: float
     seed_tests: Mapping[int, float]
     discordance: float
@@ -82,7 +82,7 @@ class Comparison:
         return verdict_of(sign * self.difference.mean, self.difference.holds_zero, self.adjusted_p)
 
 
-def compare(first: Answers, second: Answers, metric: str, reference: str = "") -> Comparison:
+def compare(first: CellPredictions, second: CellPredictions, metric: str, reference: str = "") -> Comparison:
     """Return how ``first`` differs from ``second``, the ``reference``, on the same rows; the p-value is not adjusted.
 
     Where each was trained once, the p-value of the share of right rows is McNemar's exact one. No p-value is below
@@ -109,7 +109,7 @@ def adjust(comparisons: Mapping[CellKey, Comparison]) -> dict[CellKey, Compariso
     }
 
 
-def interval_of(answers: Answers, metric: str) -> Interval:
+def interval_of(answers: CellPredictions, metric: str) -> Interval:
     """Return a mean score with its interval; of a share of right rows Wilson's where all are right or all are wrong.
 
     Raises:
@@ -171,7 +171,7 @@ class Compared:
         return self.main.comparison.verdict
 
 
-def compare_answers(first: Answers, second: Answers, metrics: Sequence[str]) -> Compared:
+def compare_answers(first: CellPredictions, second: CellPredictions, metrics: Sequence[str]) -> Compared:
     """Return how ``first`` differs from ``second`` on the same rows; the first of ``metrics`` decides.
 
     Raises:

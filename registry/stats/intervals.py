@@ -52,7 +52,7 @@ class Interval(Record, frozen=True, kw_only=True):
         return self.seeds > 1
 
 
-class Difference(Record, frozen=True, kw_only=True):
+class PairedDifference(Record, frozen=True, kw_only=True):
     """How much more the first method scores than the second, on the same rows.
 
     Attributes:
@@ -136,7 +136,7 @@ def paired_difference(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     generator_seed: int = 0,
-) -> Difference:
+) -> PairedDifference:
     """Return how much more ``first`` scores than ``second`` on the same rows, with its interval and p-value.
 
     As in ``score_interval``: each resample draws rows once for all seeds of both methods, and takes the difference of
@@ -169,7 +169,7 @@ def paired_difference(
     low, high = _ends(mean, spread, level)
     widest = _HIGHEST.get(metric, 1.0) - _LOWEST.get(metric, 0.0)
     beyond = min(int((mean + spread <= 0).sum()), int((mean + spread >= 0).sum()))
-    return Difference(
+    return PairedDifference(
         mean=mean,
         low=max(low, -widest),
         high=min(high, widest),

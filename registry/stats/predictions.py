@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from registry.schema import ProblemType
 from registry.stats.intervals import mcnemar_exact
-from registry.tasks.metrics import answers as answer_rows
-from registry.tasks.metrics import answers as answers_in
+from registry.tasks.metrics import predicted_labels
 from registry.validation import require
 
 
@@ -57,7 +56,7 @@ CellKey = tuple[str, str]  # task, method
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class CellPredictions:
     """What the counted seeds of one method answered to the reported rows of one task.
 
     Attributes:
@@ -76,7 +75,7 @@ class Answers:
 
     def correct(self) -> NDArray[np.bool_]:
         """Return (S, R) whether each seed's answer to each row is right; for regression nothing is."""
-        found = np.stack([answer_rows(self.problem_type, one) for one in self.probabilities])
+        found = np.stack([predicted_labels(self.problem_type, one) for one in self.probabilities])
         right = np.asarray(found == self.labels)
         return np.asarray(right.all(axis=2)) if right.ndim == 3 else right
 
@@ -105,7 +104,7 @@ class TrainingPair:
         return discordant / (discordant + self.both + self.neither)
 
 
-def training_pairs(first: Answers, second: Answers) -> tuple[TrainingPair, ...]:
+def training_pairs(first: CellPredictions, second: CellPredictions) -> tuple[TrainingPair, ...]:
     """Return who is right on how many rows, for every pair of trainings; none for regression, where nothing is."""
     if first.problem_type == "regression":
         return ()
@@ -125,17 +124,17 @@ def training_pairs(first: Answers, second: Answers) -> tuple[TrainingPair, ...]:
     return tuple(pairs)
 
 
-def changed_rows(first: Answers, second: Answers) -> NDArray[np.bool_]:
+def changed_rows(first: CellPredictions, second: CellPredictions) -> NDArray[np.bool_]:
     """Return (R,) whether the two trainings of any pair, by ``training_pairs``, answered a row differently."""
     differ = np.zeros(len(first.row_numbers), dtype=bool)
     for one, other in _paired_places(first, second):
         ours, theirs = first.probabilities[one], second.probabilities[other]
-        unlike = answers_in(first.problem_type, ours) != answers_in(first.problem_type, theirs)
+        unlike = predicted_labels(first.problem_type, ours) != predicted_labels(first.problem_type, theirs)
         differ |= unlike.reshape(len(differ), -1).any(axis=1)
     return differ
 
 
-def _paired_places(first: Answers, second: Answers) -> list[tuple[int, int]]:
+def _paired_places(first: CellPredictions, second: CellPredictions) -> list[tuple[int, int]]:
     """Return the places of trainings with the same seed, or of all in their order where no seed is shared."""
     shared = [(first.seeds.index(seed), second.seeds.index(seed)) for seed in first.seeds if seed in second.seeds]
     return shared or [(place, place) for place in range(min(len(first.seeds), len(second.seeds)))]
@@ -164,7 +163,7 @@ class ChangedRow:
     change: float
 
 
-def why_not_same_rows(first: Answers, second: Answers) -> tuple[str, str] | None:
+def why_not_same_rows(first: CellPredictions, second: CellPredictions) -> tuple[str, str] | None:
     """Return what was expected of ``second`` and what was found, or None where both answered the same rows."""
     if first.problem_type != second.problem_type:
         return first.problem_type, second.problem_type
@@ -179,7 +178,7 @@ def why_not_same_rows(first: Answers, second: Answers) -> tuple[str, str] | None
     return None
 
 
-def list_changed_rows(first: Answers, second: Answers, most: int | None = None) -> list[ChangedRow]:
+def list_changed_rows(first: CellPredictions, second: CellPredictions, most: int | None = None) -> list[ChangedRow]:
     """Return the rows answered differently, the largest change first; at most ``most`` of them."""
     changes = changes_by_row(first, second)
     places = np.flatnonzero(changed_rows(first, second))
@@ -192,20 +191,20 @@ def same_bits(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
-def changes_by_row(first: Answers, second: Answers) -> NDArray[np.float64]:
+def changes_by_row(first: CellPredictions, second: CellPredictions) -> NDArray[np.float64]:
     """Return (R,) largest changes of a number between the means over seeds."""
     means = [answers.probabilities.mean(axis=0, dtype=np.float64) for answers in (first, second)]
     changes: NDArray[np.float64] = np.abs(means[0] - means[1]).max(axis=1)
     return changes
 
 
-def _changed_row(first: Answers, second: Answers, place: int, change: float) -> ChangedRow:
+def _changed_row(first: CellPredictions, second: CellPredictions, place: int, change: float) -> ChangedRow:
     both, label = (first, second), first.labels[place]
     plain = tuple(int(cell) for cell in label) if label.ndim else label.item()
     if first.problem_type == "regression":
         values = tuple(float(one.probabilities[:, place, 0].mean(dtype=np.float64)) for one in both)
         return ChangedRow(place, int(first.row_numbers[place]), plain, (values[0], values[1]), None, None, change)
-    answers = [_commonest(answers_in(one.problem_type, one.probabilities[:, place])) for one in both]
+    answers = [_commonest(predicted_labels(one.problem_type, one.probabilities[:, place])) for one in both]
     right = [_right(one, place) for one in both]
     truth = [_truth(one, place) for one in both]
     return ChangedRow(
@@ -219,9 +218,9 @@ def _changed_row(first: Answers, second: Answers, place: int, change: float) -> 
     )
 
 
-def _right(answers: Answers, place: int) -> int:
+def _right(answers: CellPredictions, place: int) -> int:
     """Return how many seeds have one row right."""
-    found = answers_in(answers.problem_type, answers.probabilities[:, place])
+    found = predicted_labels(answers.problem_type, answers.probabilities[:, place])
     return int((found == answers.labels[place]).reshape(len(found), -1).all(axis=1).sum())
 
 
@@ -232,7 +231,7 @@ def _commonest(answers: NDArray[np.generic]) -> int | tuple[int, ...]:
     return tuple(int(cell) for cell in found) if found.ndim else int(found)
 
 
-def _truth(answers: Answers, place: int) -> float:
+def _truth(answers: CellPredictions, place: int) -> float:
     """Return the mean probability given to what is true of one row."""
     label, shares = answers.labels[place], answers.probabilities[:, place].astype(np.float64)
     told = np.where(label == 1, shares, 1 - shares) if answers.labels.ndim == 2 else shares[:, label]

@@ -19,7 +19,7 @@ from registry.schema import Manifest, Reference
 from registry.store import files
 from registry.store.errors import ArchiveError, ArchiveNotFoundError, IntegrityError, ManifestError, StoreWriteError
 from registry.store.manifest import FILE_LIMIT, MANIFEST_LIMIT, TENSOR_FILES, check_manifest, check_tensor_file, seal
-from registry.store.reader import MANIFEST_FILE, StoreView
+from registry.store.reader import MANIFEST_FILE, StoreReader
 from registry.validation import require
 
 MEMBERS = (MANIFEST_FILE, *TENSOR_FILES)
@@ -30,7 +30,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # equal sets give equal archives
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip member; the last five: CRC, packed and true size, two lengths
 
 
-def export_version(view: StoreView, reference: Reference | str, path: Path, *, overwrite: bool = False) -> Path:
+def export_version(view: StoreReader, reference: Reference | str, path: Path, *, overwrite: bool = False) -> Path:
     """Write one stored version, all of its digests checked, into one file and return its path.
 
     Raises:

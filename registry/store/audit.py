@@ -13,13 +13,13 @@ from registry.errors import RegistryError
 from registry.store import files
 from registry.store.errors import StoreError, StoreReadError, StrangerError
 from registry.store.manifest import TENSOR_FILES
-from registry.store.reader import MANIFEST_FILE, STAGING, StoreView, is_name
+from registry.store.reader import MANIFEST_FILE, STAGING, StoreReader, is_name
 from registry.store.store import is_version_entry
 
 Rule = Callable[[str, "files.Kind | None"], bool]
 
 
-def find_strangers(view: StoreView) -> Iterator[tuple[str, StoreError]]:
+def find_strangers(view: StoreReader) -> Iterator[tuple[str, StoreError]]:
     """Yield every entry that does not belong where it is, as its place in the store and what is wrong with it.
 
     Hidden files, and files of the user's own beside ``store.json``, are left alone.

@@ -15,7 +15,7 @@ from registry.schema import FileEntry
 from registry.store import files
 from registry.store.errors import ManifestError, StoreError
 from registry.store.manifest import MANIFEST_LIMIT, check_digest, read_alias, read_limited
-from registry.store.reader import MANIFEST_FILE, VERSION_FOLDER, StoreView, is_name
+from registry.store.reader import MANIFEST_FILE, VERSION_FOLDER, StoreReader, is_name
 from registry.validation import NOT_JSON
 
 
@@ -73,8 +73,8 @@ class ListedSet(NamedTuple):
 _DECODER = msgspec.json.Decoder(Summary)
 
 
-def list_sets(view: StoreView) -> Iterator[ListedSet]:
-    """Yield every name of a store, sorted; what is no adapter set is passed over, as ``StoreView.names`` does.
+def list_sets(view: StoreReader) -> Iterator[ListedSet]:
+    """Yield every name of a store, sorted; what is no adapter set is passed over, as ``StoreReader.names`` does.
 
     Raises:
         StoreReadError: the store's folder cannot be read.

@@ -22,10 +22,10 @@ MANIFEST_FILE = "manifest.json"
 STAGING = "tmp"
 VERSION_FOLDER = re.compile(r"(?!000000)[0-9]{6}", re.ASCII)
 
-View = TypeVar("View", bound="StoreView")
+View = TypeVar("View", bound="StoreReader")
 
 
-class StoreView:
+class StoreReader:
     """What a store holds, read from the disk at every question; nothing is cached, so threads may share one.
 
     Attributes:

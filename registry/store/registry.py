@@ -19,7 +19,7 @@ from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
 from registry.store.manifest import check_backbone
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Registry:
     """
 
     def __init__(self, root: str | Path, backbone: Backbone) -> None:
-        self.catalog = Catalog.open(Path(root))
+        self.catalog = Store.open(Path(root))
         self.backbone = backbone
         check_backbone(f"store {root}", self.catalog.info.backbone, backbone.info)
 
@@ -52,7 +52,7 @@ class Registry:
             NotAStoreError: the path is taken by something that is no store.
             StoreWriteError: the folder cannot be written.
         """
-        Catalog.create(Path(root), backbone.info)
+        Store.create(Path(root), backbone.info)
         return cls(root, backbone)
 
     def save(

@@ -18,7 +18,7 @@ from registry.schema import BackboneInfo, Manifest, Reference, StoreInfo, check_
 from registry.store import files
 from registry.store.errors import NotAStoreError, VersionInUseError
 from registry.store.manifest import TENSOR_FILES, check_backbone, format_alias, seal, seal_store_info
-from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreView, parse_again
+from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader, parse_again
 from registry.validation import require
 
 _LAST_VERSION = 999_999
@@ -26,11 +26,11 @@ _RETIRED = ".removed"  # versions/000007.removed: the number is not given again
 _NUMBER = re.compile(rf"([0-9]{{6}})(?:{re.escape(_RETIRED)})?", re.ASCII)
 
 
-class Catalog(StoreView):
+class Store(StoreReader):
     """A store that can be changed: every change is one step for whoever reads at the same time."""
 
     @classmethod
-    def create(cls, root: Path, backbone: BackboneInfo) -> Catalog:
+    def create(cls, root: Path, backbone: BackboneInfo) -> Store:
         """Make a store for ``backbone`` in a new or empty folder, or open the one that is there for it.
 
         Raises:

@@ -22,7 +22,7 @@ from registry.schema import BackboneInfo, Manifest, Reference, check_name
 from registry.store.archive import archive_errors, read_archive
 from registry.store.errors import IntegrityError, ManifestError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, check_backbone
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.validation import NOT_JSON, require
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header
@@ -40,7 +40,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> int:
+def save_set(catalog: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
     """Store an adapter set as the next version of ``manifest.name`` and return its number.
 
     Equal tensors give equal bytes, so a set that is saved twice has the same digests.
@@ -49,7 +49,7 @@ def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> i
         ConfigError: the manifest tells of another set, or a tensor is no float of 16 or 32 bits, or not finite.
         BackboneMismatchError: the store belongs to another backbone.
         ShapeMismatchError: the set is not of that backbone's H and L.
-        StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
+        StoreWriteError, CommitUncertainError: as for ``Store.commit``.
     """
     check_backbone(f"store {catalog.root}", catalog.info.backbone, manifest.backbone)
     adapter_set.check_fits(manifest.backbone.hidden_size, manifest.backbone.layers)
@@ -61,7 +61,7 @@ def save_set(catalog: Catalog, adapter_set: AdapterSet, manifest: Manifest) -> i
 
 
 def load_set(
-    catalog: Catalog, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
+    catalog: Store, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
 ) -> tuple[Manifest, AdapterSet]:
     """Return one stored version, checked to the last bit, in evaluation mode and float32 on ``device``.
 
@@ -77,7 +77,7 @@ def load_set(
     return manifest, adapter_set.to(device).eval()
 
 
-def import_set(catalog: Catalog, path: Path, name: str | None = None) -> Reference:
+def import_set(catalog: Store, path: Path, name: str | None = None) -> Reference:
     """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
 
     Raises:
@@ -85,7 +85,7 @@ def import_set(catalog: Catalog, path: Path, name: str | None = None) -> Referen
         ArchiveError: the file is damaged, too large, or its tensors are not those of its configuration.
         BackboneMismatchError: made for another backbone or tokenizer than the store.
         InvalidNameError: no set may have this name.
-        StoreWriteError, CommitUncertainError: as for ``Catalog.commit``.
+        StoreWriteError, CommitUncertainError: as for ``Store.commit``.
     """
     if name is not None:
         check_name(name)

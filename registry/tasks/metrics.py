@@ -43,7 +43,7 @@ def check_metrics(problem_type: ProblemType, classes: int, metrics: Sequence[str
         require("f1_binary" not in metrics, "metrics", f"ones for {classes} classes, f1_macro say", "f1_binary")
 
 
-def answers(problem_type: ProblemType, probabilities: Array) -> Array:
+def predicted_labels(problem_type: ProblemType, probabilities: Array) -> Array:
     """Return what (rows, C) probabilities say: the likeliest class, a yes or no per label, or the number itself."""
     if problem_type == "classification":
         found: Array = probabilities.argmax(axis=1)
@@ -74,7 +74,7 @@ def score(
         raise ShapeMismatchError("probabilities", (max(rows, 1), "C"), probabilities.shape)
     check_metrics(problem_type, probabilities.shape[1], metrics)
     require(bool(np.isfinite(probabilities).all()), "probabilities", "finite numbers", "NaN or infinity")
-    expected, found = np.asarray(labels), answers(problem_type, probabilities)
+    expected, found = np.asarray(labels), predicted_labels(problem_type, probabilities)
     if expected.shape != found.shape:
         raise ShapeMismatchError("labels", found.shape, expected.shape)
     return {metric: float(_SCORERS[problem_type][metric](expected, found)) for metric in metrics}

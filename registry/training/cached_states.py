@@ -20,7 +20,7 @@ MOST_BYTES = 2 * 2**30  # of states kept; more rows than that are computed anew 
 BATCH_TOKENS, BATCH_ROWS = 8_192, 64
 
 
-class PrefixStates:
+class CachedStates:
     """The states that enter one layer, of all tokens of all rows.
 
     Args:

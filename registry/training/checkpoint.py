@@ -21,7 +21,7 @@ from registry.validation import Record, from_json, to_json
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything the next training step depends on; see ``TrainingRun.snapshot``."""
+    """Everything the next training step depends on; see ``TrainingState.snapshot``."""
 
     tensors: dict[str, Tensor]
     step: int

@@ -9,9 +9,9 @@ import numpy
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RequestError
 from registry.model.backbone import Backbone
-from registry.model.inference import answer_rows
+from registry.model.inference import predict_probabilities
 from registry.schema import Manifest
-from registry.stats.predictions import Answers
+from registry.stats.predictions import CellPredictions
 from registry.tasks.loading import TaskData
 
 
@@ -59,13 +59,13 @@ def answer_task(
     """
     check_fits(reference, manifest, data)
     tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
-    return Answered(answer_rows(backbone.encoder, adapter_set, tokens), tokens.truncated)
+    return Answered(predict_probabilities(backbone.encoder, adapter_set, tokens), tokens.truncated)
 
 
-def as_answers(data: TaskData, answered: Answered, seed: int) -> Answers:
+def as_answers(data: TaskData, answered: Answered, seed: int) -> CellPredictions:
     """Return the answers of one training as statistics take them."""
     kind = numpy.float64 if data.spec.problem_type == "regression" else numpy.int64
-    return Answers(
+    return CellPredictions(
         problem_type=data.spec.problem_type,
         seeds=(seed,),
         row_numbers=numpy.asarray(data.reported.row_numbers, dtype=numpy.int64),

@@ -22,7 +22,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.encoder import Encoder
-from registry.model.inference import LabelledRows, answer_rows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.schema import ParameterCounts
 from registry.store.tensors import stored_bytes
 from registry.tasks.loading import TaskData
@@ -217,7 +217,7 @@ class _Learning:
         """Return the trained set with its answers on the reported split; ``together`` sets were trained."""
         plan, data, adapter_set = self.job.plan, self.job.data, self.adapter_set
         with stopwatch.lap():
-            probabilities = answer_rows(encoder, adapter_set.eval(), self.asked.tokens, autocast)
+            probabilities = predict_probabilities(encoder, adapter_set.eval(), self.asked.tokens, autocast)
         whole = encoder.parameter_count if plan.unfreezes else 0
         trainable, stored = whole + adapter_set.trainable_count, whole + adapter_set.stored_count
         return Fitted(

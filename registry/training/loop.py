@@ -21,9 +21,9 @@ from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
 from registry.schema import TrainingConfig
-from registry.training.cached_states import PrefixStates, packed_order
+from registry.training.cached_states import CachedStates, packed_order
 from registry.training.checkpoint import Checkpoint
-from registry.training.state import StepReport, TrainingJob, TrainingResult, TrainingRun
+from registry.training.state import StepReport, TrainingJob, TrainingResult, TrainingState
 
 
 def train(
@@ -93,7 +93,7 @@ def train_together(
     unfrozen = any(parameter.requires_grad for parameter in encoder.parameters())
     if unfrozen and len(jobs) > 1:
         raise ConfigError("jobs", "one, as the encoder trains with it", len(jobs))
-    runs = [TrainingRun(encoder, job, autocast_dtype) for job in jobs]
+    runs = [TrainingState(encoder, job, autocast_dtype) for job in jobs]
     device = encoder.embeddings.word.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(jobs[0].config.seed if jobs else 0)  # only an unfrozen encoder draws from it
@@ -116,16 +116,16 @@ def train_together(
 class _Pass:
     """All runs over one encoder, step by step."""
 
-    def __init__(self, encoder: Encoder, runs: Sequence[TrainingRun], autocast_dtype: torch.dtype | None) -> None:
+    def __init__(self, encoder: Encoder, runs: Sequence[TrainingState], autocast_dtype: torch.dtype | None) -> None:
         self.encoder, self.runs, self.autocast_dtype = encoder, runs, autocast_dtype
         self.device = encoder.embeddings.word.weight.device
-        self.pooled: dict[TrainingRun, Tensor] = {}  # (R, H) where only a head trains
+        self.pooled: dict[TrainingState, Tensor] = {}  # (R, H) where only a head trains
         through = [run for run in runs if not run.only_head_trains]
         frozen = not any(parameter.requires_grad for parameter in encoder.parameters())
         self.layer = min((run.adapter_set.lowest_layer for run in through), default=0) if frozen else 0
-        if not PrefixStates.fits(encoder, {id(run.job.rows.tokens): run.job.rows.tokens for run in through}.values()):
+        if not CachedStates.fits(encoder, {id(run.job.rows.tokens): run.job.rows.tokens for run in through}.values()):
             self.layer = 0
-        self.prefixes: dict[int, PrefixStates] = {}  # by the identity of the rows, which seeds of one task share
+        self.prefixes: dict[int, CachedStates] = {}  # by the identity of the rows, which seeds of one task share
 
     def loop(self, should_stop: Callable[[], bool] | None) -> None:
         """Take all remaining steps of all runs."""
@@ -139,7 +139,7 @@ class _Pass:
                 path = first.job.checkpoint.path if first.job.checkpoint is not None else None
                 raise TrainingInterrupted(first.step, first.steps, path)
 
-    def _step(self, active: Sequence[TrainingRun]) -> None:
+    def _step(self, active: Sequence[TrainingState]) -> None:
         """Take one step of each of the runs."""
         started = time.perf_counter()
         chosen = {run: run.next_rows() for run in active}
@@ -161,7 +161,7 @@ class _Pass:
             if report is not None and run.job.observe is not None:
                 run.job.observe(replace(report, seconds=run.seconds))
 
-    def _logits(self, chosen: dict[TrainingRun, list[int]]) -> dict[TrainingRun, Tensor]:
+    def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
         logits = {run: self._head_logits(run, rows) for run, rows in chosen.items() if run.only_head_trains}
         through = [run for run in chosen if run not in logits]
@@ -174,8 +174,8 @@ class _Pass:
         return logits
 
     def _passed_through(
-        self, runs: Sequence[TrainingRun], chosen: dict[TrainingRun, list[int]]
-    ) -> dict[TrainingRun, Tensor]:
+        self, runs: Sequence[TrainingState], chosen: dict[TrainingState, list[int]]
+    ) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows from one batch of the encoder."""
         taken = [run.job.rows.tokens.take(chosen[run]) for run in runs]
         owners = [owner for owner, rows in enumerate(taken) for _ in range(len(rows))]
@@ -188,23 +188,23 @@ class _Pass:
             sets = [run.adapter_set for run in runs]
             answered = mixed_logits(self.encoder, sets, batch, entering, self.layer)
         order = batch.order.tolist()
-        logits: dict[TrainingRun, Tensor] = {}
+        logits: dict[TrainingState, Tensor] = {}
         for owner, (packed, answers) in answered.items():
             callers = [order[row] for row in packed]  # rising by set, so a set's own rows need no offset to be sorted
             places = sorted(range(len(callers)), key=callers.__getitem__)
             logits[runs[owner]] = answers.float().index_select(0, torch.tensor(places, device=self.device))
         return logits
 
-    def _head_logits(self, run: TrainingRun, rows: Sequence[int]) -> Tensor:
+    def _head_logits(self, run: TrainingState, rows: Sequence[int]) -> Tensor:
         if run not in self.pooled:  # what a frozen head-only model pools is the same in every epoch
             self.pooled[run] = pool_rows(self.encoder, run.adapter_set, run.job.rows.tokens)
         logits: Tensor = run.adapter_set.head(self.pooled[run][torch.tensor(rows, device=self.device)])
         return logits
 
-    def _prefix(self, run: TrainingRun) -> PrefixStates:
+    def _prefix(self, run: TrainingState) -> CachedStates:
         rows = run.job.rows.tokens
         if id(rows) not in self.prefixes:
-            self.prefixes[id(rows)] = PrefixStates(self.encoder, rows, self.layer)
+            self.prefixes[id(rows)] = CachedStates(self.encoder, rows, self.layer)
         return self.prefixes[id(rows)]
 
 

@@ -18,7 +18,7 @@ from registry.adapters.head import label_tensor, loss_of
 from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
 from registry.model.batching import shuffled_batches
 from registry.model.encoder import Encoder
-from registry.model.inference import LabelledRows, answer_rows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.schema import TrainingConfig
 from registry.tasks.metrics import check_metrics, score
 from registry.tasks.spec import METRICS
@@ -92,7 +92,7 @@ class TrainingJob:
     observe: Callable[[StepReport], None] | None = None
 
 
-class TrainingRun:
+class TrainingState:
     """A job under way.
 
     Args:
@@ -191,7 +191,7 @@ class TrainingRun:
         every, held_out = self.config.evaluate_every, self.job.held_out
         if every is None or held_out is None or (self.step % every != 0 and self.step != self.steps):
             return {}
-        probabilities = answer_rows(self.encoder, self.adapter_set, held_out.tokens, self.autocast_dtype)
+        probabilities = predict_probabilities(self.encoder, self.adapter_set, held_out.tokens, self.autocast_dtype)
         scores = score(self.adapter_set.head_config.problem_type, held_out.labels, probabilities, (self.metric,))
         self.history.append((self.step, scores))
         self.since_best += 1

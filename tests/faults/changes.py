@@ -21,8 +21,8 @@ from registry.store.errors import (
     VersionInUseError,
 )
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
-from registry.store.reader import MANIFEST_FILE, StoreView
-from registry.store.store import Catalog
+from registry.store.reader import MANIFEST_FILE, StoreReader
+from registry.store.store import Store
 from tests.stored import new_manifest
 
 NAMES = ("imdb", "mrpc", "sst-2.v1")
@@ -113,7 +113,7 @@ class Change:
     refused: type[RegistryError] | None = None
 
 
-def draw(kind: str, catalog: Catalog, folder: Path, model: Model, name: str, pick: int) -> Change:
+def draw(kind: str, catalog: Store, folder: Path, model: Model, name: str, pick: int) -> Change:
     """Return the change that a few drawn values mean in the present state.
 
     Args:
@@ -150,14 +150,14 @@ def some_contents(number: int) -> Contents:
     return {ADAPTER_FILE: b"adapter %d " % number * (1 + number), HEAD_FILE: b"head %d" % number}
 
 
-def _alias(catalog: Catalog, after: Model, name: str, alias: str, version: int) -> Change:
+def _alias(catalog: Store, after: Model, name: str, alias: str, version: int) -> Change:
     refused = None if version in after.versions.get(name, {}) else AdapterNotFoundError
     if refused is None:
         after.aliases.setdefault(name, {})[alias] = version
     return Change(lambda: catalog.set_alias(name, alias, version), after, refused=refused)
 
 
-def _remove(kind: str, catalog: Catalog, after: Model, name: str, alias: str, version: int) -> Change:
+def _remove(kind: str, catalog: Store, after: Model, name: str, alias: str, version: int) -> Change:
     held, aliases = after.versions.get(name, {}), after.aliases.get(name, {})
     refused: type[RegistryError] | None = AdapterNotFoundError
     if kind == "remove name":
@@ -177,9 +177,9 @@ def _remove(kind: str, catalog: Catalog, after: Model, name: str, alias: str, ve
     return Change(lambda: catalog.remove(f"{name}:{version}"), after, refused=refused)
 
 
-def _export(catalog: Catalog, after: Model, name: str, version: int, path: Path, *, overwrite: bool) -> Change:
+def _export(catalog: Store, after: Model, name: str, version: int, path: Path, *, overwrite: bool) -> Change:
     def act() -> Path:
-        return export_version(StoreView.open(catalog.root), f"{name}:{version}", path, overwrite=overwrite)
+        return export_version(StoreReader.open(catalog.root), f"{name}:{version}", path, overwrite=overwrite)
 
     contents = after.versions.get(name, {}).get(version)
     if contents is None:
@@ -192,7 +192,7 @@ def _export(catalog: Catalog, after: Model, name: str, version: int, path: Path,
     return Change(act, after, path)
 
 
-def _import(catalog: Catalog, after: Model, name: str | None, path: Path) -> Change:
+def _import(catalog: Store, after: Model, name: str | None, path: Path) -> Change:
     """Import as the store does, but for the look into the tensors, which needs torch (``frozen.py`` has it)."""
 
     def act() -> int:
@@ -205,7 +205,7 @@ def _import(catalog: Catalog, after: Model, name: str | None, path: Path) -> Cha
     return Change(act, after, after.add(name or own, contents))
 
 
-def _collect(catalog: Catalog, after: Model, *, older_than: float | None, dry_run: bool) -> Change:
+def _collect(catalog: Store, after: Model, *, older_than: float | None, dry_run: bool) -> Change:
     """Collect what is older than an hour, which nothing is, or what is of any age."""
     limit = {} if older_than is None else {"older_than": older_than}
     taken = sorted(entry for entry, dead in after.leftovers.items() if dead and older_than is not None)

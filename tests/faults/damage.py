@@ -20,7 +20,7 @@ from registry.store.archive import export_version, pack, unpack
 from registry.store.errors import ArchiveError, IntegrityError, ManifestError
 from registry.store.listing import list_sets
 from registry.store.manifest import TENSOR_FILES
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.verdict import Verdict
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest
@@ -152,7 +152,7 @@ def _make_targets(folder: Path) -> list[Target]:
         Target("archive", archive, {"import": lambda: import_set(own, archive)}, files | _mixed_archives(archives))
     )
     store_file, alias = own.root / "store.json", own.root / "mrpc" / "aliases" / "best"
-    opened: dict[str, Door] = {"open": lambda: Catalog.create(own.root, INFO)}
+    opened: dict[str, Door] = {"open": lambda: Store.create(own.root, INFO)}
     targets.append(Target("store.json", store_file, opened, _without(files | archives, store_file, folder)))
     asked: dict[str, Door] = {"resolve": lambda: own.resolve("mrpc@best"), "aliases": lambda: own.aliases("mrpc")}
     asked.update(listed)
@@ -160,8 +160,8 @@ def _make_targets(folder: Path) -> list[Target]:
     return targets
 
 
-def _make_store(root: Path, info: BackboneInfo, seed: int) -> Catalog:
-    catalog = Catalog.create(root, info)
+def _make_store(root: Path, info: BackboneInfo, seed: int) -> Store:
+    catalog = Store.create(root, info)
     for number, name in enumerate(("mrpc", "mrpc", "imdb")):
         adapter_set = AdapterSet(info.hidden_size, info.layers, ADAPTER, HEAD, seed=seed + number)
         save_set(catalog, adapter_set, new_manifest(name, parameters=adapter_set.stored_count, backbone=info))
@@ -171,7 +171,7 @@ def _make_store(root: Path, info: BackboneInfo, seed: int) -> Catalog:
     return catalog
 
 
-def _list(catalog: Catalog) -> None:
+def _list(catalog: Store) -> None:
     for listed in list_sets(catalog):
         if listed.error is not None:
             raise listed.error

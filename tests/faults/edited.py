@@ -10,7 +10,7 @@ from pathlib import Path
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import load_set, save_set
 from tests.faults.edits import TENSORS
 from tests.faults.verdict import Verdict
@@ -20,7 +20,7 @@ from tests.stored import ADAPTER, HEAD, INFO, new_manifest
 def try_edits(folder: Path) -> Verdict:
     """Load a set after each edit of its tensors, with digests made right: each is refused by its name."""
     verdict = Verdict("an edited version is refused, and the error names what is wrong")
-    catalog = Catalog.create(folder / "store", INFO)
+    catalog = Store.create(folder / "store", INFO)
     adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD)
     save_set(catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count))
     load_set(catalog, "mrpc", 1, INFO)
@@ -29,7 +29,7 @@ def try_edits(folder: Path) -> Verdict:
         change(copy)
         verdict.tried += 1
         try:
-            load_set(Catalog.open(copy), "mrpc", 1, INFO)
+            load_set(Store.open(copy), "mrpc", 1, INFO)
             verdict.bad.append(f"{title}: expected an error, found that it was loaded")
         except RegistryError as err:
             if not all(part in str(err) for part in told):

@@ -24,7 +24,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, NonFiniteLossError, RegistryError, TrainingInterrupted
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
-from registry.model.inference import LabelledRows, answer_rows, logits_of, mixed_logits
+from registry.model.inference import LabelledRows, logits_of, mixed_logits, predict_probabilities
 from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.serving.predictor import Predictor
 from registry.store.errors import ArchiveError, IntegrityError, ManifestError
@@ -273,7 +273,7 @@ class FrozenMachine(RuleBasedStateMachine):
             self._ends_with(RegistryError, lambda: self.predictor.mixed([*requests, ("nobody", "text")]))
         for (reference, text), answer in zip(requests, self.predictor.mixed(requests), strict=True):
             rows = self.backbone.tokenize([text], max_length=16)
-            expected = torch.from_numpy(answer_rows(self.backbone.encoder, self.stored[reference], rows))[0]
+            expected = torch.from_numpy(predict_probabilities(self.backbone.encoder, self.stored[reference], rows))[0]
             found = torch.tensor(list(answer.probabilities.values()))
             agree(reference, answer.reference, "who answered")
             agree(True, torch.allclose(expected, found, atol=1e-5), f"the answer of {reference}")

@@ -25,7 +25,7 @@ from registry.schema import AdapterConfig, Manifest, StoreInfo
 from registry.store.archive import MEMBERS, export_version, pack, unpack
 from registry.store.listing import list_sets
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, format_alias
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from registry.validation import from_json, to_json
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest
@@ -38,7 +38,7 @@ class World:
     """A store with the set ``mrpc:1``, aliased ``best``, of which one file at a time is replaced."""
 
     def __init__(self, folder: Path, adapter: AdapterConfig | None) -> None:
-        self.catalog = Catalog.create(folder / "store", INFO)
+        self.catalog = Store.create(folder / "store", INFO)
         adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, adapter, HEAD)
         save_set(self.catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count, adapter=adapter))
         self.catalog.set_alias("mrpc", "best", 1)
@@ -158,8 +158,8 @@ def one_store_file(data: bytes) -> None:
     for text in dict.fromkeys((data, seal(data))):
         _replace(world.store_file, text)
         try:
-            _check_same(StoreInfo, Catalog.open(world.catalog.root).info)
-            Catalog.create(world.catalog.root, INFO)
+            _check_same(StoreInfo, Store.open(world.catalog.root).info)
+            Store.create(world.catalog.root, INFO)
         except RegistryError as err:
             str(err).encode()
         finally:

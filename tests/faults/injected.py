@@ -24,8 +24,8 @@ from registry.store import files
 from registry.store.archive import export_version, pack
 from registry.store.errors import CommitUncertainError, StoreReadError, StoreWriteError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, seal, seal_store_info
-from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreView
-from registry.store.store import Catalog
+from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader
+from registry.store.store import Store
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
 
 State = dict[str, str]
@@ -112,7 +112,7 @@ def look(place: Place) -> State:
     state = {f"outside/{path}": files.sha256(data) for path, data in beside if not _BESIDE_EXPORT.fullmatch(path)}
     if not (place.store / STORE_FILE).exists():
         return state
-    view = StoreView.open(place.store)
+    view = StoreReader.open(place.store)
     state[STORE_FILE] = files.sha256((place.store / STORE_FILE).read_bytes())
     for name in view.names():
         for version in view.versions(name):
@@ -164,9 +164,7 @@ def go_on(place: Place, name: str, state: State) -> list[str]:
 def create() -> Operation:
     """Make the store."""
     digest = files.sha256(seal_store_info(StoreInfo(backbone=INFO)))
-    return Operation(
-        "create", "mrpc", lambda at: Catalog.create(at.store, INFO), lambda old: old | {STORE_FILE: digest}
-    )
+    return Operation("create", "mrpc", lambda at: Store.create(at.store, INFO), lambda old: old | {STORE_FILE: digest})
 
 
 def save(name: str, tag: str, size: int = SIZE) -> Operation:
@@ -178,7 +176,7 @@ def save(name: str, tag: str, size: int = SIZE) -> Operation:
     digest = _digest({MANIFEST_FILE: sealed, **contents})
 
     def run(place: Place) -> None:
-        Catalog.open(place.store).commit(manifest, contents)
+        Store.open(place.store).commit(manifest, contents)
 
     return Operation(f"save {name} {tag}", name, run, _adding(name, digest), needed)
 
@@ -187,7 +185,7 @@ def alias(name: str, word: str, version: int) -> Operation:
     """Point an alias at a version."""
 
     def run(place: Place) -> None:
-        Catalog.open(place.store).set_alias(name, word, version)
+        Store.open(place.store).set_alias(name, word, version)
 
     return Operation(f"alias {name}@{word} to {version}", name, run, lambda old: old | {f"{name}@{word}": str(version)})
 
@@ -198,7 +196,7 @@ def remove(reference: str) -> Operation:
     whole = re.compile(rf"#?{name}([:@].*)?" if name == reference else re.escape(reference))
 
     def run(place: Place) -> None:
-        Catalog.open(place.store).remove(reference)
+        Store.open(place.store).remove(reference)
 
     def change(old: State) -> State:
         return {key: found for key, found in old.items() if not whole.fullmatch(key)}
@@ -210,7 +208,7 @@ def collect() -> Operation:
     """Collect all garbage, which nobody sees."""
 
     def run(place: Place) -> list[str]:
-        return Catalog.open(place.store).collect_garbage(older_than=0.0)
+        return Store.open(place.store).collect_garbage(older_than=0.0)
 
     return Operation("gc", "mrpc", run, dict)
 
@@ -222,7 +220,7 @@ def export(name: str, tag: str, size: int = SIZE, *, overwrite: bool = False) ->
     after = {"outside/exported.adapter": files.sha256(data)}
 
     def run(place: Place) -> None:
-        export_version(Catalog.open(place.store), name, place.exported, overwrite=overwrite)
+        export_version(Store.open(place.store), name, place.exported, overwrite=overwrite)
 
     what = f"export {name} over a file" if overwrite else f"export {name}"
     return Operation(what, name, run, lambda old: old | after, len(data))
@@ -233,7 +231,7 @@ def importing(place: Place, *names: str) -> list[Operation]:
     from registry.adapters.adapter_set import AdapterSet  # torch takes its time, and only an import needs it
     from registry.store.tensors import import_set, save_set
 
-    scratch = Catalog.create(place.folder / "scratch", INFO)
+    scratch = Store.create(place.folder / "scratch", INFO)
     adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD, seed=1)
     save_set(scratch, adapter_set, new_manifest(parameters=adapter_set.stored_count))
     export_version(scratch, "mrpc", place.given)
@@ -245,7 +243,7 @@ def importing(place: Place, *names: str) -> list[Operation]:
         needed = len(sealed) + sum(map(len, contents.values()))
 
         def run(at: Place) -> None:
-            import_set(Catalog.open(at.store), at.given, name)
+            import_set(Store.open(at.store), at.given, name)
 
         return Operation(f"import {name}", name, run, _adding(name, digest), needed)
 

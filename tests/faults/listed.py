@@ -12,7 +12,7 @@ from registry.schema import TrainingConfig
 from registry.store.listing import list_sets
 from registry.store.manifest import format_alias, seal
 from registry.store.reader import MANIFEST_FILE
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.faults.verdict import Verdict
 from tests.runs import make_record
 from tests.stored import CONTENTS, INFO, new_manifest
@@ -33,7 +33,7 @@ _LIKE_TRAINED = {  # a manifest as long as that of a trained set
 def try_list(folder: Path, *, sets: int, repeats: int = 20, limit: float | None = None) -> Verdict:
     """List ``sets`` names, every tenth with an alias; slower than ``limit`` seconds in the median is bad as well."""
     verdict = Verdict(f"a list of {sets} names tells all of them" + (f" in {limit} s" if limit else ""))
-    catalog = Catalog.create(folder / "store", INFO)
+    catalog = Store.create(folder / "store", INFO)
     expected = {f"set-{number:05d}": {"best": 1} if number % 10 == 0 else {} for number in range(sets)}
     for name, aliases in expected.items():
         _put(catalog, name, aliases)
@@ -56,7 +56,7 @@ def try_list(folder: Path, *, sets: int, repeats: int = 20, limit: float | None 
     return verdict
 
 
-def _put(catalog: Catalog, name: str, aliases: dict[str, int]) -> None:
+def _put(catalog: Store, name: str, aliases: dict[str, int]) -> None:
     """Write a version as ``commit`` would, without waiting for the disk."""
     version = catalog.root / name / "versions" / "000001"
     version.mkdir(parents=True)

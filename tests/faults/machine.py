@@ -22,8 +22,8 @@ from registry.errors import BackboneMismatchError, InvalidNameError, RegistryErr
 from registry.store.archive import read_archive
 from registry.store.errors import ArchiveError, CommitUncertainError, IntegrityError, ManifestError, StoreWriteError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
-from registry.store.reader import MANIFEST_FILE, STORE_FILE, StoreView
-from registry.store.store import Catalog
+from registry.store.reader import MANIFEST_FILE, STORE_FILE, StoreReader
+from registry.store.store import Store
 from tests.faults.changes import DAMAGED, KINDS, NAMES, Change, Contents, Damage, Model, Shown, draw, some_contents
 from tests.faults.failing import CRASH, DISK_ERROR, CountedNames, Crash, before_rename, failing_calls
 from tests.faults.stateful import agree, damage_file, refused, run_machine, says, scratch
@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.verdict = verdict
         self.names = CountedNames()
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        self.catalog = Catalog.create(self.folder / "store", INFO)
+        self.catalog = Store.create(self.folder / "store", INFO)
         self.staging = self.catalog.root / "tmp"
         self.model = Model()
         for name in NAMES[:2]:
@@ -142,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         def act() -> None:
             with failing_calls(at, CRASH), suppress(Crash):
-                Catalog.open(self.catalog.root).collect_garbage(older_than=0.0)
+                Store.open(self.catalog.root).collect_garbage(older_than=0.0)
 
         raised = None
         with before_rename(act):
@@ -201,11 +201,11 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.verdict.count("links")
         name, alias, number = pointing[pick % len(pointing)]
-        root, view = self.catalog.root, StoreView(self.catalog.root, INFO)
+        root, view = self.catalog.root, StoreReader(self.catalog.root, INFO)
         path = root / level.replace("NAME", name).replace("ALIAS", alias).replace("NUMBER", f"{number:06d}")
         act: Callable[[], object] = {
             "tmp": lambda: self.catalog.commit(new_manifest(name), some_contents(0)),
-            STORE_FILE: lambda: Catalog.open(root),
+            STORE_FILE: lambda: Store.open(root),
             "NAME/aliases": lambda: view.resolve(f"{name}@{alias}"),
             "NAME/aliases/ALIAS": lambda: view.resolve(f"{name}@{alias}"),
         }.get(level, lambda: view.read_version(name, number))
@@ -251,8 +251,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         """Go on with another object for the same store; for another backbone it does not open."""
-        refused(BackboneMismatchError, lambda: Catalog.create(self.catalog.root, OTHER_INFO))
-        self.catalog = Catalog.create(self.catalog.root, INFO)
+        refused(BackboneMismatchError, lambda: Store.create(self.catalog.root, OTHER_INFO))
+        self.catalog = Store.create(self.catalog.root, INFO)
 
     @invariant()
     def shows_the_model(self) -> None:
@@ -300,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _shown(self) -> Shown:
         """Return what a newly opened view shows, in the form of the model."""
-        view = StoreView.open(self.catalog.root)
+        view = StoreReader.open(self.catalog.root)
         names: dict[str, Any] = {}
         for name in view.names():
             names[name] = ({each: self._read(view, name, each) for each in view.versions(name)}, view.aliases(name))
@@ -308,7 +308,7 @@ class StoreMachine(RuleBasedStateMachine):
         archives = {path.name: read_archive(path) for path in self.folder.glob("*.adapter")}
         return {"names": names, "archives": {file: (one.name, held) for file, (one, held) in archives.items()}}
 
-    def _read(self, view: StoreView, name: str, version: int) -> Contents:
+    def _read(self, view: StoreReader, name: str, version: int) -> Contents:
         try:
             manifest, contents = view.read_version(name, version)
         except (ManifestError, IntegrityError) as err:
@@ -346,4 +346,4 @@ class StoreMachine(RuleBasedStateMachine):
             return path, lambda: read_archive(path)
         if pick % 4 == 2 and aliases:
             return root / name / "aliases" / aliases[0], lambda: self.catalog.resolve(f"{name}@{aliases[0]}")
-        return root / STORE_FILE, lambda: Catalog.open(root)
+        return root / STORE_FILE, lambda: Store.open(root)

@@ -16,7 +16,7 @@ from registry.errors import RegistryError
 from registry.model.backbone import Backbone
 from registry.store.archive import MEMBERS, export_version, pack
 from registry.store.registry import Registry
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.commands import call
 from tests.faults.backbones import BACKBONES, Maker
@@ -139,7 +139,7 @@ def _edited(world: World, title: str, copy: Path, told: tuple[str, ...]) -> list
     archive = world.folder / "edited.adapter"
     trials = [Trial(f"{title}, load", lambda: Registry(copy, world.backbone).load("mrpc"), told)]
     if told[:1] == ("store",):
-        return [*trials, Trial(f"{title}, init", lambda: Catalog.create(copy, world.info), told)]
+        return [*trials, Trial(f"{title}, init", lambda: Store.create(copy, world.info), told)]
 
     def verify() -> None:
         for problem in Registry(copy, world.backbone).verify():
@@ -149,7 +149,7 @@ def _edited(world: World, title: str, copy: Path, told: tuple[str, ...]) -> list
     return [
         *trials,
         Trial(f"{title}, verify", verify, told),
-        Trial(f"{title}, import", lambda: import_set(Catalog.open(copy), archive), told),
+        Trial(f"{title}, import", lambda: import_set(Store.open(copy), archive), told),
     ]
 
 

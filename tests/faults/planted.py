@@ -15,7 +15,7 @@ from registry.errors import RegistryError
 from registry.store.archive import export_version
 from registry.store.audit import find_strangers
 from registry.store.listing import ListedSet, list_sets
-from registry.store.store import Catalog
+from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.damage import blame
 from tests.faults.verdict import Verdict
@@ -50,7 +50,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.outside, self.pristine = folder / "store", folder / "outside", folder / "pristine"
-        self.catalog = Catalog.create(self.root, INFO)
+        self.catalog = Store.create(self.root, INFO)
         self.adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD)
         self.save()
         self.catalog.set_alias("mrpc", "best", 1)
@@ -78,8 +78,8 @@ class World:
         way, catalog, target = ("mrpc", "mrpc/versions", VERSION), self.catalog, self.archive.with_name("again.adapter")
         alias = ("mrpc", "mrpc/aliases", "mrpc/aliases/best")
         return [
-            Use("open", lambda: Catalog.open(self.root), ("store.json",)),
-            Use("create", lambda: Catalog.create(self.root, INFO), ("store.json",)),
+            Use("open", lambda: Store.open(self.root), ("store.json",)),
+            Use("create", lambda: Store.create(self.root, INFO), ("store.json",)),
             Use("names", lambda: bool(catalog.names()) or None, ("mrpc", "mrpc/versions")),
             Use("versions", lambda: catalog.versions("mrpc"), ("mrpc", "mrpc/versions")),
             Use("list", lambda: self._list() or None, (*way, FILES[0])),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.faults.after_loss import after_power_loss
 from tests.faults.disk import Tree, scratch, without_flushes, write_tree
 from tests.faults.stories import NAMES, STORIES, tell_anything
@@ -98,7 +98,7 @@ def judge(folder: Path, tree: Tree, expected: Expected) -> list[str]:
 
 def _go_on(folder: Path, found: Facts, given: dict[str, int]) -> list[str]:
     """Save, set an alias and collect garbage, as the next user would."""
-    catalog, serial = Catalog.create(folder / STORE, INFO), 7
+    catalog, serial = Store.create(folder / STORE, INFO), 7
     name = NAMES[len(found) % 2]
     number = catalog.commit(new_manifest(name, parameters=serial), contents(serial))
     if number <= given.get(name, 0):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.store.errors import AdapterNotFoundError, StoreError, StoreWriteError, VersionInUseError
-from registry.store.reader import StoreView
-from registry.store.store import Catalog
+from registry.store.reader import StoreReader
+from registry.store.store import Store
 from tests.faults.together import FORK, NAME, PAUSE, Found, check_versions, save, save_or_fail_whole, together
 from tests.faults.visible import serial_of
 from tests.stored import INFO
@@ -22,7 +22,7 @@ Save = tuple[int, int]  # version, serial
 
 
 def read(root: Path, *, reads: int, seed: int) -> Found:
-    catalog = Catalog.create(root, INFO)
+    catalog = Store.create(root, INFO)
     catalog.set_alias(NAME, "best", save(catalog, NAME, 1))
     crowd = _Changes(catalog, seed, readers=READERS)
     readers = [lambda number=number: _reader(crowd, number, -(-reads // READERS)) for number in range(READERS)]
@@ -51,7 +51,7 @@ def _reader(crowd: _Changes, number: int, reads: int) -> dict[str, Any]:
     references = (NAME, f"{NAME}@best", f"{NAME}:1", "flip", "flip:1")
     try:
         while found["verified"] < reads and len(found["bad"]) < BAD_LINES:
-            view = StoreView.open(crowd.catalog.root)
+            view = StoreReader.open(crowd.catalog.root)
             reference = dice.choices(references, (4, 4, 1, 3, 3))[0]
             if reference == f"{NAME}:1":
                 reference = f"{NAME}:{dice.choice(view.versions(NAME))}"
@@ -77,7 +77,7 @@ def _reader(crowd: _Changes, number: int, reads: int) -> dict[str, Any]:
 class _Changes:
     """What goes on in a store while it is read; each method is a process that stops when the last reader did."""
 
-    def __init__(self, catalog: Catalog, seed: int, readers: int) -> None:
+    def __init__(self, catalog: Store, seed: int, readers: int) -> None:
         self.catalog, self.seed = catalog, seed
         self._readers = FORK.Value("i", readers)
 

@@ -16,7 +16,7 @@ import msgspec
 from registry.store import files
 from registry.store.archive import export_version, read_archive
 from registry.store.errors import CommitUncertainError, StoreWriteError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.faults.disk import Disk, Killed
 from tests.faults.visible import OUT, STORE, Fact, Facts, contents, difference, look
 from tests.stored import INFO, new_manifest
@@ -89,7 +89,7 @@ class Story:
 
     def create(self, **fault: int) -> str:
         """Make the store."""
-        return self._do("create", lambda: Catalog.create(self._root, INFO), ("store",), **fault)
+        return self._do("create", lambda: Store.create(self._root, INFO), ("store",), **fault)
 
     def save(self, name: str, **fault: int) -> str:
         """Save into a name; its bytes are of no other save."""
@@ -173,8 +173,8 @@ class Story:
         return self.disk.folder / STORE
 
     @property
-    def _catalog(self) -> Catalog:
-        return Catalog.open(self._root)  # anew each time, as another process would
+    def _catalog(self) -> Store:
+        return Store.open(self._root)  # anew each time, as another process would
 
     def _do(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from registry.store.errors import StoreError, StoreWriteError
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.faults.visible import contents, serial_of
 from tests.stored import new_manifest
 
@@ -54,12 +54,12 @@ def together(tasks: Iterable[Task]) -> list[Any]:
     return [result for result, _ in results]
 
 
-def save(catalog: Catalog, name: str, serial: int) -> int:
+def save(catalog: Store, name: str, serial: int) -> int:
     """Save the bytes of ``serial`` and return the number of the version."""
     return catalog.commit(new_manifest(name, parameters=serial), contents(serial))
 
 
-def save_or_fail_whole(catalog: Catalog, name: str, serial: int) -> int | None:
+def save_or_fail_whole(catalog: Store, name: str, serial: int) -> int | None:
     """Return the number of a new version, or None where a collector took it from under the writer's hands."""
     try:
         return save(catalog, name, serial)
@@ -69,7 +69,7 @@ def save_or_fail_whole(catalog: Catalog, name: str, serial: int) -> int | None:
         return None
 
 
-def check_versions(catalog: Catalog, expected: dict[int, int]) -> list[str]:
+def check_versions(catalog: Store, expected: dict[int, int]) -> list[str]:
     """Return what is wrong with the versions that are there, each with the save it must be from."""
     found, bad = {}, []
     for version in catalog.versions(NAME):

@@ -12,7 +12,7 @@ from registry.store.archive import read_archive
 from registry.store.audit import find_strangers
 from registry.store.errors import NotAStoreError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
-from registry.store.store import Catalog
+from registry.store.store import Store
 
 STORE = "home/store"  # the store's place in a folder
 OUT = "out"  # the place of what is exported
@@ -38,7 +38,7 @@ def look(folder: Path) -> Facts:
         manifest, parts = read_archive(path)
         found.add(("export", path.name, serial_of(manifest.parameters, parts)))
     try:
-        catalog = Catalog.open(folder / STORE)
+        catalog = Store.open(folder / STORE)
     except NotAStoreError:
         return frozenset(found)
     found.add(("store",))

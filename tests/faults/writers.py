@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.store.store import Catalog
+from registry.store.store import Store
 from tests.faults.together import FORK, NAME, PAUSE, Found, Task, check_versions, save, save_or_fail_whole, together
 from tests.stored import INFO
 
 
 def write(root: Path, *, processes: int, saves: int, locks: str) -> Found:
     taken = _replace_locks(locks)
-    catalog = Catalog.create(root, INFO)
+    catalog = Store.create(root, INFO)
 
     def writer(number: int) -> Task:
         serials = range(number * saves + 1, (number + 1) * saves + 1)
@@ -51,7 +51,7 @@ def _replace_locks(kind: str) -> Any:
 
 
 def move(root: Path, *, processes: int, turns: int, seed: int) -> Found:
-    catalog = Catalog.create(root, INFO)
+    catalog = Store.create(root, INFO)
     catalog.set_alias(NAME, "best", save(catalog, NAME, 1))
 
     def saver(number: int) -> Task:
@@ -77,7 +77,7 @@ def move(root: Path, *, processes: int, turns: int, seed: int) -> Found:
 
 
 def collect(root: Path, *, processes: int, saves: int, older_than: float | None, seed: int) -> Found:
-    catalog = Catalog.create(root, INFO)
+    catalog = Store.create(root, INFO)
     save(catalog, NAME, 1)
     writing = FORK.Value("i", processes)
 
