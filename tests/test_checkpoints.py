@@ -30,8 +30,8 @@ KILLED_TRAINING = """
 import os, signal, sys, torch
 torch.set_num_threads(1)
 from pathlib import Path
-from registry.backbone import Backbone
-from registry.checkpoints import Checkpoint
+from registry.model.backbone import Backbone
+from registry.training.checkpoint import Checkpoint
 from tests.toy import train_fresh
 
 def observe(report):

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LAYOUT_DTYPES = (torch.float32, torch.bfloat16)
 # What torch's own compiler calls for a frozen weight; in torch 2.11 to 2.13, and looked for before it is used.
 _HAS_LAYOUT = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 )
+# oneDNN refuses bfloat16 weights on processors without AVX-512 or AVX-NE-CONVERT; torch's own product takes them.
+_HAS_BFLOAT16 = _HAS_LAYOUT and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_LAYOUT_DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 
 class FrozenLinear(nn.Linear):
