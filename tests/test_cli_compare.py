@@ -288,10 +288,10 @@ def test_texts_of_reports_come_from_the_very_rows(tmp_path: Path, tiny_folder: P
 
 
 def test_readme_shows_what_the_command_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison in the README is that of the committed report, line for line."""
+    """The comparison in docs/commands.md is that of the committed report, line for line."""
     monkeypatch.chdir(ROOT)
     command = "$ adapter-registry compare reports --method "
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     methods, *shown = readme.split(command)[1].split("```")[0].splitlines()
     told = succeed("compare", "reports", "--method", *methods.split()).out.splitlines()
     assert [line.rstrip() for line in told if line.strip()] == [line.rstrip() for line in shown if line.strip()]

@@ -1,4 +1,4 @@
-"""The reliability report and what README says of it follow from the figures that were written down."""
+"""The reliability report and what docs/store.md says of it follow from the figures that were written down."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[1]
-README = (HERE / "README.md").read_text(encoding="utf-8")
-PROMISES = README.split("### What the store promises")[1].split("\n## ")[0]
+PAGE = (HERE / "docs" / "store.md").read_text(encoding="utf-8")
+PROMISES = PAGE.split("## What the store promises")[1].split("\n## ")[0]
 REPORT = json.loads((HERE / "reports" / "reliability.json").read_text(encoding="utf-8"))
 
 
@@ -32,7 +32,7 @@ def test_every_promise_was_kept_in_the_long_form(name: str) -> None:
 
 
 def test_every_promise_names_a_test_that_is_there() -> None:
-    """The list in the README names each test file of the experiments, and none that is not there."""
+    """The list in docs/store.md names each test file of the experiments, and none that is not there."""
     named = set(re.findall(r"`(test_\w+\.py)`", PROMISES))
     assert {path.name for path in (HERE / "tests" / "faults").glob("test_*.py")} <= named
     assert named <= {path.name for path in (HERE / "tests").rglob("test_*.py")}
@@ -50,13 +50,13 @@ def test_every_promise_names_a_test_that_is_there() -> None:
         ("saves by 64 processes", "writers"),
     ],
 )
-def test_figures_in_the_readme_are_the_reports(words: str, name: str) -> None:
+def test_figures_in_the_docs_are_the_reports(words: str, name: str) -> None:
     """The sentence on the long form has the report's own numbers."""
     text = " ".join(PROMISES.split())
     assert f"{REPORT['experiments'][name]['tried']:,} {words}" in text
 
 
-def test_peers_in_the_readme_are_the_reports() -> None:
+def test_peers_in_the_docs_are_the_reports() -> None:
     """The table of peers has the report's own numbers."""
     peers = REPORT["peers"]
     order = ("ours", "peft", "adapters", "adapters-safetensors")
