@@ -144,7 +144,7 @@ PLANS = {plan.__name__: plan for plan in (SetBySet, Tiers, AllAtOnce)}
 
 def plan_with(patch: pytest.MonkeyPatch, plan: str) -> None:
     """Let mixed batches be computed by a plan that another device would take."""
-    patch.setattr("registry.model.mixed.make_plan", lambda states, device, weights: PLANS[plan](states, device))
+    patch.setattr("registry.model.mixed.group_sets", lambda states, device, weights: PLANS[plan](states, device))
 
 
 @pytest.mark.parametrize("plan", PLANS)
