@@ -17,8 +17,8 @@ REPORT = json.loads((HERE / "reports" / "reliability.json").read_text(encoding="
 
 def test_report_is_what_its_figures_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Markdown is the one that the script makes of the JSON."""
-    monkeypatch.setattr(sys, "path", [str(HERE / "scripts"), *sys.path])
-    from torture_report import render_report
+    monkeypatch.setattr(sys, "path", [str(HERE / "scripts" / "torturing"), *sys.path])
+    from report import render_report
 
     assert render_report(REPORT) == (HERE / "reports" / "reliability.md").read_text(encoding="utf-8")
 

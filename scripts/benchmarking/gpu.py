@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fill_pool
-from benchmark_profile import forward_flops, matmul_rate, training_flops
-from benchmark_rounds import now
+from ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fill_pool
+from profiling import forward_flops, matmul_rate, training_flops
+from rounds import now
 from transformers import BertConfig, BertModel
 
 from registry.model.backbone import Backbone

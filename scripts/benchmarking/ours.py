@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 import torch
-from benchmark_rounds import Contender, timed
+from rounds import Contender, timed
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.model.backbone import Backbone

@@ -5,7 +5,7 @@ are the same for all. Every load happens in a forked child. It is refused if it 
 log record from WARNING up or a printed line comes that an undamaged load does not bring, else silent. A load whose
 tensors and configuration equal the original's is "no change".
 
-    .venv-peers/bin/python scripts/torture_peers.py --peer peft --out peft.json --points all
+    .venv-peers/bin/python scripts/torturing/peers.py --peer peft --out peft.json --points all
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
-from torture_kills import answer_of_child, calls_of, is_killed_at
-from torture_libraries import BACKBONES, PEERS, Peer, make_checkpoints
+from kills import answer_of_child, calls_of, is_killed_at
+from libraries import BACKBONES, PEERS, Peer, make_checkpoints
 from transformers.utils import logging as transformers_logging
 
 

@@ -66,7 +66,7 @@ def _peers(peers: dict[str, Any]) -> list[str]:
         for peer, found in known.items()
     )
     about = (
-        "Equal faults, by `scripts/torture_peers.py`, on tiny random backbones. A load is *silent* if it neither "
+        "Equal faults, by `scripts/torturing/peers.py`, on tiny random backbones. A load is *silent* if it neither "
         "raises nor warns nor logs anything that an undamaged load does not; one whose tensors and configuration are "
         "the original's does not count as silent. `adapters` writes pickled files unless asked for safetensors. "
         f"The peers' formats know nothing of a tokenizer. Versions: {versions}."

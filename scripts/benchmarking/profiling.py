@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from benchmark_rounds import Contender, now
+from rounds import Contender, now
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_picture import draw
-from benchmark_profile import Profile
-from benchmark_rounds import Result, Results
+from picture import draw
+from profiling import Profile
+from rounds import Result, Results
 
 from registry.bench.records import replace_file
 from registry.provenance import code_version, command_line, hardware, library_versions

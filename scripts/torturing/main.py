@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from torture_report import render_report
+from report import render_report
 
 from registry.provenance import code_version, hardware, library_versions
 from tests.faults import crowd, damage, defects, fuzzing, inject, listed, mismatches, names, planted, power_loss
@@ -31,7 +31,7 @@ from tests.faults.machine import try_machine
 from tests.faults.threads import try_threads
 from tests.faults.verdict import Verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LONG_FUZZED = ("manifest", "header", "archive")  # ten minutes each, the others two
 PEERS = {"ours": ".venv", "peft": ".venv-peers", "adapters": ".venv-peers", "adapters-safetensors": ".venv-peers"}
 
@@ -137,7 +137,7 @@ def run_peer(peer: str, is_quick: bool, out: Path) -> dict[str, Any]:
     if not python.exists():
         return {"error": f"no {PEERS[peer]}"}
     sizes = ["--flips", "20", "--cuts", "10"] if is_quick else ["--points", "all"]
-    command = [str(python), str(ROOT / "scripts" / "torture_peers.py"), "--peer", peer, "--out", str(out), *sizes]
+    command = [str(python), str(ROOT / "scripts" / "torturing" / "peers.py"), "--peer", peer, "--out", str(out), *sizes]
     return {**run_apart(command, out), "code": code_version()}
 
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmark_rounds import ContenderError
+from rounds import ContenderError
 
-WORKER = Path(__file__).with_name("benchmark_peers.py")
+WORKER = Path(__file__).with_name("peer_worker.py")
 
 
 class PeerWorker:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from benchmark_client import PeerWorker
-from benchmark_ours import ADAPTER, DTYPES, HEAD, Backbones, training_config
-from benchmark_rounds import ContenderError, now
+from ours import ADAPTER, DTYPES, HEAD, Backbones, training_config
+from peer_client import PeerWorker
+from rounds import ContenderError, now
 
 from registry.bench.records import replace_file
 from registry.model.backbone import Backbone
@@ -96,7 +96,7 @@ def recipe_digest(contender: str) -> str:
     if contender.startswith("ours"):
         return hashlib.sha256(repr((ADAPTER, HEAD, training_config())).encode()).hexdigest()[:12]
     here = Path(__file__).parent
-    files = (here / "benchmark_peers.py").read_bytes() + (here / "peers.txt").read_bytes()
+    files = (here / "peer_worker.py").read_bytes() + (here.parent / "peers.txt").read_bytes()
     return hashlib.sha256(files).hexdigest()[:12]
 
 

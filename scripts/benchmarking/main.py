@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_client import PeerWorker
-from benchmark_gpu import measure_gpu
-from benchmark_ours import (
+from gpu import measure_gpu
+from ours import (
     AFTER_LAYER,
     RESIDENT_SETS,
     fill_pool,
@@ -26,10 +25,11 @@ from benchmark_ours import (
     training_contenders,
     zipf_owners,
 )
-from benchmark_profile import Profile, profile_contender
-from benchmark_report import Measured, table, write
-from benchmark_rounds import Contender, Result, Results, measure
-from benchmark_scores import plain, score_all
+from peer_client import PeerWorker
+from profiling import Profile, profile_contender
+from report import Measured, table, write
+from rounds import Contender, Result, Results, measure
+from scores import plain, score_all
 
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
