@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
-
 from registry.cli.main import cli
 
 MARKER = "<!-- Below: the program's own help, written by scripts/docs. -->\n"
@@ -15,14 +13,13 @@ WIDTH = 100  # columns, whatever the terminal has
 
 def all_help() -> str:
     """Return the help of the program and of each command, as Markdown."""
-    parts = []
-    with click.Context(cli, info_name="adapter-registry", terminal_width=WIDTH, max_content_width=WIDTH) as parent:
-        parts.append(f"## adapter-registry\n\n```text\n{cli.get_help(parent)}\n```\n")
+    # Made as the program makes them: a context of one's own would miss the settings, such as -h beside --help.
+    width = {"terminal_width": WIDTH, "max_content_width": WIDTH, "resilient_parsing": True}
+    with cli.make_context("adapter-registry", [], **width) as parent:
+        parts = [f"## adapter-registry\n\n```text\n{cli.get_help(parent)}\n```\n"]
         for name in cli.list_commands(parent):
-            command = cli.get_command(parent, name)
-            if command is not None:
-                with click.Context(command, parent, name, terminal_width=WIDTH, max_content_width=WIDTH) as context:
-                    parts.append(f"## adapter-registry {name}\n\n```text\n{command.get_help(context)}\n```\n")
+            context = cli.commands[name].make_context(name, [], parent=parent, **width)
+            parts.append(f"## adapter-registry {name}\n\n```text\n{cli.commands[name].get_help(context)}\n```\n")
     return "\n".join(parts)
 
 
