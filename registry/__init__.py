@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
     from registry.model.mixed import MixedAdapters
-    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, TrainingConfig
+    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, SetInfo, TrainingConfig
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
     from registry.tasks.loading import load_task
@@ -46,6 +46,7 @@ _HOMES = {
     "RegistryError": "errors",
     "Request": "serving.predictor",
     "RunRecord": "bench.records",
+    "SetInfo": "schema",
     "TaskSpec": "tasks.spec",
     "TrainerModel": "interop.trainer",
     "TrainingConfig": "schema",
@@ -77,6 +78,7 @@ __all__ = [
     "RegistryError",
     "Request",
     "RunRecord",
+    "SetInfo",
     "TaskSpec",
     "TrainerModel",
     "TrainingConfig",

@@ -249,6 +249,21 @@ class FileEntry(Record, frozen=True, kw_only=True):
     sha256: str
 
 
+class SetInfo(Record, frozen=True, kw_only=True):
+    """What is known of a set besides its tensors and backbone; each field stands in ``Manifest`` as well."""
+
+    task: str | None = None
+    pair: bool | None = None
+    max_length: int = 128
+    main_metric: str | None = None
+    scores: dict[str, float] = {}
+    recipe: str | None = None
+    training: TrainingConfig | None = None
+    data: DataInfo | None = None
+    split: str | None = None
+    origin: Origin | None = None
+
+
 class Manifest(Record, frozen=True, kw_only=True):
     """All there is to know of one stored version without reading its tensors.
 
@@ -292,21 +307,6 @@ class Manifest(Record, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
-
-
-class StoreInfo(Record, frozen=True, kw_only=True):
-    """The content of ``store.json``: the format, and the backbone that every set in the store fits.
-
-    Attributes:
-        digest: SHA-256 of the file's own bytes with 64 zeros in this place; empty in stores made before it was kept.
-    """
-
-    format: int = STORE_FORMAT
-    backbone: BackboneInfo
-    digest: str = ""
-
-    def __post_init__(self) -> None:
         require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from registry.errors import InvalidNameError, RequestError
 from registry.model.backbone import Backbone
-from registry.schema import AdapterConfig, HeadConfig
+from registry.schema import AdapterConfig, HeadConfig, SetInfo
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store.errors import AdapterNotFoundError, IntegrityError
 from registry.store.registry import Registry
@@ -40,7 +40,7 @@ def registry(tmp_path: Path, tiny_backbone: Backbone) -> Registry:
     registry = Registry.create(tmp_path / "store", tiny_backbone)
     for number, (adapter, head, pair) in enumerate(KINDS):
         fresh = tiny_backbone.new_adapter_set(adapter, head)
-        registry.save(f"task{number}", randomise(fresh, seed=number), pair=pair, max_length=16)
+        registry.save(f"task{number}", randomise(fresh, seed=number), SetInfo(pair=pair, max_length=16))
     return registry
 
 
@@ -133,7 +133,7 @@ def test_new_version_and_moved_alias_are_seen_at_once(
     registry.alias("task0", "best", 1)
     before = predictor("task0", ["good"])[0]
     adapter, head, _ = KINDS[0]
-    registry.save("task0", randomise(tiny_backbone.new_adapter_set(adapter, head), seed=9), max_length=16)
+    registry.save("task0", randomise(tiny_backbone.new_adapter_set(adapter, head), seed=9), SetInfo(max_length=16))
     assert "task0:2" == predictor("task0", ["good"])[0].reference
     assert_close(before, predictor("task0@best", ["good"])[0])
     registry.alias("task0", "best", 2)
@@ -149,7 +149,7 @@ def test_set_that_was_replaced_is_loaded_anew(
     with pytest.raises(AdapterNotFoundError, match="cannot find adapter set 'task0'"):
         predictor("task0", ["good"])
     head = HeadConfig(label_names=("no", "yes"))
-    registry.save("task0", randomise(tiny_backbone.new_adapter_set(KINDS[0][0], head), seed=9), max_length=16)
+    registry.save("task0", randomise(tiny_backbone.new_adapter_set(KINDS[0][0], head), seed=9), SetInfo(max_length=16))
     after = predictor("task0", ["good"])[0]
     assert (before.reference, ("no", "yes")) == (after.reference, tuple(after.probabilities))
 
@@ -218,7 +218,7 @@ def test_more_sets_than_are_held_at_once(
     for number, name in enumerate(names):
         adapter = AdapterConfig(placement="houlsby", reduction_factor=2 ** (number % 3))
         fresh = tiny_backbone.new_adapter_set(adapter, KINDS[0][1])
-        registry.save(name, randomise(fresh, seed=20 + number), pair=False, max_length=16)
+        registry.save(name, randomise(fresh, seed=20 + number), SetInfo(pair=False, max_length=16))
     rows = [Request(name, text) for text in TEXTS for name in (*names, names[0])]
     expected = [Predictor(tiny_backbone, registry).mixed([row])[0] for row in rows[:9]]
     monkeypatch.setattr("registry.serving.predictor.SETS_AT_ONCE", 3)

@@ -13,7 +13,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError, ShapeMismatchError
 from registry.model.backbone import Backbone
 from registry.provenance import library_versions
-from registry.schema import Reference, TrainingConfig
+from registry.schema import Reference, SetInfo, TrainingConfig
 from registry.store.audit import Problem
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
 from registry.store.registry import Registry
@@ -54,10 +54,11 @@ def test_saved_set_is_loaded(registry: Registry) -> None:
 def test_manifest_tells_what_was_given(registry: Registry) -> None:
     """All that a caller knows of a set is kept with it, and who wrote it as well."""
     training = TrainingConfig(epochs=2, seed=7)
-    registry.save(
-        "mrpc", new_set(), task="mrpc", pair=True, max_length=64, scores={"accuracy": 0.5}, main_metric="accuracy",
+    info = SetInfo(
+        task="mrpc", pair=True, max_length=64, scores={"accuracy": 0.5}, main_metric="accuracy",
         recipe="fast", training=training, split="validation",
     )  # fmt: skip
+    registry.save("mrpc", new_set(), info)
     manifest = registry.manifest("mrpc")
     assert ("mrpc", True, 64, {"accuracy": 0.5}) == (
         manifest.task, manifest.pair, manifest.max_length, manifest.scores
@@ -135,7 +136,7 @@ def test_refused_saves_leave_nothing(registry: Registry) -> None:
     with pytest.raises(ShapeMismatchError, match="hidden states"):
         registry.save("mrpc", AdapterSet(64, 2, ADAPTER, HEAD))
     with pytest.raises(ConfigError, match="`float`, got `null`"):
-        registry.save("mrpc", new_set(), scores={"f1": float("inf")})
+        registry.save("mrpc", new_set(), SetInfo(scores={"f1": float("inf")}))
     assert 0 == len(registry)
 
 

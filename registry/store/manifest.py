@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from registry.errors import BackboneMismatchError, ConfigError
-from registry.schema import BackboneInfo, FileEntry, Manifest, StoreInfo
+from registry.schema import STORE_FORMAT, BackboneInfo, FileEntry, Manifest
 from registry.store import files
 from registry.store.errors import IntegrityError, ManifestError
 from registry.validation import Record, from_json, require, to_json
@@ -40,6 +40,21 @@ _IDENTITY = {  # the first two tell backbones apart; the rest follows from them,
 }
 
 T = TypeVar("T", bound=Record)
+
+
+class StoreInfo(Record, frozen=True, kw_only=True):
+    """The content of ``store.json``: the format, and the backbone that every set in the store fits.
+
+    Attributes:
+        digest: SHA-256 of the file's own bytes with 64 zeros in this place; empty in stores made before it was kept.
+    """
+
+    format: int = STORE_FORMAT
+    backbone: BackboneInfo
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
 
 
 def seal(manifest: Manifest, contents: Mapping[str, bytes]) -> bytes:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from registry.errors import InvalidNameError
-from registry.schema import FileEntry, Manifest, Reference, StoreInfo, check_name
+from registry.schema import FileEntry, Manifest, Reference, check_name
 from registry.store import files
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
-from registry.store.manifest import TENSOR_FILES, read_alias, read_manifest, read_store_info, read_tensor_file
+from registry.store.manifest import (
+    TENSOR_FILES,
+    StoreInfo,
+    read_alias,
+    read_manifest,
+    read_store_info,
+    read_tensor_file,
+)
 from registry.validation import require
 
 STORE_FILE = "store.json"

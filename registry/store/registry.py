@@ -6,15 +6,17 @@ is in a file is tensors.py's to know, and what is in a folder the catalog's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError, RegistryError
 from registry.provenance import library_versions
-from registry.schema import DataInfo, Manifest, Origin, Reference, TrainingConfig
+from registry.schema import Manifest, Reference, SetInfo
 from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
@@ -55,29 +57,13 @@ class Registry:
         Store.create(Path(root), backbone.info)
         return cls(root, backbone)
 
-    def save(
-        self,
-        name: str,
-        adapter_set: AdapterSet,
-        *,
-        task: str | None = None,
-        pair: bool | None = None,
-        max_length: int = 128,
-        scores: Mapping[str, float] | None = None,
-        main_metric: str | None = None,
-        recipe: str | None = None,
-        training: TrainingConfig | None = None,
-        data: DataInfo | None = None,
-        split: str | None = None,
-        origin: Origin | None = None,
-    ) -> Reference:
+    def save(self, name: str, adapter_set: AdapterSet, info: SetInfo | None = None) -> Reference:
         """Store a set as the next version of ``name`` and return the reference to that version.
 
         Args:
-            pair: whether a row has two texts.
-            max_length: tokens a row is cut to.
-            scores: metric names and values on ``split`` of ``data``.
-            origin: what else ``train --from`` needs.
+            name: of the set.
+            adapter_set: its tensors and configuration.
+            info: what is known of it; nothing when None.
 
         Raises:
             InvalidNameError: no set may have this name.
@@ -89,22 +75,13 @@ class Registry:
         manifest = Manifest(
             name=name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            task=task,
-            pair=pair,
-            max_length=max_length,
             adapter=adapter_set.adapter_config,
             head=adapter_set.head_config,
             parameters=adapter_set.stored_count,
-            main_metric=main_metric,
-            scores=dict(scores or {}),
-            recipe=recipe,
-            training=training,
-            data=data,
-            split=split,
-            origin=origin,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
             backbone=self.backbone.info,
             library_versions=library_versions(),
+            **msgspec.structs.asdict(info or SetInfo()),
         )
         return Reference(name=name, version=save_set(self.catalog, adapter_set, manifest))
 

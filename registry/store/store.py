@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from registry.errors import ConfigError
-from registry.schema import BackboneInfo, Manifest, Reference, StoreInfo, check_name
+from registry.schema import BackboneInfo, Manifest, Reference, check_name
 from registry.store import files
 from registry.store.errors import NotAStoreError, VersionInUseError
-from registry.store.manifest import TENSOR_FILES, check_backbone, format_alias, seal, seal_store_info
+from registry.store.manifest import TENSOR_FILES, StoreInfo, check_backbone, format_alias, seal, seal_store_info
 from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader, parse_again
 from registry.validation import require
 

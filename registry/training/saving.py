@@ -7,7 +7,7 @@ import torch
 from registry.errors import RunError
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
-from registry.schema import DataInfo, Origin, Reference
+from registry.schema import DataInfo, Origin, Reference, SetInfo
 from registry.store.registry import Registry
 from registry.tasks.loading import TaskData
 from registry.training.fit import Fitted
@@ -67,17 +67,16 @@ def save_fitted(registry: Registry, name: str, plan: Plan, data: TaskData, fitte
     """
     if fitted.adapter_set is None or not fitted.storable or plan.training is None:
         raise RunError(registry.catalog.root, "a method that trains a set", plan.method, "train a placement instead")
-    return registry.save(
-        name,
-        fitted.adapter_set,
+    info = SetInfo(
         task=data.spec.name,
         pair=data.spec.pair,
         max_length=plan.training.max_length,
-        scores=fitted.scores,
         main_metric=data.spec.main_metric,
+        scores=fitted.scores,
         recipe=plan.recipe,
         training=plan.training,
         data=data_info(data, fitted),
         split=data.spec.reported_split,
         origin=origin_of(data, registry.backbone, fitted.together),
     )
+    return registry.save(name, fitted.adapter_set, info)

@@ -25,7 +25,7 @@ from registry.errors import BackboneMismatchError, NonFiniteLossError, RegistryE
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.inference import LabelledRows, logits_of, mixed_logits, predict_probabilities
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
+from registry.schema import AdapterConfig, HeadConfig, SetInfo, TrainingConfig
 from registry.serving.predictor import Predictor
 from registry.store.errors import ArchiveError, IntegrityError, ManifestError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
@@ -123,7 +123,7 @@ class FrozenMachine(RuleBasedStateMachine):
         self.predictor = Predictor(self.backbone, self.registry, capacity=12_000)  # room for one or two sets
         self.current = list(beginning.sets)
         self.stored: dict[str, AdapterSet] = {}
-        self._keep(str(self.registry.save(NAMES[0], self.current[0], max_length=16)), self.current[0])
+        self._keep(str(self.registry.save(NAMES[0], self.current[0], SetInfo(max_length=16))), self.current[0])
 
     def teardown(self) -> None:
         """Remove the store."""
@@ -205,7 +205,7 @@ class FrozenMachine(RuleBasedStateMachine):
         """Store one of the present sets."""
         self.verdict.count("saved")
         chosen = self.current[pick % len(self.current)]
-        self._keep(str(self.registry.save(name, chosen, max_length=16)), chosen)
+        self._keep(str(self.registry.save(name, chosen, SetInfo(max_length=16))), chosen)
 
     @precondition(lambda self: self.stored)
     @rule(pick=picks)

@@ -21,10 +21,10 @@ from safetensors.torch import save
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
-from registry.schema import AdapterConfig, Manifest, StoreInfo
+from registry.schema import AdapterConfig, Manifest
 from registry.store.archive import MEMBERS, export_version, pack, unpack
 from registry.store.listing import list_sets
-from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, format_alias
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, StoreInfo, format_alias
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from registry.validation import from_json, to_json

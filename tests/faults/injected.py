@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from registry.schema import StoreInfo
 from registry.store import files
 from registry.store.archive import export_version, pack
 from registry.store.errors import CommitUncertainError, StoreReadError, StoreWriteError
-from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, seal, seal_store_info
+from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, StoreInfo, seal, seal_store_info
 from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader
 from registry.store.store import Store
 from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import RegistryError
 from registry.model.backbone import Backbone
+from registry.schema import SetInfo
 from registry.store.archive import MEMBERS, export_version, pack
 from registry.store.registry import Registry
 from registry.store.store import Store
@@ -43,7 +44,7 @@ class World:
         self.registry = Registry.create(folder / "store", self.backbone)
         self.catalog = self.registry.catalog
         self.adapter_set = self.backbone.new_adapter_set(ADAPTER, HEAD)
-        self.registry.save("mrpc", self.adapter_set, pair=False, max_length=16)
+        self.registry.save("mrpc", self.adapter_set, SetInfo(pair=False, max_length=16))
         self.archive = export_version(self.catalog, "mrpc", folder / "mrpc.adapter")
 
     @contextmanager

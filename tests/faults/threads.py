@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event
 
 from registry.model.backbone import Backbone
-from registry.schema import AdapterConfig, HeadConfig
+from registry.schema import AdapterConfig, HeadConfig, SetInfo
 from registry.serving.predictor import Prediction, Predictor
 from registry.store.registry import Registry
 from tests.faults.stateful import BAD_LIMIT, scratch
@@ -59,7 +59,7 @@ class Writer:
             self.registry.backbone.new_adapter_set(PLACEMENTS[version % 2], HEAD),
             seed=version * len(NAMES) + NAMES.index(name),
         )
-        saved = self.registry.save(name, fresh, max_length=16)
+        saved = self.registry.save(name, fresh, SetInfo(max_length=16))
         self.newest[name] = saved.version or 0
 
     def go_on(self, done: Event) -> None:
