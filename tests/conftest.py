@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from registry.model.backbone import Backbone
-from tests.tiny import save_tiny_checkpoint
+from tests.support.tiny_backbone import save_tiny_checkpoint
 
 torch.set_num_threads(1)
 

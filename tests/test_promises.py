@@ -16,8 +16,8 @@ from registry.model.mixed import MixedAdapters
 from registry.schema import PLACEMENTS, AdapterConfig
 from registry.store.registry import Registry
 from registry.training.loop import train
-from tests.stock import difference, our_states, random_rows, stock_states, unpack
-from tests.toy import ADAPTER, HEAD, TRAINING, randomise, same_weights, toy_rows, train_fresh
+from tests.support.stock_models import difference, our_states, random_rows, stock_states, unpack
+from tests.support.toy_task import ADAPTER, HEAD, TRAINING, randomise, same_weights, toy_rows, train_fresh
 
 TEXTS = ("the film was not good", "bad news!", "a very great cat, and no dog")
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from tests.tiny import save_tiny_checkpoint, tiny_tokenizer
+from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_tokenizer
 
 NAME = "mrpc"
 LAYERS = 3

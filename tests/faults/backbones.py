@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import save_tiny_checkpoint
+from tests.support.tiny_backbone import save_tiny_checkpoint
 
 Maker = Callable[[Path, Path], None]  # makes a checkpoint like the first folder's in the second
 WEIGHTS = "model.safetensors"

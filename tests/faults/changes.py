@@ -23,7 +23,7 @@ from registry.store.errors import (
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
 from registry.store.reader import MANIFEST_FILE, StoreReader
 from registry.store.store import Store
-from tests.stored import new_manifest
+from tests.support.stored_sets import new_manifest
 
 NAMES = ("imdb", "mrpc", "sst-2.v1")
 ALIASES = ("best", "live")

@@ -19,7 +19,7 @@ from tests.faults import readers, writers
 from tests.faults.disk import scratch
 from tests.faults.together import Broken, Found
 from tests.faults.verdict import Verdict
-from tests.stored import ROOT
+from tests.support.stored_sets import ROOT
 
 LINES = 20  # of a verdict that are kept; all are counted
 SECONDS = 300  # after which a crowd that is not through never will be

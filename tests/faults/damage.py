@@ -23,7 +23,7 @@ from registry.store.manifest import TENSOR_FILES
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.verdict import Verdict
-from tests.stored import ADAPTER, HEAD, INFO, new_manifest
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest
 
 OTHER = msgspec.structs.replace(INFO, source="other", fingerprint="c" * 64)
 REFUSALS = (ManifestError, IntegrityError, ArchiveError, BackboneMismatchError)

@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.faults.stateful import scratch
 from tests.faults.verdict import Verdict
-from tests.stored import ROOT
+from tests.support.stored_sets import ROOT
 
 SCRIPT = """
 import importlib, json, sys

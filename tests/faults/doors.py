@@ -21,10 +21,10 @@ from registry.store.files import sha256
 from registry.store.registry import Registry
 from registry.store.tensors import import_set, load_set
 from registry.tasks.spec import TaskSpec, read_task_file, task_from_file
-from tests.commands import call
-from tests.runs import make_record
-from tests.stored import ADAPTER, CONTENTS, HEAD, new_manifest
-from tests.tiny import save_tiny_checkpoint
+from tests.support.command_line import call
+from tests.support.run_records import make_record
+from tests.support.stored_sets import ADAPTER, CONTENTS, HEAD, new_manifest
+from tests.support.tiny_backbone import save_tiny_checkpoint
 
 REFUSED = (2,)  # the exit code of a name that breaks the rule
 DEPTH = 20

@@ -14,7 +14,7 @@ from registry.store.store import Store
 from registry.store.tensors import load_set, save_set
 from tests.faults.edits import TENSORS
 from tests.faults.verdict import Verdict
-from tests.stored import ADAPTER, HEAD, INFO, new_manifest
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest
 
 
 def try_edits(folder: Path) -> Verdict:

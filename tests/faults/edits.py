@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from registry.adapters.adapter_set import AdapterSet
 from registry.schema import AdapterConfig, HeadConfig
 from registry.validation import from_plain
-from tests.stored import ADAPTER, HEAD, relist, reseal, write_sealed
+from tests.support.stored_sets import ADAPTER, HEAD, relist, reseal, write_sealed
 
 Plain = dict[str, Any]
 Change = Callable[[Path], None]  # of a store with mrpc:1

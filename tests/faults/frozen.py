@@ -36,9 +36,9 @@ from registry.training.loop import train, train_together
 from registry.training.state import StepReport, TrainingJob
 from tests.faults.stateful import agree, damage_file, refused, run_machine, scratch
 from tests.faults.verdict import Verdict
-from tests.stored import reseal
-from tests.tiny import save_tiny_checkpoint
-from tests.toy import same_weights, stop_at, toy_rows
+from tests.support.stored_sets import reseal
+from tests.support.tiny_backbone import save_tiny_checkpoint
+from tests.support.toy_task import same_weights, stop_at, toy_rows
 
 PLACEMENTS = (
     AdapterConfig(placement="after_layer", reduction_factor=8),

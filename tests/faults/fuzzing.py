@@ -28,7 +28,7 @@ from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, StoreInfo, format_a
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from registry.validation import from_json, to_json
-from tests.stored import ADAPTER, HEAD, INFO, new_manifest
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest
 
 NO_DIGEST = b"0" * 64
 MANIFEST_FILE = MEMBERS[0]

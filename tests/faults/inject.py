@@ -32,7 +32,7 @@ from typing import NamedTuple, NoReturn
 from tests.faults import injected
 from tests.faults.injected import Bench, Operation, Outcome, Place, State, alias, collect, create, remove, save, scratch
 from tests.faults.verdict import Verdict
-from tests.stored import ROOT
+from tests.support.stored_sets import ROOT
 
 ERRORS = ("ENOSPC", "EIO", "EMFILE", "EACCES", "EROFS", "EDQUOT", "EINTR")
 PAGE = 4096  # bytes that a tmpfs gives away at once

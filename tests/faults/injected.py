@@ -25,7 +25,7 @@ from registry.store.errors import CommitUncertainError, StoreReadError, StoreWri
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, StoreInfo, seal, seal_store_info
 from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader
 from registry.store.store import Store
-from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, tree
 
 State = dict[str, str]
 

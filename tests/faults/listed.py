@@ -14,8 +14,8 @@ from registry.store.manifest import format_alias, seal
 from registry.store.reader import MANIFEST_FILE
 from registry.store.store import Store
 from tests.faults.verdict import Verdict
-from tests.runs import make_record
-from tests.stored import CONTENTS, INFO, new_manifest
+from tests.support.run_records import make_record
+from tests.support.stored_sets import CONTENTS, INFO, new_manifest
 
 _LIKE_TRAINED = {  # a manifest as long as that of a trained set
     "task": "mrpc",

@@ -28,7 +28,7 @@ from tests.faults.changes import DAMAGED, KINDS, NAMES, Change, Contents, Damage
 from tests.faults.failing import CRASH, DISK_ERROR, CountedNames, Crash, before_rename, failing_calls
 from tests.faults.stateful import agree, damage_file, refused, run_machine, says, scratch
 from tests.faults.verdict import Verdict
-from tests.stored import INFO, new_manifest
+from tests.support.stored_sets import INFO, new_manifest
 
 OTHERS = tuple(kind for kind in KINDS if kind != "gc")
 FILES = (MANIFEST_FILE, ADAPTER_FILE, HEAD_FILE)

@@ -19,14 +19,14 @@ from registry.store.archive import MEMBERS, export_version, pack
 from registry.store.registry import Registry
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
-from tests.commands import call
 from tests.faults.backbones import BACKBONES, Maker
 from tests.faults.damage import blame
 from tests.faults.doors import CommandRefusedError
 from tests.faults.edits import MANIFESTS, STORES, TENSORS
 from tests.faults.verdict import Verdict
-from tests.stored import ADAPTER, HEAD, new_manifest
-from tests.tiny import save_tiny_checkpoint
+from tests.support.command_line import call
+from tests.support.stored_sets import ADAPTER, HEAD, new_manifest
+from tests.support.tiny_backbone import save_tiny_checkpoint
 
 TASK = '{kind}text_columns = ["text"]\nlabel_column = "{column}"\nfile = "rows.csv"\nheld_out = 0.5\n'
 LABELS = 'label_names = ["no", "yes"]\n'

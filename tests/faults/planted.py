@@ -19,7 +19,7 @@ from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 from tests.faults.damage import blame
 from tests.faults.verdict import Verdict
-from tests.stored import ADAPTER, HEAD, INFO, new_manifest, tree
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, tree
 
 PATIENCE = 20.0  # seconds after which something hangs
 HUGE = 2**40  # bytes of a file with nothing in it

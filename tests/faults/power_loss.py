@@ -18,7 +18,7 @@ from tests.faults.stories import NAMES, STORIES, tell_anything
 from tests.faults.story import Expected, Story
 from tests.faults.verdict import Verdict
 from tests.faults.visible import STORE, Facts, contents, difference, look
-from tests.stored import INFO, new_manifest
+from tests.support.stored_sets import INFO, new_manifest
 
 PROMISE = "after a power loss what was acknowledged is there, and nothing that is there is torn"
 LINES = 20  # of a verdict that are kept; all are counted

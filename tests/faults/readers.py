@@ -13,7 +13,7 @@ from registry.store.reader import StoreReader
 from registry.store.store import Store
 from tests.faults.together import FORK, NAME, PAUSE, Found, check_versions, save, save_or_fail_whole, together
 from tests.faults.visible import serial_of
-from tests.stored import INFO
+from tests.support.stored_sets import INFO
 
 READERS = 3
 BAD_LINES = 20  # after which a reader gives up

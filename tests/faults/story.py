@@ -19,7 +19,7 @@ from registry.store.errors import CommitUncertainError, StoreWriteError
 from registry.store.store import Store
 from tests.faults.disk import Disk, Killed
 from tests.faults.visible import OUT, STORE, Fact, Facts, contents, difference, look
-from tests.stored import INFO, new_manifest
+from tests.support.stored_sets import INFO, new_manifest
 
 _ANY = -1  # a number that is not known beforehand
 

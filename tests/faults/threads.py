@@ -15,8 +15,8 @@ from registry.serving.predictor import Prediction, Predictor
 from registry.store.registry import Registry
 from tests.faults.stateful import BAD_LIMIT, scratch
 from tests.faults.verdict import Verdict
-from tests.tiny import save_tiny_checkpoint
-from tests.toy import randomise
+from tests.support.tiny_backbone import save_tiny_checkpoint
+from tests.support.toy_task import randomise
 
 PLACEMENTS = (
     AdapterConfig(placement="after_layer", reduction_factor=8),

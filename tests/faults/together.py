@@ -12,7 +12,7 @@ from typing import Any
 from registry.store.errors import StoreError, StoreWriteError
 from registry.store.store import Store
 from tests.faults.visible import contents, serial_of
-from tests.stored import new_manifest
+from tests.support.stored_sets import new_manifest
 
 NAME = "mrpc"
 PAUSE = 0.002  # seconds between two changes, so that others get their turn on few cores

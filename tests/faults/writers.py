@@ -12,7 +12,7 @@ from typing import Any
 
 from registry.store.store import Store
 from tests.faults.together import FORK, NAME, PAUSE, Found, Task, check_versions, save, save_or_fail_whole, together
-from tests.stored import INFO
+from tests.support.stored_sets import INFO
 
 
 def write(root: Path, *, processes: int, saves: int, locks: str) -> Found:

@@ -1,0 +1,100 @@
+"""Every encoder family equals transformers' own model, on rows of different lengths in one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel
+
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch
+from registry.model.families import FAMILIES
+from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_output, stock_states
+from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_model
+
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_equals_the_stock_model(family: str) -> None:
+    """Without adapters the packed forward gives the last hidden states of the padded stock forward."""
+    model = tiny_model(family)
+    rows = random_rows()
+    assert difference(stock_states(model, rows), our_states(encoder_of(model), rows)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_loaded_from_its_folder_equals_the_stock_model(family: str, tmp_path: Path) -> None:
+    """What ``Backbone.load`` reads from disk is what transformers saved, texts and pairs of texts included."""
+    model = save_tiny_checkpoint(tmp_path, family)
+    backbone = Backbone.load(str(tmp_path), device="cpu")
+    first, second = ["good film", "the cat went", "no"], ["a dull one was not", "he left", "bad news, very bad news!"]
+    for rows in (backbone.tokenize(first, max_length=64), backbone.tokenize(first, second, max_length=64)):
+        assert difference(stock_states(model, rows), our_states(backbone.encoder, rows)) <= TOLERANCE
+    assert (family, 32, 2) == (backbone.info.family, backbone.info.hidden_size, backbone.info.layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_counts_every_parameter_once(family: str) -> None:
+    """The number of parameters is that of the stock model, its pooler included where it has one."""
+    model = tiny_model(family)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    assert expected == encoder_of(model).parameter_count
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("electra", {"embedding_size": 32}),
+        ("bert", {"hidden_act": "relu"}),
+        ("bert", {"hidden_act": "gelu_new"}),
+        ("bert", {"hidden_act": "silu"}),
+        ("roberta", {"pad_token_id": 0}),
+        ("roberta", {"type_vocab_size": 1}),
+        ("xlm-roberta", {"layer_norm_eps": 1e-3}),
+        ("distilbert", {"activation": "relu"}),
+        ("distilbert", {"sinusoidal_pos_embds": True}),
+        ("bert", {"num_attention_heads": 1, "num_hidden_layers": 3}),
+    ],
+)
+def test_configuration_is_followed(family: str, changes: dict[str, object]) -> None:
+    """Activation functions, sizes, offsets and epsilons come from the checkpoint's configuration."""
+    model = tiny_model(family, **changes)
+    rows = random_rows(pairs=changes.get("type_vocab_size") != 1)
+    assert difference(stock_states(model, rows), our_states(encoder_of(model), rows)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert"])
+def test_pooler_equals_the_stock_model(family: str) -> None:
+    """Where a family has a pooler, ours gives the stock model's pooler output."""
+    model = tiny_model(family)
+    rows = random_rows()
+    encoder, batch = encoder_of(model), Batch.pack(rows)
+    pooled = batch.restore(encoder.pool(encoder(batch), batch, "pooler"))
+    _, expected = stock_output(model, rows)
+    assert expected is not None
+    assert difference([expected], [pooled.detach()]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "longest"), [("bert", 66), ("distilbert", 66), ("electra", 66), ("roberta", 64)])
+def test_longest_row_is_what_the_positions_allow(family: str, longest: int) -> None:
+    """RoBERTa's positions begin after the padding id, which leaves fewer; a row of the full length still agrees."""
+    model = tiny_model(family)
+    encoder = encoder_of(model)
+    assert longest == encoder.max_length
+    rows = random_rows((longest, 2))
+    assert difference(stock_states(model, rows), our_states(encoder, rows)) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_bert_base_shape_equals_the_stock_model() -> None:
+    """Twelve layers of H 768 add up no larger error than two of H 32."""
+    config = AutoConfig.for_model("bert", vocab_size=160)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config).eval()
+    assert (12, 768, 12) == (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
+    rows = random_rows((5, 31, 14))
+    assert difference(stock_states(model, rows), our_states(encoder_of(model), rows)) <= TOLERANCE

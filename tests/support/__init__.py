@@ -1,0 +1,1 @@
+"""What tests share: backbones, sets, records and pages made for them."""
