@@ -125,9 +125,9 @@ def _contrast_sets(
 def _find_sets(settings: Settings, references: tuple[str, str]) -> tuple[tuple[str, str], list[Manifest]]:
     """Return the exact names of two sets that answer the same question, and their manifests."""
     parsed = [Reference.parse(reference) for reference in references]
-    catalog = settings.open_store()
-    places = [catalog.resolve(reference) for reference in parsed]
-    names, manifests = [f"{name}:{version}" for name, version in places], [catalog.manifest(*each) for each in places]
+    store = settings.open_store()
+    places = [store.resolve(reference) for reference in parsed]
+    names, manifests = [f"{name}:{version}" for name, version in places], [store.manifest(*each) for each in places]
     attempted = f"compare '{names[0]}' with '{names[1]}'"
     first, second = (manifest.head for manifest in manifests)
     if first.problem_type != second.problem_type:

@@ -121,7 +121,7 @@ def init(settings: Settings, backbone: str, revision: str | None) -> None:
     from registry.store.registry import Registry
 
     registry = Registry.create(settings.store, settings.load_backbone(backbone, revision))
-    click.echo(f"store {settings.store} is ready for '{registry.catalog.info.backbone.source}'")
+    click.echo(f"store {settings.store} is ready for '{registry.store.info.backbone.source}'")
 
 
 @click.command()
@@ -130,9 +130,9 @@ def init(settings: Settings, backbone: str, revision: str | None) -> None:
 @click.pass_obj
 def show(settings: Settings, reference: str, as_json: bool) -> None:
     """Show all that is known of one stored set (mrpc, mrpc:3 or mrpc@best)."""
-    catalog = settings.open_store()
-    name, version = catalog.resolve(reference)
-    content = {"version": version, **msgspec.to_builtins(catalog.manifest(name, version))}
+    store = settings.open_store()
+    name, version = store.resolve(reference)
+    content = {"version": version, **msgspec.to_builtins(store.manifest(name, version))}
     if as_json:
         print_json(content)
         return
@@ -181,15 +181,15 @@ def alias(settings: Settings, name: str, alias_name: str, version: int) -> None:
 @click.pass_obj
 def remove(settings: Settings, reference: str, yes: bool) -> None:
     """Remove a version (mrpc:3), an alias (mrpc@best) or all of a name (mrpc)."""
-    catalog = settings.open_store()
+    store = settings.open_store()
     parsed = Reference.parse(reference)
     if parsed.alias is None:  # an alias can be removed even if it cannot be read
-        catalog.resolve(parsed)
+        store.resolve(parsed)
     whole = parsed.alias is None and parsed.version is None
-    what = f"all {len(catalog.versions(parsed.name))} versions of '{parsed.name}'" if whole else reference
+    what = f"all {len(store.versions(parsed.name))} versions of '{parsed.name}'" if whole else reference
     if not yes:
         click.confirm(f"remove {what} from {settings.store}?", abort=True, err=True)
-    catalog.remove(reference)
+    store.remove(reference)
     click.echo(f"removed {what}")
 
 
@@ -202,9 +202,9 @@ def export_command(settings: Settings, reference: str, file: Path, force: bool) 
     """Write a stored set into one FILE, for another store of the same backbone."""
     from registry.store.archive import export_version
 
-    catalog = settings.open_store()
-    name, version = catalog.resolve(reference)
-    path = export_version(catalog, f"{name}:{version}", file, overwrite=force)
+    store = settings.open_store()
+    name, version = store.resolve(reference)
+    path = export_version(store, f"{name}:{version}", file, overwrite=force)
     click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
 
 

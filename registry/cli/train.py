@@ -114,9 +114,9 @@ def _repeat(
     given = [name for name in options if name not in BESIDE_FROM and _is_given(name)]
     told = " ".join(f"--{name.replace('_', '-')}" for name in given)
     require(not given, asked, "no choice beside it, as it repeats all of them", told)
-    catalog = settings.open_store()
-    name, version = catalog.resolve(options["repeated"])
-    manifest = catalog.manifest(name, version)
+    store = settings.open_store()
+    name, version = store.resolve(options["repeated"])
+    manifest = store.manifest(name, version)
     from registry.store.registry import Registry
     from registry.training.repeat import read_repetition
 

@@ -153,8 +153,8 @@ class Predictor:
 
     def _find(self, reference: str) -> _Key:
         """Return what a reference means now."""
-        name, version = self.registry.catalog.resolve(reference)
-        return _Key(name, version, _stamp(self.registry.catalog.folder(name, version)))
+        name, version = self.registry.store.resolve(reference)
+        return _Key(name, version, _stamp(self.registry.store.folder(name, version)))
 
     def _load(self, key: _Key) -> ResidentSet:
         exact = f"{key.name}:{key.version}"

@@ -1,7 +1,7 @@
 """The names, versions and aliases of the adapter sets that fit one backbone.
 
 Joins a store with the backbone in memory. Keeps no state of its own but the two, so threads may share one; what
-is in a file is tensors.py's to know, and what is in a folder the catalog's.
+is in a file is tensors.py's to know, and what is in a folder the store's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Registry:
     """A store opened for the one backbone that its sets were trained on.
 
     Attributes:
-        catalog: the store without its tensors.
+        store: the store without its tensors.
         backbone: what ``load`` gives sets for.
 
     Raises:
@@ -41,9 +41,9 @@ class Registry:
     """
 
     def __init__(self, root: str | Path, backbone: Backbone) -> None:
-        self.catalog = Store.open(Path(root))
+        self.store = Store.open(Path(root))
         self.backbone = backbone
-        check_backbone(f"store {root}", self.catalog.info.backbone, backbone.info)
+        check_backbone(f"store {root}", self.store.info.backbone, backbone.info)
 
     @classmethod
     def create(cls, root: str | Path, backbone: Backbone) -> Registry:
@@ -83,7 +83,7 @@ class Registry:
             library_versions=library_versions(),
             **msgspec.structs.asdict(info or SetInfo()),
         )
-        return Reference(name=name, version=save_set(self.catalog, adapter_set, manifest))
+        return Reference(name=name, version=save_set(self.store, adapter_set, manifest))
 
     def load(self, reference: str | Reference) -> AdapterSet:
         """Return a stored set on the backbone's device, in evaluation mode.
@@ -93,8 +93,8 @@ class Registry:
             ManifestError, IntegrityError: a stored file is damaged.
             BackboneMismatchError: made for another backbone or tokenizer.
         """
-        name, version = self.catalog.resolve(reference)
-        return load_set(self.catalog, name, version, self.backbone.info, self.backbone.device)[1]
+        name, version = self.store.resolve(reference)
+        return load_set(self.store, name, version, self.backbone.info, self.backbone.device)[1]
 
     def manifest(self, reference: str | Reference) -> Manifest:
         """Return what is known of a stored set without reading its tensors.
@@ -103,19 +103,19 @@ class Registry:
             AdapterNotFoundError: no such name, version or alias.
             ManifestError: the manifest is damaged.
         """
-        return self.catalog.manifest(*self.catalog.resolve(reference))
+        return self.store.manifest(*self.store.resolve(reference))
 
     def versions(self, name: str) -> list[int]:
         """Return the rising version numbers of ``name``; an unknown one raises AdapterNotFoundError."""
-        return self.catalog.versions(name)
+        return self.store.versions(name)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return the version that each alias of ``name`` points to."""
-        return self.catalog.aliases(name)
+        return self.store.aliases(name)
 
     def alias(self, name: str, alias: str, version: int) -> None:
         """Point ``name@alias`` at a version, in one step, whether or not the alias is there already."""
-        self.catalog.set_alias(name, alias, version)
+        self.store.set_alias(name, alias, version)
 
     def remove(self, reference: str | Reference) -> None:
         """Remove one version, only the alias of ``name@alias``, or all of a bare name.
@@ -124,7 +124,7 @@ class Registry:
             AdapterNotFoundError: no such name, version or alias.
             VersionInUseError: an alias points to this version.
         """
-        self.catalog.remove(reference)
+        self.store.remove(reference)
 
     def export_set(self, reference: str | Reference, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a stored set into one file that another store can import, and return its path.
@@ -134,7 +134,7 @@ class Registry:
             ManifestError, IntegrityError: the stored version is damaged.
             StoreWriteError: the file is there already, or cannot be written; nothing was changed.
         """
-        return export_version(self.catalog, reference, Path(path), overwrite=overwrite)
+        return export_version(self.store, reference, Path(path), overwrite=overwrite)
 
     def import_set(self, path: str | Path, name: str | None = None) -> Reference:
         """Store the set in an exported file under its own name, or ``name``, and return the reference to the version.
@@ -146,11 +146,11 @@ class Registry:
             InvalidNameError: no set may have this name.
             StoreWriteError: nothing was changed.
         """
-        return import_set(self.catalog, Path(path), name)
+        return import_set(self.store, Path(path), name)
 
     def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
         """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""
-        return self.catalog.collect_garbage(older_than=older_than, dry_run=dry_run)
+        return self.store.collect_garbage(older_than=older_than, dry_run=dry_run)
 
     def verify(self, references: Iterable[str | Reference] | None = None) -> list[Problem]:
         """Re-read, re-hash and load what is stored, and return everything that is wrong with it.
@@ -160,26 +160,26 @@ class Registry:
         """
         if references is not None:
             return [problem for reference in references for problem in self._problems(str(reference))]
-        strangers = [Problem(where, error) for where, error in find_strangers(self.catalog)]
-        return strangers + [problem for name in self.catalog.names() for problem in self._problems(name)]
+        strangers = [Problem(where, error) for where, error in find_strangers(self.store)]
+        return strangers + [problem for name in self.store.names() for problem in self._problems(name)]
 
     def __contains__(self, reference: object) -> bool:
         if not isinstance(reference, str | Reference):
             return False
         try:
-            self.catalog.resolve(reference)
+            self.store.resolve(reference)
         except (AdapterNotFoundError, ConfigError):
             return False
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.catalog.names())
+        return iter(self.store.names())
 
     def __len__(self) -> int:
-        return len(self.catalog.names())
+        return len(self.store.names())
 
     def __repr__(self) -> str:
-        return f"Registry({str(self.catalog.root)!r}, {self.backbone.info.source!r}: {len(self)} names)"
+        return f"Registry({str(self.store.root)!r}, {self.backbone.info.source!r}: {len(self)} names)"
 
     def _problems(self, reference: str) -> Iterator[Problem]:
         try:
@@ -188,14 +188,14 @@ class Registry:
                 targets = [parsed]
             else:
                 targets = [Reference(name=parsed.name, version=each) for each in self.versions(parsed.name)]
-                targets += [Reference(name=parsed.name, alias=each) for each in self.catalog.alias_names(parsed.name)]
+                targets += [Reference(name=parsed.name, alias=each) for each in self.store.alias_names(parsed.name)]
         except RegistryError as err:
             yield Problem(reference, err)
             return
         for target in targets:
             try:
-                name, version = self.catalog.resolve(target)
+                name, version = self.store.resolve(target)
                 if target.alias is None or target is parsed:  # the versions of a name are loaded once
-                    load_set(self.catalog, name, version, self.backbone.info)
+                    load_set(self.store, name, version, self.backbone.info)
             except RegistryError as err:
                 yield Problem(str(target), err)

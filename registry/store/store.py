@@ -44,9 +44,9 @@ class Store(StoreReader):
                 info = StoreInfo(backbone=backbone)
                 files.replace(root / STORE_FILE, seal_store_info(info), by=cls(root, info)._staging())
             files.confirm(root, STORE_FILE)  # also where its maker was killed before that
-        catalog = cls.open(root)
-        check_backbone(f"store {root}", catalog.info.backbone, backbone)
-        return catalog
+        store = cls.open(root)
+        check_backbone(f"store {root}", store.info.backbone, backbone)
+        return store
 
     def commit(self, manifest: Manifest, contents: Mapping[str, bytes]) -> int:
         """Store the files of a new version, all or nothing, and return its number.

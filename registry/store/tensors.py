@@ -1,7 +1,7 @@
 """Adapter set <-> version of a store: exact tensors or none.
 
 Bytes that were hashed are the bytes that are parsed, and every name, shape, dtype and value is checked before a
-module sees them. Knows the tensor files; folders, names and commits are the catalog's.
+module sees them. Knows the tensor files; folders, names and commits are the store's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-def save_set(catalog: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
+def save_set(store: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
     """Store an adapter set as the next version of ``manifest.name`` and return its number.
 
     Equal tensors give equal bytes, so a set that is saved twice has the same digests.
@@ -51,17 +51,17 @@ def save_set(catalog: Store, adapter_set: AdapterSet, manifest: Manifest) -> int
         ShapeMismatchError: the set is not of that backbone's H and L.
         StoreWriteError, CommitUncertainError: as for ``Store.commit``.
     """
-    check_backbone(f"store {catalog.root}", catalog.info.backbone, manifest.backbone)
+    check_backbone(f"store {store.root}", store.info.backbone, manifest.backbone)
     adapter_set.check_fits(manifest.backbone.hidden_size, manifest.backbone.layers)
     described = (manifest.adapter, manifest.head, manifest.parameters)
     found = (adapter_set.adapter_config, adapter_set.head_config, adapter_set.stored_count)
     require(described == found, "manifest", f"the configuration of the set it is for, {found}", described)
     contents = {ADAPTER_FILE: _to_bytes(adapter_set.adapter), HEAD_FILE: _to_bytes(adapter_set.head)}
-    return catalog.commit(manifest, contents)
+    return store.commit(manifest, contents)
 
 
 def load_set(
-    catalog: Store, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
+    store: Store, name: str, version: int, backbone: BackboneInfo, device: str | torch.device = "cpu"
 ) -> tuple[Manifest, AdapterSet]:
     """Return one stored version, checked to the last bit, in evaluation mode and float32 on ``device``.
 
@@ -71,13 +71,13 @@ def load_set(
         BackboneMismatchError: made for another backbone or tokenizer, whatever the shapes.
         IntegrityError: a file's size, digest, tensor names, shapes, dtypes or values are wrong.
     """
-    manifest, contents = catalog.read_version(name, version)
-    what = f"'{name}:{version}' of {catalog.root}"
-    adapter_set = _build_set(what, catalog.folder(name, version), manifest, contents, backbone)
+    manifest, contents = store.read_version(name, version)
+    what = f"'{name}:{version}' of {store.root}"
+    adapter_set = _build_set(what, store.folder(name, version), manifest, contents, backbone)
     return manifest, adapter_set.to(device).eval()
 
 
-def import_set(catalog: Store, path: Path, name: str | None = None) -> Reference:
+def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
     """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
 
     Raises:
@@ -91,9 +91,9 @@ def import_set(catalog: Store, path: Path, name: str | None = None) -> Reference
         check_name(name)
     manifest, contents = read_archive(path)
     with archive_errors():
-        _build_set(str(path), path, manifest, contents, catalog.info.backbone)
+        _build_set(str(path), path, manifest, contents, store.info.backbone)
     renamed = msgspec.structs.replace(manifest, name=name or manifest.name)
-    return Reference(name=renamed.name, version=catalog.commit(renamed, contents))
+    return Reference(name=renamed.name, version=store.commit(renamed, contents))
 
 
 def stored_bytes(adapter_set: AdapterSet) -> int:

@@ -66,7 +66,7 @@ def save_fitted(registry: Registry, name: str, plan: Plan, data: TaskData, fitte
         StoreWriteError: nothing was changed.
     """
     if fitted.adapter_set is None or not fitted.storable or plan.training is None:
-        raise RunError(registry.catalog.root, "a method that trains a set", plan.method, "train a placement instead")
+        raise RunError(registry.store.root, "a method that trains a set", plan.method, "train a placement instead")
     info = SetInfo(
         task=data.spec.name,
         pair=data.spec.pair,

@@ -169,12 +169,12 @@ class Ours:
         from registry.store.store import Store
         from registry.store.tensors import load_set
 
-        catalog = Store.open(folder)  # not by a Registry, which would refuse a wrong backbone for the whole store
-        versions = catalog.versions(NAME)
+        store = Store.open(folder)  # not by a Registry, which would refuse a wrong backbone for the whole store
+        versions = store.versions(NAME)
         if versions[0] != 1:
             raise LookupError(f"cannot find the first version: found {versions}")
         info = self.backbones[backbone].info
-        return self.backbones[backbone], [load_set(catalog, NAME, version, info)[1] for version in versions][-1]
+        return self.backbones[backbone], [load_set(store, NAME, version, info)[1] for version in versions][-1]
 
     def content(self, loaded: Any) -> Content:
         """Return the tensors and the two configurations of the set."""

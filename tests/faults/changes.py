@@ -113,12 +113,12 @@ class Change:
     refused: type[RegistryError] | None = None
 
 
-def draw(kind: str, catalog: Store, folder: Path, model: Model, name: str, pick: int) -> Change:
+def draw(kind: str, store: Store, folder: Path, model: Model, name: str, pick: int) -> Change:
     """Return the change that a few drawn values mean in the present state.
 
     Args:
         kind: one of ``KINDS``.
-        catalog: what to change.
+        store: what to change.
         folder: where exported files are.
         model: the present state, which stays as it is.
         name: what to change or to add.
@@ -133,16 +133,16 @@ def draw(kind: str, catalog: Store, folder: Path, model: Model, name: str, pick:
         kind = "remove name"
     if kind == "save":
         contents = some_contents(pick % 7)
-        return Change(lambda: catalog.commit(new_manifest(name), contents), after, after.add(name, contents))
+        return Change(lambda: store.commit(new_manifest(name), contents), after, after.add(name, contents))
     if kind == "alias":
-        return _alias(catalog, after, name, ALIASES[pick % 2], version)
+        return _alias(store, after, name, ALIASES[pick % 2], version)
     if kind == "export":
-        return _export(catalog, after, name, version, path, overwrite=pick % 2 == 0)
+        return _export(store, after, name, version, path, overwrite=pick % 2 == 0)
     if kind == "import":
-        return _import(catalog, after, None if pick % 2 else name, path)
+        return _import(store, after, None if pick % 2 else name, path)
     if kind == "gc":
-        return _collect(catalog, after, older_than=0.0 if pick % 4 > 1 else None, dry_run=pick % 4 == 3)
-    return _remove(kind, catalog, after, name, ALIASES[pick % 2], version)
+        return _collect(store, after, older_than=0.0 if pick % 4 > 1 else None, dry_run=pick % 4 == 3)
+    return _remove(kind, store, after, name, ALIASES[pick % 2], version)
 
 
 def some_contents(number: int) -> Contents:
@@ -150,36 +150,36 @@ def some_contents(number: int) -> Contents:
     return {ADAPTER_FILE: b"adapter %d " % number * (1 + number), HEAD_FILE: b"head %d" % number}
 
 
-def _alias(catalog: Store, after: Model, name: str, alias: str, version: int) -> Change:
+def _alias(store: Store, after: Model, name: str, alias: str, version: int) -> Change:
     refused = None if version in after.versions.get(name, {}) else AdapterNotFoundError
     if refused is None:
         after.aliases.setdefault(name, {})[alias] = version
-    return Change(lambda: catalog.set_alias(name, alias, version), after, refused=refused)
+    return Change(lambda: store.set_alias(name, alias, version), after, refused=refused)
 
 
-def _remove(kind: str, catalog: Store, after: Model, name: str, alias: str, version: int) -> Change:
+def _remove(kind: str, store: Store, after: Model, name: str, alias: str, version: int) -> Change:
     held, aliases = after.versions.get(name, {}), after.aliases.get(name, {})
     refused: type[RegistryError] | None = AdapterNotFoundError
     if kind == "remove name":
         if held:
             after.drop(name)
             refused = None
-        return Change(lambda: catalog.remove(name), after, refused=refused)
+        return Change(lambda: store.remove(name), after, refused=refused)
     if kind == "remove alias":
         if aliases.pop(alias, None):
             refused = None
-        return Change(lambda: catalog.remove(f"{name}@{alias}"), after, refused=refused)
+        return Change(lambda: store.remove(f"{name}@{alias}"), after, refused=refused)
     if version in aliases.values():
         refused = VersionInUseError
     elif version in held:
         after.drop(name, version)
         refused = None
-    return Change(lambda: catalog.remove(f"{name}:{version}"), after, refused=refused)
+    return Change(lambda: store.remove(f"{name}:{version}"), after, refused=refused)
 
 
-def _export(catalog: Store, after: Model, name: str, version: int, path: Path, *, overwrite: bool) -> Change:
+def _export(store: Store, after: Model, name: str, version: int, path: Path, *, overwrite: bool) -> Change:
     def act() -> Path:
-        return export_version(StoreReader.open(catalog.root), f"{name}:{version}", path, overwrite=overwrite)
+        return export_version(StoreReader.open(store.root), f"{name}:{version}", path, overwrite=overwrite)
 
     contents = after.versions.get(name, {}).get(version)
     if contents is None:
@@ -192,12 +192,12 @@ def _export(catalog: Store, after: Model, name: str, version: int, path: Path, *
     return Change(act, after, path)
 
 
-def _import(catalog: Store, after: Model, name: str | None, path: Path) -> Change:
+def _import(store: Store, after: Model, name: str | None, path: Path) -> Change:
     """Import as the store does, but for the look into the tensors, which needs torch (``frozen.py`` has it)."""
 
     def act() -> int:
         manifest, contents = read_archive(path)
-        return catalog.commit(msgspec.structs.replace(manifest, name=name or manifest.name), contents)
+        return store.commit(msgspec.structs.replace(manifest, name=name or manifest.name), contents)
 
     if path.name not in after.archives:
         return Change(act, after, refused=ArchiveNotFoundError)
@@ -205,10 +205,10 @@ def _import(catalog: Store, after: Model, name: str | None, path: Path) -> Chang
     return Change(act, after, after.add(name or own, contents))
 
 
-def _collect(catalog: Store, after: Model, *, older_than: float | None, dry_run: bool) -> Change:
+def _collect(store: Store, after: Model, *, older_than: float | None, dry_run: bool) -> Change:
     """Collect what is older than an hour, which nothing is, or what is of any age."""
     limit = {} if older_than is None else {"older_than": older_than}
     taken = sorted(entry for entry, dead in after.leftovers.items() if dead and older_than is not None)
     if not dry_run:
         after.leftovers = {entry: dead for entry, dead in after.leftovers.items() if entry not in taken}
-    return Change(lambda: catalog.collect_garbage(dry_run=dry_run, **limit), after, taken)
+    return Change(lambda: store.collect_garbage(dry_run=dry_run, **limit), after, taken)

@@ -125,15 +125,15 @@ def _make_targets(folder: Path) -> list[Target]:
     folder.mkdir(parents=True, exist_ok=True)
     own, foreign = _make_store(folder / "store", INFO, 0), _make_store(folder / "foreign", OTHER, 10)
     archives = {}
-    for label, catalog, reference in (
+    for label, store, reference in (
         ("own 1", own, "mrpc:1"), ("own 2", own, "mrpc:2"), ("own 3", own, "imdb:1"), ("foreign", foreign, "mrpc:1")
     ):  # fmt: skip
-        path = export_version(catalog, reference, folder / f"{label.replace(' ', '-')}.adapter")
+        path = export_version(store, reference, folder / f"{label.replace(' ', '-')}.adapter")
         archives[label] = path.read_bytes()
     files = {
         str(path.relative_to(folder)): path.read_bytes()
-        for catalog in (own, foreign)
-        for path in sorted(catalog.root.rglob("*"))
+        for store in (own, foreign)
+        for path in sorted(store.root.rglob("*"))
         if path.is_file()
     }
     version = own.folder("mrpc", 2)
@@ -161,18 +161,18 @@ def _make_targets(folder: Path) -> list[Target]:
 
 
 def _make_store(root: Path, info: BackboneInfo, seed: int) -> Store:
-    catalog = Store.create(root, info)
+    store = Store.create(root, info)
     for number, name in enumerate(("mrpc", "mrpc", "imdb")):
         adapter_set = AdapterSet(info.hidden_size, info.layers, ADAPTER, HEAD, seed=seed + number)
-        save_set(catalog, adapter_set, new_manifest(name, parameters=adapter_set.stored_count, backbone=info))
-    catalog.set_alias("mrpc", "best", 1)
-    catalog.set_alias("mrpc", "live", 2)
-    catalog.set_alias("imdb", "best", 1)
-    return catalog
+        save_set(store, adapter_set, new_manifest(name, parameters=adapter_set.stored_count, backbone=info))
+    store.set_alias("mrpc", "best", 1)
+    store.set_alias("mrpc", "live", 2)
+    store.set_alias("imdb", "best", 1)
+    return store
 
 
-def _list(catalog: Store) -> None:
-    for listed in list_sets(catalog):
+def _list(store: Store) -> None:
+    for listed in list_sets(store):
         if listed.error is not None:
             raise listed.error
 

@@ -71,7 +71,7 @@ class World:
         save_tiny_checkpoint(folder / "backbone")
         backbone = Backbone.load(str(folder / "backbone"), device="cpu")
         self.registry = Registry.create(self.root, backbone)
-        self.catalog = self.registry.catalog
+        self.store = self.registry.store
         self.predictor = Predictor(backbone, self.registry)
         self.adapter_set: AdapterSet = backbone.new_adapter_set(ADAPTER, HEAD)
         self.registry.save("mrpc", self.adapter_set)
@@ -105,35 +105,35 @@ class World:
 
 def make_doors(world: World) -> list[Door]:
     """Return all doors of the store, the registry, tasks, run records and the command line."""
-    return [*_catalog_doors(world), *_registry_doors(world), *_file_doors(world), *_command_doors(world)]
+    return [*_store_doors(world), *_registry_doors(world), *_file_doors(world), *_command_doors(world)]
 
 
-def _catalog_doors(world: World) -> list[Door]:
-    catalog = world.catalog
+def _store_doors(world: World) -> list[Door]:
+    store = world.store
     entry = FileEntry(path="head.safetensors", bytes=1, sha256="")
     return [
         Door("check_name", check_name),
         Door("check_name of an alias", lambda text: check_name(text, "alias")),
         Door("Manifest", new_manifest),
-        Door("commit", lambda text: catalog.commit(_forged(world, text), CONTENTS)),
-        Door("versions", catalog.versions),
-        Door("aliases", catalog.aliases),
-        Door("alias_names", catalog.alias_names),
-        Door("folder", lambda text: catalog.folder(text, 1)),
-        Door("manifest", lambda text: catalog.manifest(text, 1)),
-        Door("read_file", lambda text: catalog.read_file(text, 1, entry)),
-        Door("read_version", lambda text: catalog.read_version(text, 1)),
-        Door("verify_bytes", lambda text: catalog.verify_bytes(text, 1)),
-        Door("load_set", lambda text: load_set(catalog, text, 1, world.registry.backbone.info)),
-        Door("set_alias of a name", lambda text: catalog.set_alias(text, "best", 1)),
-        Door("set_alias to an alias", lambda text: catalog.set_alias("mrpc", text, 1)),
-        Door("import_set", lambda text: import_set(catalog, world.archive, text)),
+        Door("commit", lambda text: store.commit(_forged(world, text), CONTENTS)),
+        Door("versions", store.versions),
+        Door("aliases", store.aliases),
+        Door("alias_names", store.alias_names),
+        Door("folder", lambda text: store.folder(text, 1)),
+        Door("manifest", lambda text: store.manifest(text, 1)),
+        Door("read_file", lambda text: store.read_file(text, 1, entry)),
+        Door("read_version", lambda text: store.read_version(text, 1)),
+        Door("verify_bytes", lambda text: store.verify_bytes(text, 1)),
+        Door("load_set", lambda text: load_set(store, text, 1, world.registry.backbone.info)),
+        Door("set_alias of a name", lambda text: store.set_alias(text, "best", 1)),
+        Door("set_alias to an alias", lambda text: store.set_alias("mrpc", text, 1)),
+        Door("import_set", lambda text: import_set(store, world.archive, text)),
         *_reference_doors("parse", Reference.parse),
-        *_reference_doors("resolve", catalog.resolve),
-        *_reference_doors("remove", catalog.remove),
-        Door("remove of a record", lambda text: catalog.remove(Reference(name=text, version=1)), "{}:1", True),
-        Door("resolve of a record", lambda text: catalog.resolve(Reference(name="mrpc", alias=text))),
-        Door("export_version", lambda text: export_version(catalog, text, world.archive.with_name("x")), "{}", True),
+        *_reference_doors("resolve", store.resolve),
+        *_reference_doors("remove", store.remove),
+        Door("remove of a record", lambda text: store.remove(Reference(name=text, version=1)), "{}:1", True),
+        Door("resolve of a record", lambda text: store.resolve(Reference(name="mrpc", alias=text))),
+        Door("export_version", lambda text: export_version(store, text, world.archive.with_name("x")), "{}", True),
     ]
 
 
@@ -184,7 +184,7 @@ def _file_doors(world: World) -> list[Door]:
     def archived(text: str) -> object:
         path = world.scratch / "hostile.adapter"
         path.write_bytes(pack({**world.members, MEMBERS[0]: _renamed(world, text)}))
-        return import_set(world.catalog, path)
+        return import_set(world.store, path)
 
     columns = {"text_column": "a", "label_column": "b"}
     return [
@@ -198,7 +198,7 @@ def _file_doors(world: World) -> list[Door]:
         Door("write a record of a method", lambda text: replaced(method=text)),
         Door("read predictions", lambda text: read_predictions(world.out, msgspec.structs.replace(record, task=text))),
         Door("an archive's manifest", archived, codes=DAMAGED),
-        Door("a folder in the store", lambda text: _plant(world.root, text, world.catalog.names)),
+        Door("a folder in the store", lambda text: _plant(world.root, text, world.store.names)),
         Door("an alias in the store", lambda text: _plant(world.root / "mrpc" / "aliases", text, _aliases(world))),
     ]
 
@@ -248,7 +248,7 @@ def _renamed(world: World, name: str) -> bytes:
 
 
 def _aliases(world: World) -> Callable[[], list[str]]:
-    return lambda: list(world.catalog.aliases("mrpc"))
+    return lambda: list(world.store.aliases("mrpc"))
 
 
 def _plant(folder: Path, name: str, listed: Callable[[], list[str]]) -> object:

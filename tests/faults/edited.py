@@ -20,12 +20,12 @@ from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest
 def try_edits(folder: Path) -> Verdict:
     """Load a set after each edit of its tensors, with digests made right: each is refused by its name."""
     verdict = Verdict("an edited version is refused, and the error names what is wrong")
-    catalog = Store.create(folder / "store", INFO)
+    store = Store.create(folder / "store", INFO)
     adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD)
-    save_set(catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count))
-    load_set(catalog, "mrpc", 1, INFO)
+    save_set(store, adapter_set, new_manifest(parameters=adapter_set.stored_count))
+    load_set(store, "mrpc", 1, INFO)
     for title, told, change in TENSORS:
-        copy = Path(shutil.copytree(catalog.root, folder / "copy"))
+        copy = Path(shutil.copytree(store.root, folder / "copy"))
         change(copy)
         verdict.tried += 1
         try:

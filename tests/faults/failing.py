@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from registry.store import archive, files
-from registry.store import store as catalog
+from registry.store import archive, files, store
 
 CHANGING = ("open", "mkdir", "write", "fsync", "link", "rename", "replace", "unlink", "rmdir")
 
@@ -110,8 +109,8 @@ class CountedNames:
 
     def __init__(self) -> None:
         self.given = 0
-        self.before = catalog.uuid, archive.uuid
-        catalog.uuid = archive.uuid = self  # type: ignore[assignment]
+        self.before = store.uuid, archive.uuid
+        store.uuid = archive.uuid = self  # type: ignore[assignment]
 
     def uuid4(self) -> UUID:
         """Return the next name."""
@@ -120,7 +119,7 @@ class CountedNames:
 
     def stop(self) -> None:
         """Put the real module back."""
-        catalog.uuid, archive.uuid = self.before
+        store.uuid, archive.uuid = self.before
 
 
 @contextmanager

@@ -223,11 +223,9 @@ class FrozenMachine(RuleBasedStateMachine):
         """Try to load a set that is damaged, of other shapes, or of another backbone."""
         self.verdict.count("failed loads")
         reference = self._pick(pick)
-        name, version = self.registry.catalog.resolve(reference)
-        refused(
-            BackboneMismatchError, lambda: load_set(self.registry.catalog, name, version, self.beginning.other.info)
-        )
-        path = self.registry.catalog.folder(name, version) / file
+        name, version = self.registry.store.resolve(reference)
+        refused(BackboneMismatchError, lambda: load_set(self.registry.store, name, version, self.beginning.other.info))
+        path = self.registry.store.folder(name, version) / file
         held = path.read_bytes()
         if file == MANIFEST_FILE and how % 2:
             reseal(path, lambda plain: plain["adapter"].update(reduction_factor=2))

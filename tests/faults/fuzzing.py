@@ -38,16 +38,16 @@ class World:
     """A store with the set ``mrpc:1``, aliased ``best``, of which one file at a time is replaced."""
 
     def __init__(self, folder: Path, adapter: AdapterConfig | None) -> None:
-        self.catalog = Store.create(folder / "store", INFO)
+        self.store = Store.create(folder / "store", INFO)
         adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, adapter, HEAD)
-        save_set(self.catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count, adapter=adapter))
-        self.catalog.set_alias("mrpc", "best", 1)
-        self.archive = export_version(self.catalog, "mrpc:1", folder / "mrpc.adapter")
+        save_set(self.store, adapter_set, new_manifest(parameters=adapter_set.stored_count, adapter=adapter))
+        self.store.set_alias("mrpc", "best", 1)
+        self.archive = export_version(self.store, "mrpc:1", folder / "mrpc.adapter")
         self.archived = self.archive.read_bytes()
         self.members = unpack(self.archive, self.archived)
-        self.version = self.catalog.folder("mrpc", 1)
-        self.alias = self.catalog.root / "mrpc" / "aliases" / "best"
-        self.store_file = self.catalog.root / "store.json"
+        self.version = self.store.folder("mrpc", 1)
+        self.alias = self.store.root / "mrpc" / "aliases" / "best"
+        self.store_file = self.store.root / "store.json"
         self.store_info = self.store_file.read_bytes()
 
     def put(self, contents: Mapping[str, bytes]) -> None:
@@ -89,11 +89,11 @@ def one_manifest(data: bytes) -> None:
     for text in dict.fromkeys((data, seal(data))):
         _replace(world.version / MANIFEST_FILE, text)
         try:
-            for listed in list_sets(world.catalog):
+            for listed in list_sets(world.store):
                 str(listed.error or listed.summary)
-            manifest = world.catalog.manifest("mrpc", 1)
+            manifest = world.store.manifest("mrpc", 1)
             _check_same(Manifest, manifest)
-            load_set(world.catalog, "mrpc", 1, INFO)
+            load_set(world.store, "mrpc", 1, INFO)
         except RegistryError as err:
             str(err).encode()
             continue
@@ -113,12 +113,12 @@ def one_header(data: bytes) -> None:
     for file in (data, struct.pack("<Q", len(data)) + data + buffer[:264], struct.pack("<Q", len(data)) + data):
         world.put(world.with_head(file))
         try:
-            _, loaded = load_set(world.catalog, "mrpc", 1, INFO)
+            _, loaded = load_set(world.store, "mrpc", 1, INFO)
         except RegistryError as err:
             str(err).encode()
             continue
         world.put(world.with_head(save(dict(loaded.head.state_dict()))))
-        again = load_set(world.catalog, "mrpc", 1, INFO)[1]
+        again = load_set(world.store, "mrpc", 1, INFO)[1]
         assert all(left.equal(right) for left, right in zip(loaded.parameters(), again.parameters(), strict=True))
 
 
@@ -130,12 +130,12 @@ def one_archive(data: bytes) -> None:
         try:
             contents = unpack(world.archive, file)
             assert pack(contents) == file
-            reference = import_set(world.catalog, world.archive, "imported")
+            reference = import_set(world.store, world.archive, "imported")
         except RegistryError as err:
             str(err).encode()
             continue
-        world.catalog.verify_bytes("imported", reference.version or 0)
-        world.catalog.remove("imported")
+        world.store.verify_bytes("imported", reference.version or 0)
+        world.store.remove("imported")
 
 
 def one_alias(data: bytes) -> None:
@@ -145,9 +145,9 @@ def one_alias(data: bytes) -> None:
     for text in (data, format_alias("mrpc", "best", number), format_alias("mrpc", "best", number) + data[3:]):
         _replace(world.alias, text)
         try:
-            version = world.catalog.aliases("mrpc")["best"]
+            version = world.store.aliases("mrpc")["best"]
             assert text in (format_alias("mrpc", "best", version), f"{version}\n".encode())
-            assert ("mrpc", 1) == world.catalog.resolve("mrpc@best")
+            assert ("mrpc", 1) == world.store.resolve("mrpc@best")
         except RegistryError as err:
             str(err).encode()
 
@@ -158,8 +158,8 @@ def one_store_file(data: bytes) -> None:
     for text in dict.fromkeys((data, seal(data))):
         _replace(world.store_file, text)
         try:
-            _check_same(StoreInfo, Store.open(world.catalog.root).info)
-            Store.create(world.catalog.root, INFO)
+            _check_same(StoreInfo, Store.open(world.store.root).info)
+            Store.create(world.store.root, INFO)
         except RegistryError as err:
             str(err).encode()
         finally:

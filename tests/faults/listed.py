@@ -33,14 +33,14 @@ _LIKE_TRAINED = {  # a manifest as long as that of a trained set
 def try_list(folder: Path, *, sets: int, repeats: int = 20, limit: float | None = None) -> Verdict:
     """List ``sets`` names, every tenth with an alias; slower than ``limit`` seconds in the median is bad as well."""
     verdict = Verdict(f"a list of {sets} names tells all of them" + (f" in {limit} s" if limit else ""))
-    catalog = Store.create(folder / "store", INFO)
+    store = Store.create(folder / "store", INFO)
     expected = {f"set-{number:05d}": {"best": 1} if number % 10 == 0 else {} for number in range(sets)}
     for name, aliases in expected.items():
-        _put(catalog, name, aliases)
+        _put(store, name, aliases)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        found = list(list_sets(catalog))
+        found = list(list_sets(store))
         seconds.append(time.perf_counter() - start)
     for listed in found:
         verdict.tried += 1
@@ -56,14 +56,14 @@ def try_list(folder: Path, *, sets: int, repeats: int = 20, limit: float | None 
     return verdict
 
 
-def _put(catalog: Store, name: str, aliases: dict[str, int]) -> None:
+def _put(store: Store, name: str, aliases: dict[str, int]) -> None:
     """Write a version as ``commit`` would, without waiting for the disk."""
-    version = catalog.root / name / "versions" / "000001"
+    version = store.root / name / "versions" / "000001"
     version.mkdir(parents=True)
     manifest = msgspec.structs.replace(new_manifest(**_LIKE_TRAINED), name=name)
     (version / MANIFEST_FILE).write_bytes(seal(manifest, CONTENTS))
     for file, data in CONTENTS.items():
         (version / file).write_bytes(data)
     for alias, number in aliases.items():
-        (catalog.root / name / "aliases").mkdir()
-        (catalog.root / name / "aliases" / alias).write_bytes(format_alias(name, alias, number))
+        (store.root / name / "aliases").mkdir()
+        (store.root / name / "aliases" / alias).write_bytes(format_alias(name, alias, number))

@@ -79,8 +79,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.verdict = verdict
         self.names = CountedNames()
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        self.catalog = Store.create(self.folder / "store", INFO)
-        self.staging = self.catalog.root / "tmp"
+        self.store = Store.create(self.folder / "store", INFO)
+        self.staging = self.store.root / "tmp"
         self.model = Model()
         for name in NAMES[:2]:
             self.change("save", name, 0)
@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
     def change(self, kind: str, name: str, pick: int) -> None:
         """Do one thing, and get what it promises or the refusal it deserves."""
         self.verdict.count(kind)
-        change = draw(kind, self.catalog, self.folder, self.model, name, pick)
+        change = draw(kind, self.store, self.folder, self.model, name, pick)
         if change.refused is not None:
             refused(change.refused, change.act)
             return
@@ -130,7 +130,7 @@ class StoreMachine(RuleBasedStateMachine):
             saved = self.model.last.get(name, 0)
 
         with before_rename(act):
-            number = self.catalog.commit(new_manifest(name), contents)
+            number = self.store.commit(new_manifest(name), contents)
         agree(saved + 1, number, "the number of the later one")
         self.model.add(name, contents)
 
@@ -138,11 +138,11 @@ class StoreMachine(RuleBasedStateMachine):
     def collect_under_a_writer(self, name: str, at: int) -> None:
         """Collect garbage of any age, and crash in the middle of it, while a writer is about to rename its stage."""
         self.verdict.count("gc under a writer")
-        change = draw("save", self.catalog, self.folder, self.model, name, at)
+        change = draw("save", self.store, self.folder, self.model, name, at)
 
         def act() -> None:
             with failing_calls(at, CRASH), suppress(Crash):
-                Store.open(self.catalog.root).collect_garbage(older_than=0.0)
+                Store.open(self.store.root).collect_garbage(older_than=0.0)
 
         raised = None
         with before_rename(act):
@@ -160,7 +160,7 @@ class StoreMachine(RuleBasedStateMachine):
         if (name, version) in self.model.damage:
             return
         self.verdict.count("damage")
-        path = self.catalog.folder(name, version) / file
+        path = self.store.folder(name, version) / file
         too_large = how == 2 and file == MANIFEST_FILE
         self.model.damage[name, version] = Damage(path, path.read_bytes(), "at most" if too_large else "")
         damage_file(path, how, place)
@@ -201,10 +201,10 @@ class StoreMachine(RuleBasedStateMachine):
             return
         self.verdict.count("links")
         name, alias, number = pointing[pick % len(pointing)]
-        root, view = self.catalog.root, StoreReader(self.catalog.root, INFO)
+        root, view = self.store.root, StoreReader(self.store.root, INFO)
         path = root / level.replace("NAME", name).replace("ALIAS", alias).replace("NUMBER", f"{number:06d}")
         act: Callable[[], object] = {
-            "tmp": lambda: self.catalog.commit(new_manifest(name), some_contents(0)),
+            "tmp": lambda: self.store.commit(new_manifest(name), some_contents(0)),
             STORE_FILE: lambda: Store.open(root),
             "NAME/aliases": lambda: view.resolve(f"{name}@{alias}"),
             "NAME/aliases/ALIAS": lambda: view.resolve(f"{name}@{alias}"),
@@ -224,12 +224,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.verdict.count("hostile names")
         before = sorted(os.listdir(self.folder))
         doors: list[Callable[[], object]] = [
-            lambda: self.catalog.commit(new_manifest(text), some_contents(0)),
-            lambda: self.catalog.set_alias(NAMES[0], text, self.model.last.get(NAMES[0], 1)),
-            lambda: self.catalog.set_alias(text, "best", 1),
-            lambda: self.catalog.remove(text),
-            lambda: self.catalog.versions(text),
-            lambda: self.catalog.folder(text, 1),
+            lambda: self.store.commit(new_manifest(text), some_contents(0)),
+            lambda: self.store.set_alias(NAMES[0], text, self.model.last.get(NAMES[0], 1)),
+            lambda: self.store.set_alias(text, "best", 1),
+            lambda: self.store.remove(text),
+            lambda: self.store.versions(text),
+            lambda: self.store.folder(text, 1),
         ]
         refused(InvalidNameError, doors[door])
         agree(before, sorted(os.listdir(self.folder)), "what is beside the store")
@@ -246,26 +246,26 @@ class StoreMachine(RuleBasedStateMachine):
         if in_use:
             os.utime(path, (2**32, 2**32))  # always younger than any limit
         self.model.leftovers[path.name] = not in_use
-        agree([], self.catalog.collect_garbage(), "collected, though less than an hour old")
+        agree([], self.store.collect_garbage(), "collected, though less than an hour old")
 
     @rule()
     def reopen(self) -> None:
         """Go on with another object for the same store; for another backbone it does not open."""
-        refused(BackboneMismatchError, lambda: Store.create(self.catalog.root, OTHER_INFO))
-        self.catalog = Store.create(self.catalog.root, INFO)
+        refused(BackboneMismatchError, lambda: Store.create(self.store.root, OTHER_INFO))
+        self.store = Store.create(self.store.root, INFO)
 
     @invariant()
     def shows_the_model(self) -> None:
         """What a newly opened view shows, and what the long-lived one does, is the model and nothing else."""
         self.verdict.tried += 1
         agree(self.model.shown(), self._shown(), "the store shows")
-        agree(sorted(self.model.shown()["names"]), self.catalog.names(), "names")
+        agree(sorted(self.model.shown()["names"]), self.store.names(), "names")
         agree(sorted(self.model.leftovers), sorted(os.listdir(self.staging)), "what is in tmp/")
         agree([], list(map(str, self._strays())), "files that nobody put there")
 
     def _sweep(self, kind: str, name: str, pick: int, error: BaseException, *, for_good: bool) -> None:
         for at in range(1, CALLS_LIMIT):
-            change = draw(kind, self.catalog, self.folder, self.model, name, pick)
+            change = draw(kind, self.store, self.folder, self.model, name, pick)
             raised: BaseException | None = None
             with failing_calls(at, error, for_good=for_good) as calls:
                 try:
@@ -300,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _shown(self) -> Shown:
         """Return what a newly opened view shows, in the form of the model."""
-        view = StoreReader.open(self.catalog.root)
+        view = StoreReader.open(self.store.root)
         names: dict[str, Any] = {}
         for name in view.names():
             names[name] = ({each: self._read(view, name, each) for each in view.versions(name)}, view.aliases(name))
@@ -321,7 +321,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _strays(self) -> Iterator[Path]:
         """Yield the files outside tmp/ that are none of a version, an alias, or the mark of a removed number."""
-        root = self.catalog.root
+        root = self.store.root
         known = {root / STORE_FILE}
         for name, held in self.model.versions.items():
             versions = root / name / "versions"
@@ -335,15 +335,15 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _some_file(self, pick: int) -> tuple[Path, Callable[[], object]]:
         """Return a file of the store, or an exported one, and what reads it."""
-        root, archives = self.catalog.root, sorted(self.model.archives)
+        root, archives = self.store.root, sorted(self.model.archives)
         name, version = self.model.some_version(pick) if any(self.model.versions.values()) else ("", 0)
         aliases = sorted(self.model.aliases.get(name, {}))
         if pick % 4 == 0 and version and (name, version) not in self.model.damage:
             path = root / name / "versions" / f"{version:06d}" / FILES[pick // 4 % 3]
-            return path, lambda: self.catalog.read_version(name, version)
+            return path, lambda: self.store.read_version(name, version)
         if pick % 4 == 1 and archives:
             path = self.folder / archives[pick % len(archives)]
             return path, lambda: read_archive(path)
         if pick % 4 == 2 and aliases:
-            return root / name / "aliases" / aliases[0], lambda: self.catalog.resolve(f"{name}@{aliases[0]}")
+            return root / name / "aliases" / aliases[0], lambda: self.store.resolve(f"{name}@{aliases[0]}")
         return root / STORE_FILE, lambda: Store.open(root)

@@ -42,15 +42,15 @@ class World:
         self.backbone = Backbone.load(str(self.checkpoint), device="cpu")
         self.info = self.backbone.info
         self.registry = Registry.create(folder / "store", self.backbone)
-        self.catalog = self.registry.catalog
+        self.store = self.registry.store
         self.adapter_set = self.backbone.new_adapter_set(ADAPTER, HEAD)
         self.registry.save("mrpc", self.adapter_set, SetInfo(pair=False, max_length=16))
-        self.archive = export_version(self.catalog, "mrpc", folder / "mrpc.adapter")
+        self.archive = export_version(self.store, "mrpc", folder / "mrpc.adapter")
 
     @contextmanager
     def copied_store(self) -> Iterator[Path]:
         """Lend a copy of the store."""
-        copy = Path(shutil.copytree(self.catalog.root, self.folder / "copy"))
+        copy = Path(shutil.copytree(self.store.root, self.folder / "copy"))
         yield copy
         shutil.rmtree(copy)
 
@@ -119,15 +119,15 @@ def _wrong_backbone(world: World, title: str, part: str, make: Maker) -> list[Tr
     other = Backbone.load(str(place), device="cpu")
     theirs = Registry.create(place.with_name(f"{place.name}-store"), other)
     moved = Registry.create(place.with_name(f"{place.name}-moved"), other)
-    shutil.copytree(world.catalog.root / "mrpc", moved.catalog.root / "mrpc")
+    shutil.copytree(world.store.root / "mrpc", moved.store.root / "mrpc")
     digest = "fingerprint" if part == "backbone" else "tokenizer_digest"
     told = (part, getattr(world.info, digest)[:12], getattr(other.info, digest)[:12])
     foreign = new_manifest(parameters=world.adapter_set.stored_count, backbone=other.info)
     attempts: dict[str, tuple[Callable[[], object], str]] = {
-        "open": (lambda: Registry(world.catalog.root, other), str(world.catalog.root)),
-        "init": (lambda: Registry.create(world.catalog.root, other), str(world.catalog.root)),
-        "load": (lambda: load_set(world.catalog, "mrpc", 1, other.info), "mrpc:1"),
-        "save": (lambda: save_set(world.catalog, world.adapter_set, foreign), str(world.catalog.root)),
+        "open": (lambda: Registry(world.store.root, other), str(world.store.root)),
+        "init": (lambda: Registry.create(world.store.root, other), str(world.store.root)),
+        "load": (lambda: load_set(world.store, "mrpc", 1, other.info), "mrpc:1"),
+        "save": (lambda: save_set(world.store, world.adapter_set, foreign), str(world.store.root)),
         "import": (lambda: theirs.import_set(world.archive), str(world.archive)),
         "a folder moved over": (lambda: moved.load("mrpc"), "mrpc:1"),
     }
@@ -159,7 +159,7 @@ def _wrong_sets(world: World) -> list[Trial]:
 
     def saving(adapter_set: AdapterSet, **changes: object) -> Callable[[], object]:
         fields = {"parameters": adapter_set.stored_count, "backbone": world.info, **changes}
-        return lambda: save_set(world.catalog, adapter_set, new_manifest(**fields))
+        return lambda: save_set(world.store, adapter_set, new_manifest(**fields))
 
     wide = AdapterSet(64, 2, ADAPTER, HEAD)
     deep = AdapterSet(32, 3, ADAPTER, HEAD)
@@ -198,7 +198,7 @@ def _evaluate(world: World, kind: str) -> None:
     (world.folder / "rows.csv").write_text(rows)
     path = world.folder / "task.toml"
     path.write_text(TASK.format(kind=kind, column="mood" if "good" in kind else "label"))
-    arguments = ("--store", world.catalog.root, "--device", "cpu", "evaluate", "mrpc", "--task-file", path)
+    arguments = ("--store", world.store.root, "--device", "cpu", "evaluate", "mrpc", "--task-file", path)
     outcome = call(*arguments)
     if outcome.code:
         raise CommandRefusedError(outcome.code, outcome.message)

@@ -50,17 +50,17 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.outside, self.pristine = folder / "store", folder / "outside", folder / "pristine"
-        self.catalog = Store.create(self.root, INFO)
+        self.store = Store.create(self.root, INFO)
         self.adapter_set = AdapterSet(INFO.hidden_size, INFO.layers, ADAPTER, HEAD)
         self.save()
-        self.catalog.set_alias("mrpc", "best", 1)
-        self.archive = export_version(self.catalog, "mrpc:1", folder / "mrpc.adapter")
+        self.store.set_alias("mrpc", "best", 1)
+        self.archive = export_version(self.store, "mrpc:1", folder / "mrpc.adapter")
         (self.root / "tmp").mkdir(exist_ok=True)
         shutil.copytree(self.root, self.pristine)
 
     def save(self) -> None:
         """Save the set once more."""
-        save_set(self.catalog, self.adapter_set, new_manifest(parameters=self.adapter_set.stored_count))
+        save_set(self.store, self.adapter_set, new_manifest(parameters=self.adapter_set.stored_count))
 
     def reset(self) -> None:
         """Put the store and what is outside it back."""
@@ -75,40 +75,38 @@ class World:
 
     def uses(self) -> list[Use]:
         """Return everything that can be done with the store."""
-        way, catalog, target = ("mrpc", "mrpc/versions", VERSION), self.catalog, self.archive.with_name("again.adapter")
+        way, store, target = ("mrpc", "mrpc/versions", VERSION), self.store, self.archive.with_name("again.adapter")
         alias = ("mrpc", "mrpc/aliases", "mrpc/aliases/best")
         return [
             Use("open", lambda: Store.open(self.root), ("store.json",)),
             Use("create", lambda: Store.create(self.root, INFO), ("store.json",)),
-            Use("names", lambda: bool(catalog.names()) or None, ("mrpc", "mrpc/versions")),
-            Use("versions", lambda: catalog.versions("mrpc"), ("mrpc", "mrpc/versions")),
+            Use("names", lambda: bool(store.names()) or None, ("mrpc", "mrpc/versions")),
+            Use("versions", lambda: store.versions("mrpc"), ("mrpc", "mrpc/versions")),
             Use("list", lambda: self._list() or None, (*way, FILES[0])),
             Use("list aliases", lambda: [each.aliases for each in self._list() if each.aliases] or None, alias),
-            Use("manifest", lambda: catalog.manifest("mrpc", 1), (*way, FILES[0])),
-            Use("load", lambda: load_set(catalog, "mrpc", 1, INFO), (*way, *FILES)),
-            Use("verify", lambda: catalog.verify_bytes("mrpc", 1), (*way, *FILES)),
-            Use("export", lambda: export_version(catalog, "mrpc:1", target, overwrite=True), (*way, *FILES)),
-            Use("resolve", lambda: catalog.resolve("mrpc@best"), ("mrpc", "mrpc/versions", *alias)),
-            Use("aliases", lambda: catalog.aliases("mrpc").get("best"), ("mrpc", "mrpc/versions", *alias)),
-            Use("garbage", lambda: catalog.collect_garbage(older_than=0), (), False),
+            Use("manifest", lambda: store.manifest("mrpc", 1), (*way, FILES[0])),
+            Use("load", lambda: load_set(store, "mrpc", 1, INFO), (*way, *FILES)),
+            Use("verify", lambda: store.verify_bytes("mrpc", 1), (*way, *FILES)),
+            Use("export", lambda: export_version(store, "mrpc:1", target, overwrite=True), (*way, *FILES)),
+            Use("resolve", lambda: store.resolve("mrpc@best"), ("mrpc", "mrpc/versions", *alias)),
+            Use("aliases", lambda: store.aliases("mrpc").get("best"), ("mrpc", "mrpc/versions", *alias)),
+            Use("garbage", lambda: store.collect_garbage(older_than=0), (), False),
             Use(
                 "set another alias",
-                lambda: catalog.set_alias("mrpc", "live", 1),
+                lambda: store.set_alias("mrpc", "live", 1),
                 (*way[:2], "mrpc/aliases", "tmp"),
                 False,
             ),
-            Use(
-                "set the alias", lambda: catalog.set_alias("mrpc", "best", 1), (*way[:2], "mrpc/aliases", "tmp"), False
-            ),
+            Use("set the alias", lambda: store.set_alias("mrpc", "best", 1), (*way[:2], "mrpc/aliases", "tmp"), False),
             Use("save", self.save, (*way[:2], "tmp"), False),
-            Use("import", lambda: import_set(catalog, self.archive), (*way[:2], "tmp"), False),
-            Use("remove the alias", lambda: catalog.remove("mrpc@best"), ("mrpc", "mrpc/aliases"), False),
-            Use("remove the version", lambda: catalog.remove("mrpc:1"), (*way, "tmp"), False),
-            Use("remove the name", lambda: catalog.remove("mrpc"), ("mrpc", "mrpc/versions", "tmp"), False),
+            Use("import", lambda: import_set(store, self.archive), (*way[:2], "tmp"), False),
+            Use("remove the alias", lambda: store.remove("mrpc@best"), ("mrpc", "mrpc/aliases"), False),
+            Use("remove the version", lambda: store.remove("mrpc:1"), (*way, "tmp"), False),
+            Use("remove the name", lambda: store.remove("mrpc"), ("mrpc", "mrpc/versions", "tmp"), False),
         ]
 
     def _list(self) -> list[ListedSet]:
-        found = list(list_sets(self.catalog))
+        found = list(list_sets(self.store))
         for listed in found:
             if listed.error is not None:
                 raise listed.error
@@ -130,7 +128,7 @@ def _try_all(verdict: Verdict, world: World) -> None:
             world.reset()
             if not plant(world.root / place, world.outside):
                 continue
-            if title not in UNTOLD and place not in (where for where, _ in find_strangers(world.catalog)):
+            if title not in UNTOLD and place not in (where for where, _ in find_strangers(world.store)):
                 blame(verdict, f"{title} at {place}: expected that verify tells of it, found nothing")
             for use in world.uses():
                 _judge(verdict, world, f"{use.title} with {title} at {place}", use, place)
@@ -177,7 +175,7 @@ def _try_archives(verdict: Verdict, world: World) -> None:
         path.write_bytes(world.archive.read_bytes())
         if title in ("a link", "a link inside") or not plant(path, world.outside):
             continue
-        found = _call(lambda: import_set(world.catalog, path))
+        found = _call(lambda: import_set(world.store, path))
         verdict.tried += 1
         if not isinstance(found, RegistryError) or str(path) not in str(found):
             blame(verdict, f"import of {title}: expected an error that names {path}, found {found!r}"[:300])

@@ -98,14 +98,14 @@ def judge(folder: Path, tree: Tree, expected: Expected) -> list[str]:
 
 def _go_on(folder: Path, found: Facts, given: dict[str, int]) -> list[str]:
     """Save, set an alias and collect garbage, as the next user would."""
-    catalog, serial = Store.create(folder / STORE, INFO), 7
+    store, serial = Store.create(folder / STORE, INFO), 7
     name = NAMES[len(found) % 2]
-    number = catalog.commit(new_manifest(name, parameters=serial), contents(serial))
+    number = store.commit(new_manifest(name, parameters=serial), contents(serial))
     if number <= given.get(name, 0):
         return [f"{name}:{number} was given again; {name}:{given[name]} was acknowledged"]
-    catalog.set_alias(name, "next", number)
-    catalog.collect_garbage(older_than=0.0)
-    left = sorted(path.name for path in (catalog.root / "tmp").iterdir())
+    store.set_alias(name, "next", number)
+    store.collect_garbage(older_than=0.0)
+    left = sorted(path.name for path in (store.root / "tmp").iterdir())
     if left:
         return [f"gc left {left}"]
     expected = found | {("store",), ("version", name, number, serial), ("alias", name, "next", number)}

@@ -22,9 +22,9 @@ Save = tuple[int, int]  # version, serial
 
 
 def read(root: Path, *, reads: int, seed: int) -> Found:
-    catalog = Store.create(root, INFO)
-    catalog.set_alias(NAME, "best", save(catalog, NAME, 1))
-    crowd = _Changes(catalog, seed, readers=READERS)
+    store = Store.create(root, INFO)
+    store.set_alias(NAME, "best", save(store, NAME, 1))
+    crowd = _Changes(store, seed, readers=READERS)
     readers = [lambda number=number: _reader(crowd, number, -(-reads // READERS)) for number in range(READERS)]
     changes = [lambda: crowd.saves(NAME, 2), lambda: crowd.saves(NAME, 1_000_003), crowd.flips, crowd.moves]
     *found, first, second, flips, moves, removed, collected = together(
@@ -37,7 +37,7 @@ def read(root: Path, *, reads: int, seed: int) -> Found:
     bad += [f"read {read}, which was never committed" for read in sorted(seen - committed)]
     bad += [f"{NAME}:{number} was not found, though nobody removed it" for number in sorted(lost)]
     kept = {number: serial for name, number, serial in committed if name == NAME and number not in removed}
-    bad += check_versions(catalog, kept)
+    bad += check_versions(store, kept)
     verified = sum(part["verified"] for part in found)
     missed = sum(part["missed"] for part in found)
     details = {"versions": len(committed), "moves": moves, "removed": len(removed), "collected": collected}
@@ -51,7 +51,7 @@ def _reader(crowd: _Changes, number: int, reads: int) -> dict[str, Any]:
     references = (NAME, f"{NAME}@best", f"{NAME}:1", "flip", "flip:1")
     try:
         while found["verified"] < reads and len(found["bad"]) < BAD_LINES:
-            view = StoreReader.open(crowd.catalog.root)
+            view = StoreReader.open(crowd.store.root)
             reference = dice.choices(references, (4, 4, 1, 3, 3))[0]
             if reference == f"{NAME}:1":
                 reference = f"{NAME}:{dice.choice(view.versions(NAME))}"
@@ -77,8 +77,8 @@ def _reader(crowd: _Changes, number: int, reads: int) -> dict[str, Any]:
 class _Changes:
     """What goes on in a store while it is read; each method is a process that stops when the last reader did."""
 
-    def __init__(self, catalog: Store, seed: int, readers: int) -> None:
-        self.catalog, self.seed = catalog, seed
+    def __init__(self, store: Store, seed: int, readers: int) -> None:
+        self.store, self.seed = store, seed
         self._readers = FORK.Value("i", readers)
 
     def one_reader_less(self) -> None:
@@ -95,7 +95,7 @@ class _Changes:
         done = []
         while self._going_on():
             serial += 1
-            if version := save_or_fail_whole(self.catalog, name, serial):
+            if version := save_or_fail_whole(self.store, name, serial):
                 done.append((version, serial))
         return done
 
@@ -104,27 +104,27 @@ class _Changes:
         done, serial = [], 2_000_003
         while self._going_on():
             serial += 1
-            version = save_or_fail_whole(self.catalog, "flip", serial)
+            version = save_or_fail_whole(self.store, "flip", serial)
             if version:
                 done.append((version, serial))
                 if serial % 3:
-                    _made(lambda: self.catalog.remove("flip"))
+                    _made(lambda: self.store.remove("flip"))
         return done
 
     def moves(self) -> int:
         """Move an alias between the newest versions."""
         dice, done = random.Random(f"{self.seed}/mover"), 0
         while self._going_on():
-            version = dice.choice(self.catalog.versions(NAME)[-2:])
-            done += _made(lambda version=version: self.catalog.set_alias(NAME, "best", version))
+            version = dice.choice(self.store.versions(NAME)[-2:])
+            done += _made(lambda version=version: self.store.set_alias(NAME, "best", version))
         return done
 
     def removals(self) -> list[int]:
         """Remove all but the newest versions."""
         done = []
         while self._going_on():
-            for version in self.catalog.versions(NAME)[:-6]:
-                if _made(lambda version=version: self.catalog.remove(f"{NAME}:{version}")):
+            for version in self.store.versions(NAME)[:-6]:
+                if _made(lambda version=version: self.store.remove(f"{NAME}:{version}")):
                     done.append(version)
         return done
 
@@ -132,8 +132,8 @@ class _Changes:
         """Collect garbage, with the usual patience and with none."""
         done = 0
         while self._going_on():
-            done += len(self.catalog.collect_garbage())
-            done += len(self.catalog.collect_garbage(older_than=0.0))
+            done += len(self.store.collect_garbage())
+            done += len(self.store.collect_garbage(older_than=0.0))
         return done
 
 

@@ -96,21 +96,21 @@ class Story:
         serial = next(self._serials)
         manifest = new_manifest(name, parameters=serial)
         promised = ("version", name, _ANY, serial)
-        return self._do(f"save {name}", lambda: self._catalog.commit(manifest, contents(serial)), promised, **fault)
+        return self._do(f"save {name}", lambda: self._store.commit(manifest, contents(serial)), promised, **fault)
 
     def alias(self, name: str, alias: str, number: int, **fault: int) -> str:
         """Set or move an alias."""
         what, promised = f"alias {name}@{alias} {number}", ("alias", name, alias, number)
-        return self._do(what, lambda: self._catalog.set_alias(name, alias, number), promised, **fault)
+        return self._do(what, lambda: self._store.set_alias(name, alias, number), promised, **fault)
 
     def remove(self, reference: str, **fault: int) -> str:
         """Remove a version, an alias or all of a name."""
         whole = None if set(reference) & set(":@") else reference
-        return self._do(f"remove {reference}", lambda: self._catalog.remove(reference), forgets=whole, **fault)
+        return self._do(f"remove {reference}", lambda: self._store.remove(reference), forgets=whole, **fault)
 
     def collect(self, **fault: int) -> str:
         """Collect all garbage."""
-        return self._do("gc", lambda: self._catalog.collect_garbage(older_than=0.0), **fault)
+        return self._do("gc", lambda: self._store.collect_garbage(older_than=0.0), **fault)
 
     def export(self, name: str, number: int, file: str, **fault: int) -> str:
         """Export a version to a new file or over an old one."""
@@ -118,7 +118,7 @@ class Story:
         path = self.disk.folder / OUT / file
 
         def act() -> None:
-            export_version(self._catalog, f"{name}:{number}", path, overwrite=path.exists())
+            export_version(self._store, f"{name}:{number}", path, overwrite=path.exists())
 
         return self._do(f"export {name}:{number} {file}", act, ("export", file, serial), **fault)
 
@@ -128,7 +128,7 @@ class Story:
 
         def act() -> None:
             manifest, parts = read_archive(self.disk.folder / OUT / file)  # import_set, less the tensors' checks
-            self._catalog.commit(msgspec.structs.replace(manifest, name=name), parts)
+            self._store.commit(msgspec.structs.replace(manifest, name=name), parts)
 
         return self._do(f"import {file} as {name}", act, ("version", name, _ANY, serial), **fault)
 
@@ -173,7 +173,7 @@ class Story:
         return self.disk.folder / STORE
 
     @property
-    def _catalog(self) -> Store:
+    def _store(self) -> Store:
         return Store.open(self._root)  # anew each time, as another process would
 
     def _do(

@@ -54,27 +54,27 @@ def together(tasks: Iterable[Task]) -> list[Any]:
     return [result for result, _ in results]
 
 
-def save(catalog: Store, name: str, serial: int) -> int:
+def save(store: Store, name: str, serial: int) -> int:
     """Save the bytes of ``serial`` and return the number of the version."""
-    return catalog.commit(new_manifest(name, parameters=serial), contents(serial))
+    return store.commit(new_manifest(name, parameters=serial), contents(serial))
 
 
-def save_or_fail_whole(catalog: Store, name: str, serial: int) -> int | None:
+def save_or_fail_whole(store: Store, name: str, serial: int) -> int | None:
     """Return the number of a new version, or None where a collector took it from under the writer's hands."""
     try:
-        return save(catalog, name, serial)
+        return save(store, name, serial)
     except StoreWriteError as err:
         if "nothing was changed" not in str(err):
             raise
         return None
 
 
-def check_versions(catalog: Store, expected: dict[int, int]) -> list[str]:
+def check_versions(store: Store, expected: dict[int, int]) -> list[str]:
     """Return what is wrong with the versions that are there, each with the save it must be from."""
     found, bad = {}, []
-    for version in catalog.versions(NAME):
+    for version in store.versions(NAME):
         try:
-            manifest, parts = catalog.read_version(NAME, version)
+            manifest, parts = store.read_version(NAME, version)
             found[version] = serial_of(manifest.parameters, parts)
         except (StoreError, ValueError) as err:
             bad.append(f"{NAME}:{version}: {err}")

@@ -38,19 +38,19 @@ def look(folder: Path) -> Facts:
         manifest, parts = read_archive(path)
         found.add(("export", path.name, serial_of(manifest.parameters, parts)))
     try:
-        catalog = Store.open(folder / STORE)
+        store = Store.open(folder / STORE)
     except NotAStoreError:
         return frozenset(found)
     found.add(("store",))
-    for name in catalog.names():
-        for number in catalog.versions(name):
-            manifest, parts = catalog.read_version(name, number)
+    for name in store.names():
+        for number in store.versions(name):
+            manifest, parts = store.read_version(name, number)
             found.add(("version", name, number, serial_of(manifest.parameters, parts)))
-        for alias, number in catalog.aliases(name).items():
-            if catalog.resolve(f"{name}@{alias}") != (name, number):
+        for alias, number in store.aliases(name).items():
+            if store.resolve(f"{name}@{alias}") != (name, number):
                 raise ValueError(f"{name}@{alias} does not resolve to {number}")
             found.add(("alias", name, alias, number))
-    strangers = [place for place, _ in find_strangers(catalog)]
+    strangers = [place for place, _ in find_strangers(store)]
     if strangers:
         raise ValueError(f"entries that belong nowhere: {strangers[:5]}")
     return frozenset(found)

@@ -17,17 +17,17 @@ from tests.support.stored_sets import INFO
 
 def write(root: Path, *, processes: int, saves: int, locks: str) -> Found:
     taken = _replace_locks(locks)
-    catalog = Store.create(root, INFO)
+    store = Store.create(root, INFO)
 
     def writer(number: int) -> Task:
         serials = range(number * saves + 1, (number + 1) * saves + 1)
-        return lambda: [(save(catalog, NAME, serial), serial) for serial in serials]
+        return lambda: [(save(store, NAME, serial), serial) for serial in serials]
 
     committed = [save for part in together(map(writer, range(processes))) for save in part]
-    bad = check_versions(catalog, dict(committed))
+    bad = check_versions(store, dict(committed))
     if len(dict(committed)) != processes * saves:
         bad.append(f"expected {processes * saves} numbers, each given once, found {len(dict(committed))}")
-    return len(committed), bad, {"versions": len(catalog.versions(NAME)), "locks taken": taken.value}
+    return len(committed), bad, {"versions": len(store.versions(NAME)), "locks taken": taken.value}
 
 
 def _replace_locks(kind: str) -> Any:
@@ -51,19 +51,19 @@ def _replace_locks(kind: str) -> Any:
 
 
 def move(root: Path, *, processes: int, turns: int, seed: int) -> Found:
-    catalog = Store.create(root, INFO)
-    catalog.set_alias(NAME, "best", save(catalog, NAME, 1))
+    store = Store.create(root, INFO)
+    store.set_alias(NAME, "best", save(store, NAME, 1))
 
     def saver(number: int) -> Task:
-        return lambda: [save(catalog, NAME, 2 + number * turns + turn) for turn in range(turns)]
+        return lambda: [save(store, NAME, 2 + number * turns + turn) for turn in range(turns)]
 
     def mover(number: int) -> list[int]:
         dice, found = random.Random(f"{seed}/{number}"), []
         for _ in range(turns):
-            catalog.set_alias(NAME, "best", dice.choice(catalog.versions(NAME)))
+            store.set_alias(NAME, "best", dice.choice(store.versions(NAME)))
             for _ in range(3):
-                _, version = catalog.resolve(f"{NAME}@best")
-                catalog.verify_bytes(NAME, version)
+                _, version = store.resolve(f"{NAME}@best")
+                store.verify_bytes(NAME, version)
                 found.append(version)
         return found
 
@@ -72,13 +72,13 @@ def move(root: Path, *, processes: int, turns: int, seed: int) -> Found:
     there = {1, *(version for part in results[:processes] for version in part)}
     resolved = [version for part in results[processes:] for version in part]
     bad = [f"{NAME}@best was at {version}, which was never committed" for version in set(resolved) - there]
-    bad += [] if catalog.aliases(NAME)["best"] in there else ["the alias ends nowhere"]
+    bad += [] if store.aliases(NAME)["best"] in there else ["the alias ends nowhere"]
     return len(resolved), bad, {"versions": len(there), "moves": processes * turns}
 
 
 def collect(root: Path, *, processes: int, saves: int, older_than: float | None, seed: int) -> Found:
-    catalog = Store.create(root, INFO)
-    save(catalog, NAME, 1)
+    store = Store.create(root, INFO)
+    save(store, NAME, 1)
     writing = FORK.Value("i", processes)
 
     def writer(number: int) -> Task:
@@ -87,7 +87,7 @@ def collect(root: Path, *, processes: int, saves: int, older_than: float | None,
         def write() -> list[tuple[int | None, int]]:
             _slow_down("rename", random.Random(f"{seed}/{number}"))
             try:
-                return [(save_or_fail_whole(catalog, NAME, serial), serial) for serial in serials]
+                return [(save_or_fail_whole(store, NAME, serial), serial) for serial in serials]
             finally:
                 with writing.get_lock():
                     writing.value -= 1
@@ -99,7 +99,7 @@ def collect(root: Path, *, processes: int, saves: int, older_than: float | None,
         patience = {} if older_than is None else {"older_than": older_than}
         removed = 0
         while writing.value > 0:
-            removed += len(catalog.collect_garbage(**patience))
+            removed += len(store.collect_garbage(**patience))
             time.sleep(PAUSE)
         return removed
 
@@ -107,7 +107,7 @@ def collect(root: Path, *, processes: int, saves: int, older_than: float | None,
     results = [save for part in parts for save in part]
     committed = {1: 1, **{version: serial for version, serial in results if version}}
     failed = sum(version is None for version, _ in results)
-    bad = check_versions(catalog, committed)
+    bad = check_versions(store, committed)
     if older_than is None and failed:
         bad.append(f"{failed} of {len(results)} writers failed")
     return len(results), bad, {"saved": len(results) - failed, "failed whole": failed, "collected": first + second}

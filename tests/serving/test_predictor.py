@@ -200,7 +200,7 @@ def test_set_in_memory_is_not_read_again(registry: Registry, predictor: Predicto
     """While a set is resident its files are not opened: even damaged, they change no answer until it has left."""
     small = tight(predictor)
     before = small("task0", ["good"])
-    for path in registry.catalog.folder("task0", 1).glob("*.safetensors"):
+    for path in registry.store.folder("task0", 1).glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     assert before == small("task0", ["good"])
     small("task2", ["good"])

@@ -31,28 +31,28 @@ MANY = {"manifest.json": b"{}", ADAPTER_FILE: b"adapter", HEAD_FILE: b"head"}
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     """A store with a real set, saved twice, the first of them aliased."""
-    catalog = Store.create(tmp_path / "store", INFO)
+    store = Store.create(tmp_path / "store", INFO)
     for score in (0.5, 0.75):
         adapter_set = AdapterSet(32, 2, AdapterConfig(reduction_factor=4, init="normal"), HEAD)
         described = {"adapter": adapter_set.adapter_config, "parameters": adapter_set.stored_count}
-        save_set(catalog, adapter_set, new_manifest(scores={"accuracy": score}, **described))
-    catalog.set_alias("mrpc", "best", 1)
-    return catalog
+        save_set(store, adapter_set, new_manifest(scores={"accuracy": score}, **described))
+    store.set_alias("mrpc", "best", 1)
+    return store
 
 
 @pytest.fixture
-def exported(catalog: Store, tmp_path: Path) -> Path:
+def exported(store: Store, tmp_path: Path) -> Path:
     """The file of that set."""
-    return export_version(catalog, "mrpc@best", tmp_path / "mrpc.adapter")
+    return export_version(store, "mrpc@best", tmp_path / "mrpc.adapter")
 
 
-def test_exported_set_comes_back_bit_equal(catalog: Store, exported: Path, tmp_path: Path) -> None:
+def test_exported_set_comes_back_bit_equal(store: Store, exported: Path, tmp_path: Path) -> None:
     """A set that is exported and imported elsewhere has equal tensors and an equal manifest."""
     other = Store.create(tmp_path / "other", INFO)
     assert "mrpc:1" == str(import_set(other, exported))
-    manifest, adapter_set = load_set(catalog, "mrpc", 1, INFO)
+    manifest, adapter_set = load_set(store, "mrpc", 1, INFO)
     found_manifest, found = load_set(other, "mrpc", 1, INFO)
     assert manifest == found_manifest
     for key, tensor in adapter_set.state_dict().items():
@@ -61,13 +61,13 @@ def test_exported_set_comes_back_bit_equal(catalog: Store, exported: Path, tmp_p
     assert exported.read_bytes() == again.read_bytes()
 
 
-def test_import_takes_the_next_number_or_another_name(catalog: Store, exported: Path) -> None:
+def test_import_takes_the_next_number_or_another_name(store: Store, exported: Path) -> None:
     """An imported set is a new version of its own name, or the first of the name it is given."""
-    assert "mrpc:3" == str(import_set(catalog, exported))
-    assert "paraphrases:1" == str(import_set(catalog, exported, "paraphrases"))
-    assert "paraphrases" == catalog.manifest("paraphrases", 1).name
-    assert catalog.manifest("mrpc", 1).files == catalog.manifest("paraphrases", 1).files
-    assert {"best": 1} == catalog.aliases("mrpc")
+    assert "mrpc:3" == str(import_set(store, exported))
+    assert "paraphrases:1" == str(import_set(store, exported, "paraphrases"))
+    assert "paraphrases" == store.manifest("paraphrases", 1).name
+    assert store.manifest("mrpc", 1).files == store.manifest("paraphrases", 1).files
+    assert {"best": 1} == store.aliases("mrpc")
 
 
 def test_any_zip_program_can_look_into_it(exported: Path) -> None:
@@ -84,36 +84,36 @@ def test_archive_is_pinned() -> None:
     assert MANY == unpack(Path("x"), pack(MANY))
 
 
-def test_file_that_is_there_is_not_replaced(catalog: Store, exported: Path) -> None:
+def test_file_that_is_there_is_not_replaced(store: Store, exported: Path) -> None:
     """Exporting over a file needs to be asked for, and leaves nothing half-written beside it."""
     before = exported.read_bytes()
     with pytest.raises(
         StoreWriteError, match=r"cannot export 'mrpc:2' \([\d,]+ bytes\) in .*: a file is there already"
     ):
-        export_version(catalog, "mrpc", exported)
+        export_version(store, "mrpc", exported)
     assert before == exported.read_bytes()
-    export_version(catalog, "mrpc", exported, overwrite=True)
+    export_version(store, "mrpc", exported, overwrite=True)
     assert before != exported.read_bytes()
     assert [exported] == sorted(exported.parent.glob("*.adapter*")) == sorted(exported.parent.glob("*.adapter"))
     assert [] == [path for path in exported.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_export_into_a_missing_folder_says_so(catalog: Store, tmp_path: Path) -> None:
+def test_export_into_a_missing_folder_says_so(store: Store, tmp_path: Path) -> None:
     """A file that cannot be written is told of with its path."""
     with pytest.raises(
         StoreWriteError, match=r"cannot export 'mrpc:2' .*no-folder/x.adapter: no such file or directory"
     ):
-        export_version(catalog, "mrpc", tmp_path / "no-folder" / "x.adapter")
+        export_version(store, "mrpc", tmp_path / "no-folder" / "x.adapter")
 
 
-def test_damaged_version_is_not_exported(catalog: Store, tmp_path: Path) -> None:
+def test_damaged_version_is_not_exported(store: Store, tmp_path: Path) -> None:
     """What cannot be loaded is not passed on either."""
-    path = catalog.folder("mrpc", 2) / HEAD_FILE
+    path = store.folder("mrpc", 2) / HEAD_FILE
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(IntegrityError, match=r"head.safetensors: SHA-256"):
-        export_version(catalog, "mrpc", tmp_path / "x.adapter")
+        export_version(store, "mrpc", tmp_path / "x.adapter")
     with pytest.raises(AdapterNotFoundError, match="cannot find adapter set 'mrpc:7'"):
-        export_version(catalog, "mrpc:7", tmp_path / "x.adapter")
+        export_version(store, "mrpc:7", tmp_path / "x.adapter")
     assert not (tmp_path / "x.adapter").exists()
 
 
@@ -145,25 +145,25 @@ def rezipped(data: bytes, change: Callable[[zipfile.ZipFile], None] = lambda arc
     ],
 )
 def test_other_bytes_are_refused(
-    catalog: Store, exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
+    store: Store, exported: Path, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     """Whatever is not exactly what export writes is refused by name, and nothing is written anywhere."""
     exported.write_bytes(change(exported.read_bytes()))
     before = tree(tmp_path)
     with pytest.raises(ArchiveError, match=r"cannot import .*mrpc.adapter.*nothing was changed") as caught:
-        import_set(catalog, exported)
+        import_set(store, exported)
     assert 4 == caught.value.exit_code
     assert before == tree(tmp_path)
 
 
-def test_archive_with_other_tensors_is_refused(catalog: Store, tmp_path: Path) -> None:
+def test_archive_with_other_tensors_is_refused(store: Store, tmp_path: Path) -> None:
     """Right digests do not help an archive whose content is not what its configuration says."""
-    commit(catalog, "made-up")
+    commit(store, "made-up")
     with pytest.raises(ArchiveError, match=r"cannot import .*x.adapter: parameters: expected 1170, found 34"):
-        import_set(catalog, export_version(catalog, "made-up", tmp_path / "x.adapter"))
+        import_set(store, export_version(store, "made-up", tmp_path / "x.adapter"))
 
 
-def test_missing_archive_and_links(catalog: Store, exported: Path, tmp_path: Path) -> None:
+def test_missing_archive_and_links(store: Store, exported: Path, tmp_path: Path) -> None:
     """A file that is not there is told of; the user's own path may be a link."""
     with pytest.raises(ArchiveNotFoundError, match=r"cannot import .*none.adapter: expected a file that .* found none"):
         read_archive(tmp_path / "none.adapter")
@@ -184,30 +184,30 @@ def test_archive_for_another_store_is_refused(exported: Path, tmp_path: Path) ->
     assert [] == other.names()
 
 
-def test_hostile_name_is_refused_before_anything_is_read(catalog: Store, tmp_path: Path) -> None:
+def test_hostile_name_is_refused_before_anything_is_read(store: Store, tmp_path: Path) -> None:
     """A name that no set may have is refused at this door as at every other."""
     with pytest.raises(InvalidNameError, match="cannot use name '../up'"):
-        import_set(catalog, tmp_path / "none", "../up")
+        import_set(store, tmp_path / "none", "../up")
 
 
 def as_dict() -> dict[str, object]:
     return {field: getattr(INFO, field) for field in INFO.__struct_fields__}
 
 
-def test_import_without_room_changes_nothing(catalog: Store, exported: Path) -> None:
+def test_import_without_room_changes_nothing(store: Store, exported: Path) -> None:
     """An import that cannot be written leaves the store as it was."""
-    (catalog.root / "tmp").rmdir()
-    (catalog.root / "tmp").write_text("in the way")
-    before = tree(catalog.root)
+    (store.root / "tmp").rmdir()
+    (store.root / "tmp").write_text("in the way")
+    before = tree(store.root)
     with pytest.raises(StoreWriteError, match="cannot save 'mrpc'"):
-        import_set(catalog, exported)
-    assert before == tree(catalog.root)
+        import_set(store, exported)
+    assert before == tree(store.root)
 
 
 @pytest.mark.parametrize("path", ["/", ".", "a\0b"])
-def test_path_that_can_be_no_file(catalog: Store, path: str) -> None:
+def test_path_that_can_be_no_file(store: Store, path: str) -> None:
     """A path that no file can have is a setting that cannot be used, at both doors."""
     with pytest.raises(ConfigError, match="cannot use file: expected the path of a file"):
-        export_version(catalog, "mrpc", Path(path))
+        export_version(store, "mrpc", Path(path))
     with pytest.raises(ConfigError, match="cannot use file: expected the path of a file"):
-        import_set(catalog, Path(path))
+        import_set(store, Path(path))

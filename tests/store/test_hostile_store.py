@@ -22,32 +22,32 @@ FILES = ("manifest.json", "adapter.safetensors", "head.safetensors")
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     """A store with one small set: mrpc:1, aliased best."""
-    catalog = Store.create(tmp_path / "store", INFO)
+    store = Store.create(tmp_path / "store", INFO)
     adapter_set = AdapterSet(32, 2, ADAPTER, HEAD, seed=1)
-    save_set(catalog, adapter_set, new_manifest(parameters=adapter_set.stored_count))
-    catalog.set_alias("mrpc", "best", 1)
-    return catalog
+    save_set(store, adapter_set, new_manifest(parameters=adapter_set.stored_count))
+    store.set_alias("mrpc", "best", 1)
+    return store
 
 
 @pytest.fixture
-def version(catalog: Store) -> Path:
+def version(store: Store) -> Path:
     """The folder of that set."""
-    return catalog.folder("mrpc", 1)
+    return store.folder("mrpc", 1)
 
 
-def refuse(catalog: Store, told: str = "cannot (read|load) ") -> StoreError:
+def refuse(store: Store, told: str = "cannot (read|load) ") -> StoreError:
     """Load the set, expect damage to be told, and return the error."""
     with pytest.raises((ManifestError, IntegrityError), match=told) as caught:
-        load_set(catalog, "mrpc", 1, INFO)
+        load_set(store, "mrpc", 1, INFO)
     assert 4 == caught.value.exit_code
     assert "restore the file from a backup or remove this version" in str(caught.value)
     return caught.value
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_flipped_bit_is_refused(catalog: Store, version: Path, file: str) -> None:
+def test_every_flipped_bit_is_refused(store: Store, version: Path, file: str) -> None:
     """One changed bit anywhere in any of the three files is noticed, and the file named."""
     path = version / file
     whole = path.read_bytes()
@@ -55,53 +55,53 @@ def test_every_flipped_bit_is_refused(catalog: Store, version: Path, file: str) 
         damaged = bytearray(whole)
         damaged[position] ^= 1 << number % 8
         path.write_bytes(damaged)
-        assert file in str(refuse(catalog))
+        assert file in str(refuse(store))
     path.write_bytes(whole)
-    load_set(catalog, "mrpc", 1, INFO)
+    load_set(store, "mrpc", 1, INFO)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_other_lengths_are_refused(catalog: Store, version: Path, file: str) -> None:
+def test_other_lengths_are_refused(store: Store, version: Path, file: str) -> None:
     """A file that was cut short, or made longer, is noticed."""
     path = version / file
     whole = path.read_bytes()
     for cut in (0, 1, 7, 8, 9, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        refuse(catalog)
+        refuse(store)
     for more in (b"\n", b" ", b"\0" * 512, whole):
         path.write_bytes(whole + more)
-        refuse(catalog)
+        refuse(store)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_missing_file_is_refused(catalog: Store, version: Path, file: str) -> None:
+def test_missing_file_is_refused(store: Store, version: Path, file: str) -> None:
     """A version that lost a file is damaged, not unknown."""
     (version / file).unlink()
-    refuse(catalog, f"{file}: file: expected .*, found no")
+    refuse(store, f"{file}: file: expected .*, found no")
 
 
-def test_swapped_files_are_refused(catalog: Store, version: Path) -> None:
+def test_swapped_files_are_refused(store: Store, version: Path) -> None:
     """The head's file in the adapter's place, and the other way round, are noticed."""
     adapter, head = version / "adapter.safetensors", version / "head.safetensors"
     contents = adapter.read_bytes(), head.read_bytes()
     head.write_bytes(contents[0])
     adapter.write_bytes(contents[1])
-    refuse(catalog, "size: expected")
+    refuse(store, "size: expected")
 
 
-def test_files_of_another_version_are_refused(catalog: Store, version: Path) -> None:
+def test_files_of_another_version_are_refused(store: Store, version: Path) -> None:
     """A file of equal size from another version is noticed by its digest."""
     other = AdapterSet(32, 2, ADAPTER, HEAD, seed=2)
-    save_set(catalog, other, new_manifest(parameters=other.stored_count))
-    (version / "head.safetensors").write_bytes((catalog.folder("mrpc", 2) / "head.safetensors").read_bytes())
-    refuse(catalog, "SHA-256: expected '[0-9a-f]{64}', found [0-9a-f]{64};")
+    save_set(store, other, new_manifest(parameters=other.stored_count))
+    (version / "head.safetensors").write_bytes((store.folder("mrpc", 2) / "head.safetensors").read_bytes())
+    refuse(store, "SHA-256: expected '[0-9a-f]{64}', found [0-9a-f]{64};")
 
 
-def test_folder_under_another_name_is_refused(catalog: Store) -> None:
+def test_folder_under_another_name_is_refused(store: Store) -> None:
     """A set does not answer to a name that it was not saved under."""
-    (catalog.root / "mrpc").rename(catalog.root / "imdb")
+    (store.root / "mrpc").rename(store.root / "imdb")
     with pytest.raises(ManifestError, match="name: expected imdb, found mrpc"):
-        catalog.manifest("imdb", 1)
+        store.manifest("imdb", 1)
 
 
 def without(key: str) -> Callable[[dict[str, Any]], None]:
@@ -133,11 +133,11 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_edited_manifest_is_refused(
-    catalog: Store, version: Path, edit: Callable[[dict[str, Any]], None], told: str
+    store: Store, version: Path, edit: Callable[[dict[str, Any]], None], told: str
 ) -> None:
     """A manifest that says what it must not is refused even when its digest was made right again."""
     reseal(version / "manifest.json", edit)
-    refuse(catalog, told)
+    refuse(store, told)
 
 
 @pytest.mark.parametrize(
@@ -153,20 +153,20 @@ def test_edited_manifest_is_refused(
         (lambda text: "null", "Expected `object`, got `null`"),
     ],
 )
-def test_hostile_json_is_refused(catalog: Store, version: Path, change: Callable[[str], str], told: str) -> None:
+def test_hostile_json_is_refused(store: Store, version: Path, change: Callable[[str], str], told: str) -> None:
     """JSON that is double, endless, too deep or too long is refused, never a crash."""
     path = version / "manifest.json"
     text = path.read_text()
     assert change(text) != text
     path.write_text(change(text))
-    refuse(catalog, told)
+    refuse(store, told)
 
 
-def test_rewritten_manifest_with_right_digest_is_read(catalog: Store, version: Path) -> None:
+def test_rewritten_manifest_with_right_digest_is_read(store: Store, version: Path) -> None:
     """The digest covers the bytes as they are, so another writer of the format may lay them out its own way."""
     path = version / "manifest.json"
     write_sealed(path, json.dumps(json.loads(path.read_text()), separators=(",", ":")))
-    load_set(catalog, "mrpc", 1, INFO)
+    load_set(store, "mrpc", 1, INFO)
 
 
 def header(text: str | bytes, data: bytes = b"") -> bytes:
@@ -217,18 +217,16 @@ MANY = ",".join(f'"{n}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for 
         (lambda data: header(f'{{"a":{{"dtype":"F32","shape":[{2**62},{2**62}],"data_offsets":[0,4]}}}}'), "content"),
     ],
 )
-def test_hostile_tensors_are_refused(
-    catalog: Store, version: Path, change: Callable[[bytes], bytes], told: str
-) -> None:
+def test_hostile_tensors_are_refused(store: Store, version: Path, change: Callable[[bytes], bytes], told: str) -> None:
     """A tensor file that is not exactly what its configuration asks for is refused, with all digests right."""
     relist(version / "manifest.json", "head.safetensors", change((version / "head.safetensors").read_bytes()))
-    refuse(catalog, f"head.safetensors: .*({told})")
+    refuse(store, f"head.safetensors: .*({told})")
 
 
-def test_failed_load_leaves_the_store_alone(catalog: Store, version: Path) -> None:
+def test_failed_load_leaves_the_store_alone(store: Store, version: Path) -> None:
     """Refusing a damaged version changes no file, and the next version loads."""
     (version / "head.safetensors").write_bytes(b"broken")
-    before = tree(catalog.root)
-    refuse(catalog)
-    assert before == tree(catalog.root)
-    assert 2 == catalog.commit(new_manifest(), CONTENTS)
+    before = tree(store.root)
+    refuse(store)
+    assert before == tree(store.root)
+    assert 2 == store.commit(new_manifest(), CONTENTS)

@@ -111,14 +111,14 @@ def test_registry_of_another_backbone_is_refused(
     told = f"it belongs to '{tiny_backbone.info.source}', and '{other_backbone.info.source}' needs a store of its own"
     for door in (Registry, Registry.create):
         with pytest.raises(BackboneMismatchError, match=told):
-            door(registry.catalog.root, other_backbone)
+            door(registry.store.root, other_backbone)
 
 
 def test_version_of_another_backbone_is_refused(registry: Registry, other_backbone: Backbone, tmp_path: Path) -> None:
     """A version copied in from the store of another backbone of equal shapes does not load."""
     other = Registry.create(tmp_path / "other", other_backbone)
     other.save("mrpc", new_set())
-    (other.catalog.root / "mrpc").rename(registry.catalog.root / "mrpc")
+    (other.store.root / "mrpc").rename(registry.store.root / "mrpc")
     with pytest.raises(BackboneMismatchError, match=r"cannot use 'mrpc:1' of .*: it was made for backbone"):
         registry.load("mrpc")
     assert [("mrpc:1", BackboneMismatchError)] == [(name, type(err)) for name, err in registry.verify()]
@@ -155,10 +155,10 @@ def test_verify_tells_everything_that_is_wrong(registry: Registry) -> None:
     registry.alias("mrpc", "best", 1)
     registry.alias("mrpc", "last", 4)
     assert [] == registry.verify()
-    catalog = registry.catalog
-    (catalog.folder("mrpc", 1) / "head.safetensors").write_bytes(b"")
-    (catalog.folder("mrpc", 3) / "manifest.json").write_text(json.dumps({}))
-    (catalog.root / "mrpc" / "aliases" / "last").write_bytes(b"9\n")
+    store = registry.store
+    (store.folder("mrpc", 1) / "head.safetensors").write_bytes(b"")
+    (store.folder("mrpc", 3) / "manifest.json").write_text(json.dumps({}))
+    (store.root / "mrpc" / "aliases" / "last").write_bytes(b"9\n")
     expected = [("mrpc:1", IntegrityError), ("mrpc:3", ManifestError), ("mrpc@last", AdapterNotFoundError)]
     assert expected == [(problem.reference, type(problem.error)) for problem in registry.verify()]
     assert expected == [(problem.reference, type(problem.error)) for problem in registry.verify(["mrpc", "imdb"])]
@@ -169,7 +169,7 @@ def test_verify_of_single_references(registry: Registry) -> None:
     registry.save("mrpc", new_set())
     registry.save("mrpc", new_set())
     registry.alias("mrpc", "best", 1)
-    (registry.catalog.folder("mrpc", 1) / "head.safetensors").unlink()
+    (registry.store.folder("mrpc", 1) / "head.safetensors").unlink()
     assert [] == registry.verify(["mrpc:2"])
     asked = ["mrpc@best", Reference(name="mrpc", version=1), "mrpc:7", "sst2", "../x"]
     problems = registry.verify(asked)

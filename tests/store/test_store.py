@@ -20,19 +20,19 @@ from tests.support.stored_sets import CONTENTS, INFO, commit, new_manifest, run_
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store.create(tmp_path / "store", INFO)
 
 
-def test_catalog_needs_no_heavy_import() -> None:
+def test_store_needs_no_heavy_import() -> None:
     """Listing a store never waits for torch, numpy, pandas, transformers or safetensors."""
     heavy = "{'torch', 'numpy', 'pandas', 'transformers', 'safetensors'}"
     done = run_python(f"import sys, registry.store.store, registry.provenance; print({heavy} & set(sys.modules))")
     assert "set()\n" == done.stdout, done.stderr
 
 
-def test_store_file_is_pinned(catalog: Store) -> None:
+def test_store_file_is_pinned(store: Store) -> None:
     """A new store is one readable store.json, byte for byte."""
     expected = {
         "store.json": b"""{
@@ -52,24 +52,24 @@ def test_store_file_is_pinned(catalog: Store) -> None:
 """
         % (b"a" * 64, b"b" * 64, b"3c1a8b9d4f12a450af49f3c1bc863dc7a6e6639d44995d8fe94a6be6e26f6dfb")
     }
-    assert expected == tree(catalog.root)
+    assert expected == tree(store.root)
 
 
-def test_create_again_opens(catalog: Store) -> None:
+def test_create_again_opens(store: Store) -> None:
     """Making a store where one is for the same backbone opens it and keeps what is there."""
-    commit(catalog)
-    assert ["mrpc"] == Store.create(catalog.root, INFO).names()
+    commit(store)
+    assert ["mrpc"] == Store.create(store.root, INFO).names()
 
 
 @pytest.mark.parametrize(("field", "part"), [("fingerprint", "backbone"), ("tokenizer_digest", "tokenizer")])
-def test_create_for_other_backbone_is_refused(catalog: Store, field: str, part: str) -> None:
+def test_create_for_other_backbone_is_refused(store: Store, field: str, part: str) -> None:
     """A store never changes hands: another backbone or tokenizer is told which one it belongs to."""
     other = msgspec.structs.replace(INFO, source="other", **{field: "c" * 64})
     told = f"made for {part} .{{12}}, this one is c{{12}}; it belongs to 'tiny', and 'other' needs a store of its own"
     with pytest.raises(BackboneMismatchError, match=told) as caught:
-        Store.create(catalog.root, other)
+        Store.create(store.root, other)
     assert part == caught.value.part
-    assert INFO == Store.open(catalog.root).info.backbone
+    assert INFO == Store.open(store.root).info.backbone
 
 
 def test_create_leaves_other_folders_alone(tmp_path: Path) -> None:
@@ -120,18 +120,18 @@ def test_missing_store_says_how_to_make_one(tmp_path: Path) -> None:
         (b"[" * 100_000, "shallow nesting"),
     ],
 )
-def test_damaged_store_file_is_refused(catalog: Store, content: bytes, told: str) -> None:
+def test_damaged_store_file_is_refused(store: Store, content: bytes, told: str) -> None:
     """A store.json that is not exactly one is refused with its path."""
-    (catalog.root / "store.json").write_bytes(content)
+    (store.root / "store.json").write_bytes(content)
     with pytest.raises(ManifestError, match=rf"store\.json.*({told})") as caught:
-        Store.open(catalog.root)
+        Store.open(store.root)
     assert 4 == caught.value.exit_code
 
 
-def test_version_files_are_pinned(catalog: Store) -> None:
+def test_version_files_are_pinned(store: Store) -> None:
     """A version is three files, and its manifest has these keys and no others."""
-    commit(catalog)
-    files = tree(catalog.root / "mrpc")
+    commit(store)
+    files = tree(store.root / "mrpc")
     assert ["adapter.safetensors", "head.safetensors", "manifest.json"] == [Path(name).name for name in files]
     assert {"versions/000001"} == {str(Path(name).parent) for name in files}
     plain = json.loads(files["versions/000001/manifest.json"])
@@ -145,165 +145,165 @@ def test_version_files_are_pinned(catalog: Store) -> None:
     ] == plain["files"]
 
 
-def test_equal_commits_have_equal_bytes(catalog: Store) -> None:
+def test_equal_commits_have_equal_bytes(store: Store) -> None:
     """The same manifest and contents give the same files, digest and all."""
-    commit(catalog, times=2)
-    versions = catalog.root / "mrpc" / "versions"
+    commit(store, times=2)
+    versions = store.root / "mrpc" / "versions"
     assert tree(versions / "000001") == tree(versions / "000002")
 
 
-def test_versions_rise(catalog: Store) -> None:
+def test_versions_rise(store: Store) -> None:
     """Every commit is the next version, and the older ones stay as they were."""
-    commit(catalog)
-    before = tree(catalog.root / "mrpc")
-    commit(catalog, times=10)
-    assert list(range(1, 12)) == catalog.versions("mrpc")
-    assert before.items() <= tree(catalog.root / "mrpc").items()
-    assert [] == list((catalog.root / "tmp").iterdir())
+    commit(store)
+    before = tree(store.root / "mrpc")
+    commit(store, times=10)
+    assert list(range(1, 12)) == store.versions("mrpc")
+    assert before.items() <= tree(store.root / "mrpc").items()
+    assert [] == list((store.root / "tmp").iterdir())
 
 
-def test_taken_number_gives_the_next(catalog: Store) -> None:
+def test_taken_number_gives_the_next(store: Store) -> None:
     """Whatever sits on the next number, even a plain file, is kept and the number after it is used."""
-    commit(catalog)
-    (catalog.root / "mrpc" / "versions" / "000002").write_text("in the way")
-    assert 3 == commit(catalog)
-    assert [1, 3] == catalog.versions("mrpc")
+    commit(store)
+    (store.root / "mrpc" / "versions" / "000002").write_text("in the way")
+    assert 3 == commit(store)
+    assert [1, 3] == store.versions("mrpc")
 
 
-def test_manifest_comes_back(catalog: Store) -> None:
+def test_manifest_comes_back(store: Store) -> None:
     """What was committed is what is read, with files and digest filled in."""
-    commit(catalog)
-    manifest = catalog.manifest("mrpc", 1)
+    commit(store)
+    manifest = store.manifest("mrpc", 1)
     assert new_manifest() == msgspec.structs.replace(manifest, files=(), digest="")
     assert [CONTENTS[entry.path] for entry in manifest.files] == [
-        catalog.read_file("mrpc", 1, entry) for entry in manifest.files
+        store.read_file("mrpc", 1, entry) for entry in manifest.files
     ]
-    assert manifest == catalog.verify_bytes("mrpc", 1)
+    assert manifest == store.verify_bytes("mrpc", 1)
 
 
-def test_aliases_move(catalog: Store) -> None:
+def test_aliases_move(store: Store) -> None:
     """An alias is a small text file that is replaced as a whole."""
-    commit(catalog, times=2)
-    catalog.set_alias("mrpc", "best", 1)
-    catalog.set_alias("mrpc", "best", 2)
-    catalog.set_alias("mrpc", "a.first", 1)
-    assert {"a.first": 1, "best": 2} == catalog.aliases("mrpc")
-    assert b"2 b0f5dd5d8bcbc2bc\n" == (catalog.root / "mrpc" / "aliases" / "best").read_bytes()
-    assert [] == list((catalog.root / "tmp").iterdir())
+    commit(store, times=2)
+    store.set_alias("mrpc", "best", 1)
+    store.set_alias("mrpc", "best", 2)
+    store.set_alias("mrpc", "a.first", 1)
+    assert {"a.first": 1, "best": 2} == store.aliases("mrpc")
+    assert b"2 b0f5dd5d8bcbc2bc\n" == (store.root / "mrpc" / "aliases" / "best").read_bytes()
+    assert [] == list((store.root / "tmp").iterdir())
 
 
-def test_alias_needs_its_version(catalog: Store) -> None:
+def test_alias_needs_its_version(store: Store) -> None:
     """An alias cannot be set to a version that is not there."""
-    commit(catalog)
+    commit(store)
     with pytest.raises(AdapterNotFoundError, match=r"cannot find adapter set 'mrpc:2' in .*: it has mrpc:1"):
-        catalog.set_alias("mrpc", "best", 2)
-    assert {} == catalog.aliases("mrpc")
+        store.set_alias("mrpc", "best", 2)
+    assert {} == store.aliases("mrpc")
 
 
 @pytest.mark.parametrize("content", [b"", b"1", b"0\n", b"01\n", b" 1\n", b"1\n\n", b"-1\n", b"\xd9\xa1\n", b"1" * 99])
-def test_damaged_alias_is_refused(catalog: Store, content: bytes) -> None:
+def test_damaged_alias_is_refused(store: Store, content: bytes) -> None:
     """An alias file is a plain number and a line end, nothing else."""
-    commit(catalog)
-    catalog.set_alias("mrpc", "best", 1)
-    (catalog.root / "mrpc" / "aliases" / "best").write_bytes(content)
+    commit(store)
+    store.set_alias("mrpc", "best", 1)
+    (store.root / "mrpc" / "aliases" / "best").write_bytes(content)
     with pytest.raises(ManifestError, match=r"cannot read .*best: "):
-        catalog.resolve("mrpc@best")
+        store.resolve("mrpc@best")
 
 
-def test_references_resolve(catalog: Store) -> None:
+def test_references_resolve(store: Store) -> None:
     """A name is its newest version; a number and an alias are what they say, as text or as record."""
-    commit(catalog, times=3)
-    catalog.set_alias("mrpc", "best", 2)
-    assert ("mrpc", 3) == catalog.resolve("mrpc")
-    assert ("mrpc", 1) == catalog.resolve("mrpc:1")
-    assert ("mrpc", 2) == catalog.resolve("mrpc@best")
-    assert ("mrpc", 2) == catalog.resolve(Reference(name="mrpc", alias="best"))
+    commit(store, times=3)
+    store.set_alias("mrpc", "best", 2)
+    assert ("mrpc", 3) == store.resolve("mrpc")
+    assert ("mrpc", 1) == store.resolve("mrpc:1")
+    assert ("mrpc", 2) == store.resolve("mrpc@best")
+    assert ("mrpc", 2) == store.resolve(Reference(name="mrpc", alias="best"))
 
 
-def test_unknown_references_name_the_nearest(catalog: Store) -> None:
+def test_unknown_references_name_the_nearest(store: Store) -> None:
     """A reference that is not there is answered with what is, and with the nearest of it."""
-    commit(catalog)
-    commit(catalog, "imdb")
-    catalog.set_alias("mrpc", "best", 1)
+    commit(store)
+    commit(store, "imdb")
+    store.set_alias("mrpc", "best", 1)
     for reference in ("mrcp", "mrcp:1", "mrcp@best"):
         with pytest.raises(AdapterNotFoundError, match=r"'mrcp' in .*: it has imdb, mrpc; did you mean 'mrpc'"):
-            catalog.resolve(reference)
+            store.resolve(reference)
     with pytest.raises(AdapterNotFoundError, match=r"'mrpc@bset' in .*: it has mrpc@best; did you mean 'mrpc@best'"):
-        catalog.resolve("mrpc@bset")
+        store.resolve("mrpc@bset")
     with pytest.raises(AdapterNotFoundError, match=r"'mrpc:9' in .*: it has mrpc:1"):
-        catalog.manifest("mrpc", 9)
+        store.manifest("mrpc", 9)
 
 
-def test_only_committed_names_are_listed(catalog: Store) -> None:
+def test_only_committed_names_are_listed(store: Store) -> None:
     """A name exists when it has a version; the leftovers of a dead writer and strange folders are passed over."""
-    commit(catalog)
+    commit(store)
     strange = ("tmp/0", ".checkpoints/mrpc/versions/000001", "UPPER/versions/000001", "odd/versions/1", "flat")
     for folder in ("left/versions", "zero/versions/000000", *strange):
-        (catalog.root / folder).mkdir(parents=True)
-    (catalog.root / "flat" / "versions").write_text("a file")
-    assert ["mrpc"] == catalog.names()
-    assert 1 == commit(catalog, "left")
+        (store.root / folder).mkdir(parents=True)
+    (store.root / "flat" / "versions").write_text("a file")
+    assert ["mrpc"] == store.names()
+    assert 1 == commit(store, "left")
 
 
-def test_remove_version(catalog: Store) -> None:
+def test_remove_version(store: Store) -> None:
     """Removing one version leaves the others, and nothing of it behind."""
-    commit(catalog, times=3)
-    catalog.remove("mrpc:2")
-    assert [1, 3] == catalog.versions("mrpc")
-    assert [] == list((catalog.root / "tmp").iterdir())
+    commit(store, times=3)
+    store.remove("mrpc:2")
+    assert [1, 3] == store.versions("mrpc")
+    assert [] == list((store.root / "tmp").iterdir())
 
 
-def test_remove_refuses_aliased_version(catalog: Store) -> None:
+def test_remove_refuses_aliased_version(store: Store) -> None:
     """A version that aliases point to stays until they are moved or removed."""
-    commit(catalog, times=2)
-    catalog.set_alias("mrpc", "best", 1)
-    catalog.set_alias("mrpc", "live", 1)
+    commit(store, times=2)
+    store.set_alias("mrpc", "best", 1)
+    store.set_alias("mrpc", "live", 1)
     with pytest.raises(VersionInUseError, match="found best, live; move or remove the alias first"):
-        catalog.remove("mrpc:1")
-    catalog.set_alias("mrpc", "live", 2)
-    catalog.remove("mrpc@best")
-    catalog.remove("mrpc:1")
-    assert ([2], {"live": 2}) == (catalog.versions("mrpc"), catalog.aliases("mrpc"))
+        store.remove("mrpc:1")
+    store.set_alias("mrpc", "live", 2)
+    store.remove("mrpc@best")
+    store.remove("mrpc:1")
+    assert ([2], {"live": 2}) == (store.versions("mrpc"), store.aliases("mrpc"))
 
 
-def test_remove_last_version_removes_name(catalog: Store) -> None:
+def test_remove_last_version_removes_name(store: Store) -> None:
     """With its last version a name is gone, and can be used again, with a number that it never had."""
-    commit(catalog)
-    catalog.set_alias("mrpc", "best", 1)
-    catalog.remove("mrpc@best")
-    catalog.remove("mrpc:1")
-    assert [] == catalog.names()
+    commit(store)
+    store.set_alias("mrpc", "best", 1)
+    store.remove("mrpc@best")
+    store.remove("mrpc:1")
+    assert [] == store.names()
     with pytest.raises(AdapterNotFoundError, match="cannot find adapter set 'mrpc'"):
-        catalog.versions("mrpc")
-    assert 2 == commit(catalog)
+        store.versions("mrpc")
+    assert 2 == commit(store)
 
 
-def test_number_of_a_removed_version_is_not_given_again(catalog: Store) -> None:
+def test_number_of_a_removed_version_is_not_given_again(store: Store) -> None:
     """A reference to a version that was removed never comes to mean another set; a whole name starts anew."""
-    commit(catalog, times=3)
-    catalog.remove("mrpc:3")
-    catalog.remove("mrpc:1")
-    assert ([2], 4) == (catalog.versions("mrpc"), commit(catalog))
-    catalog.remove("mrpc")
-    assert 1 == commit(catalog)
+    commit(store, times=3)
+    store.remove("mrpc:3")
+    store.remove("mrpc:1")
+    assert ([2], 4) == (store.versions("mrpc"), commit(store))
+    store.remove("mrpc")
+    assert 1 == commit(store)
 
 
-def test_remove_name_removes_all(catalog: Store) -> None:
+def test_remove_name_removes_all(store: Store) -> None:
     """A bare name is removed with all its versions and aliases, other names are not."""
-    commit(catalog, times=2)
-    commit(catalog, "imdb")
-    catalog.set_alias("mrpc", "best", 2)
-    catalog.remove("mrpc")
-    assert ["imdb"] == catalog.names()
+    commit(store, times=2)
+    commit(store, "imdb")
+    store.set_alias("mrpc", "best", 2)
+    store.remove("mrpc")
+    assert ["imdb"] == store.names()
 
 
 @pytest.mark.parametrize("reference", ["none", "mrpc:2", "mrpc@none"])
-def test_remove_unknown_is_told(catalog: Store, reference: str) -> None:
+def test_remove_unknown_is_told(store: Store, reference: str) -> None:
     """What is not there cannot be removed, and nothing else is."""
-    commit(catalog)
+    commit(store)
     with pytest.raises(AdapterNotFoundError, match=f"cannot find adapter set '{reference}'"):
-        catalog.remove(reference)
-    assert [1] == catalog.versions("mrpc")
+        store.remove(reference)
+    assert [1] == store.versions("mrpc")
 
 
 @pytest.mark.parametrize(
@@ -316,13 +316,13 @@ def test_remove_unknown_is_told(catalog: Store, reference: str) -> None:
     ],
 )
 def test_commit_refuses_the_unreadable(
-    catalog: Store, changes: dict[str, Any], contents: dict[str, bytes], told: str
+    store: Store, changes: dict[str, Any], contents: dict[str, bytes], told: str
 ) -> None:
     """What could not be read back is refused before anything is written."""
-    before = tree(catalog.root)
+    before = tree(store.root)
     with pytest.raises(ConfigError, match=told):
-        catalog.commit(new_manifest(**changes), contents)
-    assert before == tree(catalog.root)
+        store.commit(new_manifest(**changes), contents)
+    assert before == tree(store.root)
 
 
 @settings(max_examples=20, deadline=None)
@@ -333,12 +333,12 @@ def test_any_valid_name_round_trips(name: str, tmp_path_factory: pytest.TempPath
         manifest = new_manifest(name)
     except InvalidNameError:
         return  # two dots in a row, or a reserved word
-    catalog = Store.create(tmp_path_factory.mktemp("names"), INFO)
-    assert 1 == catalog.commit(manifest, CONTENTS)
-    catalog.set_alias(name, name, 1)
-    assert ([name], (name, 1)) == (catalog.names(), catalog.resolve(f"{name}@{name}"))
-    catalog.remove(name)
-    assert [] == catalog.names()
+    store = Store.create(tmp_path_factory.mktemp("names"), INFO)
+    assert 1 == store.commit(manifest, CONTENTS)
+    store.set_alias(name, name, 1)
+    assert ([name], (name, 1)) == (store.names(), store.resolve(f"{name}@{name}"))
+    store.remove(name)
+    assert [] == store.names()
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -35,9 +35,9 @@ def new_manifest(name: str = "mrpc", **changes: Any) -> Manifest:
     return Manifest(name=name, created="2025-01-01T00:00:00+00:00", **{**fields, **changes})
 
 
-def commit(catalog: Store, name: str = "mrpc", times: int = 1) -> int:
+def commit(store: Store, name: str = "mrpc", times: int = 1) -> int:
     """Commit some bytes as the next versions of ``name`` and return the last number."""
-    return [catalog.commit(new_manifest(name), CONTENTS) for _ in range(times)][-1]
+    return [store.commit(new_manifest(name), CONTENTS) for _ in range(times)][-1]
 
 
 def tree(folder: Path) -> dict[str, bytes]:

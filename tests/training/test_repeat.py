@@ -66,11 +66,11 @@ def manifest_path(store: Path, name: str = "sst2", version: int = 1) -> Path:
 
 def repeat(store: Path, reference: str, *more: object) -> Outcome:
     """Repeat a training and check what the answer says against the stored digests."""
-    catalog = Store.open(store)
-    first = catalog.manifest(*catalog.resolve(reference))
+    opened = Store.open(store)
+    first = opened.manifest(*opened.resolve(reference))
     told = succeed("--store", store, "train", "--from", reference, *more)
     name, version = told.out.split()[0].split(":")
-    second = catalog.manifest(name, int(version))
+    second = opened.manifest(name, int(version))
     said = told.out.splitlines()[1].startswith("same weights as ")
     assert has_same_weights(first, second) == said
     return told
@@ -185,13 +185,13 @@ def test_sets_trained_together_are_repeated_alone(tmp_path: Path, tiny_folder: P
 def test_other_weights_are_told_with_what_differs(tmp_path: Path, store: Path, folder: Path) -> None:
     """A set whose weights cannot be had again is saved beside it, with the libraries and the machine that differ."""
     succeed("--store", store, "train", "sst2", "--data", folder, *QUICK, "--seed", "1")
-    catalog = Store.open(store)
-    manifest, _ = catalog.read_version("sst2", 1)
+    opened = Store.open(store)
+    manifest, _ = opened.read_version("sst2", 1)
     assert manifest.origin is not None
     versions = {**manifest.library_versions, "torch": "1.0", "extinct": "2.0"}
     origin = msgspec.structs.replace(manifest.origin, threads=97, code="release 0.0.1", together=2)
     changed = msgspec.structs.replace(manifest, name="old", library_versions=versions, origin=origin)
-    assert 1 == catalog.commit(changed, catalog.read_version("sst2", 2)[1])  # as if another machine had come to these
+    assert 1 == opened.commit(changed, opened.read_version("sst2", 2)[1])  # as if another machine had come to these
     told = repeat(store, "old").out.splitlines()[1]
     assert told.startswith("other weights than old:1: extinct was 2.0, is missing; torch was 1.0, is ")
     assert "; code was release 0.0.1, is " in told
@@ -200,7 +200,7 @@ def test_other_weights_are_told_with_what_differs(tmp_path: Path, store: Path, f
     row = succeed("--store", store, "train", "--from", "old:1", "--json").rows[0]
     assert ("old:1", False, 5) == (row["repeats"], row["same_weights"], len(row["differences"]))
     unchanged = msgspec.structs.replace(manifest, name="odd")
-    catalog.commit(unchanged, catalog.read_version("sst2", 2)[1])
+    opened.commit(unchanged, opened.read_version("sst2", 2)[1])
     assert "other weights than odd:1: nothing that is recorded differs" == repeat(store, "odd").out.splitlines()[1]
 
 
@@ -209,8 +209,8 @@ def test_manifests_of_older_versions(store: Path) -> None:
     path = manifest_path(store)
     reseal(path, lambda plain: plain.pop("origin"))
     assert "same weights as sst2:1" in repeat(store, "sst2:1").out
-    catalog = Store.open(store)
-    old, now = catalog.manifest("sst2", 1), catalog.manifest("sst2", 2)
+    opened = Store.open(store)
+    old, now = opened.manifest("sst2", 1), opened.manifest("sst2", 2)
     assert ["its machine, code and number of threads were not recorded then"] == find_differences(old, now)
     reseal(path, lambda plain: plain.update(task="mine"))
     outcome = call("--store", store, "train", "--from", "sst2:1")
