@@ -105,7 +105,7 @@ def bench(
     with tracking:
         for jobs in grids:
             _run_task(backbone, jobs, options, registry, tracking)
-    _write(options["out"], REPORT_FORMATS)
+    _write(options["out"])
 
 
 def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
@@ -196,7 +196,9 @@ def _outcome(record: RunRecord) -> str:
 
 @click.command()
 @click.argument("folder", type=FOLDER, default=OUT)
-@click.option("--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}; all by default.")
+@click.option(
+    "--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}.  [default: all but parquet]"
+)
 @click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
 @click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
 @click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
@@ -233,7 +235,7 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
         print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
         wanted = _TextsWanted(options["data"], settings.offline, options["task_file"]) if with_text else None
-        _write(folder, formats or REPORT_FORMATS, wanted)
+        _write(folder, formats, wanted)
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ def _check(folder: Path, as_json: bool) -> None:
         )
 
 
-def _write(folder: Path, formats: tuple[str, ...], wanted: _TextsWanted | None = None) -> None:
+def _write(folder: Path, formats: tuple[str, ...] = (), wanted: _TextsWanted | None = None) -> None:
     from registry.reports.content import read_evidence
     from registry.reports.mistakes import read_texts
     from registry.reports.report import render_terminal, write_report

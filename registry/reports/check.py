@@ -28,6 +28,7 @@ from registry.bench.results import read_answers
 from registry.errors import ConfigError, RunError, ShapeMismatchError
 from registry.reports.content import gather_evidence
 from registry.reports.report import write_report
+from registry.schema import REPORT_FORMATS
 from registry.stats.predictions import Predictions
 from registry.tasks.metrics import score
 
@@ -267,7 +268,8 @@ def _check_files(out: Path, records: list[RunRecord], known: list[Mismatch]) -> 
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            written = write_report(Path(folder), gather_evidence(records, read_answers(out, records)))
+            evidence = gather_evidence(records, read_answers(out, records))
+            written = write_report(Path(folder), evidence, REPORT_FORMATS)
         except (RunError, ConfigError) as err:
             what = err.path if isinstance(err, RunError) else err.field
             return (), [] if known else [Mismatch("runs", "records", err.expected, f"{err.found} ({what})")]

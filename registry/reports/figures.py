@@ -1,207 +1,268 @@
-"""The one picture: what a method scores against how many parameters it trains.
+"""The pictures as SVG: scores over parameters, differences with intervals, learning curves.
 
-It uses figure objects only, no pyplot, so drawing changes no state of the process. Bytes are equal for equal tables.
-Colours: Okabe and Ito 2008, which keep apart for all common forms of colour blindness.
+Every number in a picture stands in a table of the page too. Colours are classes that drawings.css gives a light and a
+dark form: grey baselines, blue adapter sets, full fine-tuning in the text's own colour, each with a form of its own.
+``score_picture`` is a file of its own that brings these colours along; equal scores give equal bytes.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import pathlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from matplotlib.transforms import Bbox, IdentityTransform, ScaledTranslation, Transform
+from markupsafe import Markup
 
-from registry.bench.records import replace_file
-from registry.bench.results import FULL
-from registry.reports.frames import main_score, method_order, unswept
+from registry.reports.numbers import compact, signed
+from registry.reports.page_content import Forest, ForestRow, MethodCurves, Scatter, ScatterPoint, TaskCurves
+from registry.reports.svg import (
+    Box,
+    Layout,
+    Scale,
+    drawing,
+    element,
+    label,
+    line,
+    padded,
+    path,
+    standalone_style,
+    ticks,
+)
+from registry.stats.comparison import UNDECIDED
 
-_COLOURS = {
-    "majority": "#7f7f7f",
-    "head_only": "#e69f00",
-    "after_layer": "#0072b2",
-    "houlsby": "#d55e00",
-    "pfeiffer": "#009e73",
-    "parallel": "#cc79a7",
-    FULL: "#1d1f23",
-}
-_OTHER_COLOURS = ("#56b4e9", "#8c6d31", "#5b3a8e", "#a3123a")
-_TEXT, _SOFT, _GRID = "#1d1f23", "#5c6068", "#e4e4e0"
-_COLUMNS = 3
-_PANEL = (5.0, 4.4)  # inches
-_STEP_ASIDE = 5.5  # points
-_LEAD_FROM = 18  # pixels; nearer names need no line
-_LINEAR_TO = 100  # below it the x axis is linear, which gives 0 a place
+_WIDTH, _HEIGHT = 380.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 368.0, 12.0, 256.0
+_COLUMNS, _GAP = 3, 24.0  # of the file with all tasks
+_ASIDE = 7.0  # between intervals of methods of one size
+_NAMES, _NAME = 124.0, 20  # a forest's column of names: pixels, letters
+_ROW = 26.0
+_PANEL_WIDTH, _PANEL_HEIGHT = 190.0, 132.0
 
 
-@dataclass(frozen=True)
-class _Point:
-    method: str
-    parameters: float
-    mean: float
-    low: float  # the interval's ends, or the mean
-    high: float
-    aside: float  # points to the right
-    colour: str
+def score_picture(scatters: Sequence[Scatter], warning: str) -> str:
+    """Return one file of SVG with a panel for each task; ``warning`` stands above them where one must be read first."""
+    columns = min(max(len(scatters), 1), _COLUMNS)
+    width, top = columns * (_WIDTH + _GAP) + _GAP, 30.0 if warning else 0.0
+    height = top + math.ceil(len(scatters) / columns) * (_HEIGHT + _GAP) + _GAP
+    parts = [element("rect", width=width, height=height, class_="paper")]
+    parts += [label(_GAP, 24, warning, class_="strong warning")] if warning else []
+    for index, scatter in enumerate(scatters):
+        x, y = _GAP + index % columns * (_WIDTH + _GAP), top + index // columns * (_HEIGHT + _GAP) + _GAP
+        parts.append(label(x + _LEFT, y, f"{scatter.task}, {scatter.metric}", class_="strong"))
+        parts.append(scatter_chart(scatter, f"scatter-{index}", x=x, y=y + 8, width=_WIDTH, height=_HEIGHT))
+    style = element("style", Markup(standalone_style()))
+    title, told = "Score against trainable parameters", "; ".join(scatter.task for scatter in scatters)
+    space: dict[str, str | float] = {"xmlns": "http://www.w3.org/2000/svg", "width": width, "height": height}
+    return f"{drawing('scores', width, height, title, told, style, *parts, **space)}\n"
 
 
-def score_against_parameters(summary: pd.DataFrame, warning: str, path: pathlib.Path) -> None:
-    """Draw one panel per task, mean and interval of the main metric over trainable parameters, as PNG.
+def scatter_chart(scatter: Scatter, name: str, **place: float) -> Markup:
+    """Return the scores of one task over trainable parameters on a logarithmic axis that has a place for 0.
 
     Args:
-        summary: by ``summary_table``; methods with swept settings are left out where there are others.
-        warning: a title, where one must be read first.
-        path: of the file.
-
-    Raises:
-        RunError: the folder cannot be written.
+        scatter: the points.
+        name: of the drawing, for its ids.
+        place: x, y, width and height within a larger drawing.
     """
-    rows = unswept(summary).to_dict("records")
-    panels = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["task"])]
-    colours = _colours(row["method"] for row in rows)
-    columns = min(len(panels), _COLUMNS)
-    lines = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(max(columns * _PANEL[0], 6.5), lines * _PANEL[1] + 0.3), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    panel_axes = [axes for line in grid for axes in line]
-    for axes in panel_axes[len(panels) :]:
-        axes.set_axis_off()
-    for axes, panel in zip(panel_axes, panels, strict=False):
-        _draw_panel(axes, panel, _points(panel, colours))
-    if warning:
-        figure.suptitle(warning, fontsize=10, fontweight="bold", color="#a33b00")
-    figure.draw_without_rendering()  # the layout must stand before labels can be placed between the points
-    figure.set_layout_engine("none")
-    for axes, panel in zip(panel_axes, panels, strict=False):
-        _label_points(axes, _points(panel, colours))
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-    replace_file(path, image.getvalue())
+    points = sorted(scatter.points, key=lambda point: (point.parameters, -point.mean, point.method))
+    ends = [end for point in points for end in (point.low, point.mean, point.high) if end is not None]
+    up = Scale(*padded(ends, 0.06), _BOTTOM, _TOP)
+    across, marks = _parameter_axis([point.parameters for point in points])
+    parts = [
+        Markup("").join(
+            [line(_LEFT, up(y), _RIGHT, up(y), "grid"), label(_LEFT - 7, up(y) + 4, f"{y:g}", "end", "soft")]
+        )
+        for y in ticks(up.first, up.last, 7)
+    ]
+    parts += [label(x, _BOTTOM + 18, text, "middle", "soft") for x, text in marks]
+    parts.append(label((_LEFT + _RIGHT) / 2, _BOTTOM + 37, "trainable parameters", "middle", "soft"))
+    placed = list(_side_by_side(points, across))
+    layout = Layout(Box(_LEFT, 0, _WIDTH, _BOTTOM))
+    for x, point in placed:
+        layout.taken.append(Box(x - 5, up(point.mean) - 5, x + 5, up(point.mean) + 5))
+        layout.taken.append(Box(x - 1, up(_high(point)), x + 1, up(_low(point))))
+    parts += [_scatter_point(x, point, up) for x, point in placed]
+    parts += [_name_of(x, point, up, layout) for x, point in sorted(placed, key=lambda each: -each[1].mean)]
+    told = "; ".join(f"{p.method} {p.mean:.3f} with {p.parameters:,} parameters" for p in points)
+    return drawing(name, _WIDTH, _HEIGHT, f"{scatter.task}: {scatter.metric} over parameters", told, *parts, **place)
 
 
-def _colours(methods: Iterator[str]) -> dict[str, str]:
-    ordered = sorted(set(methods), key=method_order)
-    others = (method for method in ordered if method not in _COLOURS)
-    return _COLOURS | dict(zip(others, itertools.cycle(_OTHER_COLOURS), strict=False))
+def forest_chart(forest: Forest, name: str) -> Markup:
+    """Return one line a method: its difference to the reference, with the band that is too small to be seen."""
+    reach = _reach(forest)
+    across = Scale(-reach, reach, _NAMES + 8, _WIDTH - 10)
+    bottom = len(forest.rows) * _ROW + 14
+    parts = []
+    if forest.detectable is not None:
+        left, right = across(max(-forest.detectable, -reach)), across(min(forest.detectable, reach))
+        parts.append(element("rect", x=left, y=4, width=right - left, height=bottom - 4, class_="band"))
+    for x in ticks(-reach, reach, 7):
+        parts.append(line(across(x), 4, across(x), bottom, "zero" if x == 0 else "grid"))
+        parts.append(label(across(x), bottom + 16, f"{x:+g}".replace("-", "\u2212") if x else "0", "middle", "soft"))
+    parts.append(
+        label(across(0), bottom + 35, f"points of {forest.metric} against {forest.reference}", "middle", "soft")
+    )
+    parts += [_forest_row(row, index * _ROW + 22, across) for index, row in enumerate(forest.rows)]
+    told = "; ".join(f"{row.method} {signed(row.difference)} ({row.verdict})" for row in forest.rows)
+    title = f"{forest.task}: differences to {forest.reference} in points of {forest.metric}"
+    return drawing(name, _WIDTH, bottom + 44, title, told, *parts)
 
 
-def _points(panel: Sequence[dict[Any, Any]], colours: dict[str, str]) -> list[_Point]:
-    """Return what was run to its end; methods that train equally many parameters step aside for each other."""
-    done = [row for row in panel if not math.isnan(main_score(row)[0])]
-    found = []
-    for row in done:
-        mean, low, high = main_score(row)
-        equal = [other["method"] for other in done if other["trainable"] == row["trainable"]]
-        aside = (equal.index(row["method"]) - (len(equal) - 1) / 2) * _STEP_ASIDE
-        low, high = (mean if math.isnan(end) else end for end in (low, high))
-        found.append(_Point(row["method"], float(row["trainable"]), mean, low, high, aside, colours[row["method"]]))
-    return found
+def curve_panels(task: TaskCurves, name: str, scores: bool = False) -> list[Markup]:
+    """Return a small panel for each method: its seeds in colour before the means of all others in grey.
+
+    ``scores`` draws the held-out scores in place of the losses; methods without any have no panel.
+    """
+    methods = {method.method: method for method in task.methods if any(_curves(method, scores))}
+    curves = {name: _curves(method, scores) for name, method in methods.items()}
+    points = [point for lines in curves.values() for curve in lines for point in curve]
+    if not points:
+        return []
+    across = Scale(0, max(x for x, _ in points) or 1, 30, _PANEL_WIDTH - 6)
+    up = Scale(*padded(_heights(methods.values(), scores), 0.05), _PANEL_HEIGHT - 20, 24)
+    means = [_mean_curve(method, scores) for method in methods.values()]
+    shared = [
+        element("path", d=path((across(x), up(y)) for x, y in mean), id=f"{name}-line-{index}")
+        for index, mean in enumerate(means)
+    ]
+    what = task.metric if scores else "training loss"
+    panels = []
+    for index, (method, lines) in enumerate(curves.items()):
+        drawn = [
+            element(
+                "path",
+                d=path((across(x), up(min(y, up.last))) for x, y in curve),
+                class_="seed failed" if seed.failed else "seed",
+            )
+            for curve, seed in zip(lines, methods[method].seeds, strict=True)
+        ]
+        others = [_use(f"{name}-line-{other}", "other") for other in range(len(curves)) if other != index]
+        own = _use(f"{name}-line-{index}", "mean")
+        last = [curve[-1][1] for curve in lines if curve]
+        told = f"{len(lines)} seeds, {what} at the end: {', '.join(f'{value:.3g}' for value in last)}"
+        parts = [element("defs", *shared)] if index == 0 else []
+        parts += [*_panel_axes(across, up), *others, *drawn, own, label(0, 12, _short(method, 28), class_="strong")]
+        title = f"{task.task}, {method}: {what}"
+        panels.append(drawing(f"{name}-{index}", _PANEL_WIDTH, _PANEL_HEIGHT, title, told, *parts))
+    return panels
 
 
-def _draw_panel(axes: Axes, panel: Sequence[dict[Any, Any]], points: Sequence[_Point]) -> None:
-    for point in points:
-        if point.method in ("majority", FULL):
-            axes.axhline(point.mean, color=point.colour, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.6, zorder=1)
-        axes.errorbar(
-            point.parameters, point.mean, yerr=_error_bar(point), color=point.colour, marker="o", markersize=6,
-            capsize=2.5, elinewidth=1.3, markeredgecolor="white", markeredgewidth=0.6, zorder=3,
-            transform=_place(axes, point),
-        )  # fmt: skip
-    largest = max([1000.0, *(point.parameters for point in points)])
-    axes.set_xscale("symlog", linthresh=_LINEAR_TO, linscale=0.6)
-    axes.set_xlim(-30, largest * 6)
-    axes.set_xticks([0.0, *(10.0**power for power in range(2, int(math.log10(largest)) + 1))])
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short_count(value)))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    lowest = min((point.low for point in points), default=0.0)
-    highest = max((point.high for point in points), default=1.0)
-    room = 0.12 * (highest - lowest) or 0.1
-    axes.set_ylim(lowest - room, highest + room)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_SOFT)
-    axes.tick_params(colors=_SOFT, labelsize=9, length=3)
-    axes.set_title(f"{panel[0]['task']} ({panel[0]['split']})", loc="left", fontsize=12, color=_TEXT, parse_math=False)
-    beside = " (equal counts side by side)" if any(point.aside for point in points) else ""
-    axes.set_xlabel(f"trainable parameters{beside}", fontsize=9.5, color=_SOFT)
-    axes.set_ylabel(panel[0]["main_metric"], fontsize=9.5, color=_SOFT, parse_math=False)
+def _parameter_axis(counts: Sequence[int]) -> tuple[dict[int, float], list[tuple[float, str]]]:
+    """Return the pixel of each count, and the marks; 0 has a place of its own left of the logarithmic part."""
+    zero = min(counts, default=1) <= 0
+    powers = [math.log10(count) for count in counts if count > 0] or [0.0]
+    scale = Scale(min(powers) - 0.3, max(powers) + 0.3, _LEFT + (36 if zero else 4), _RIGHT)
+    across = {count: scale(math.log10(count)) if count > 0 else _LEFT + 12 for count in counts}
+    step = 1 if scale.last - scale.first <= 4 else 2
+    whole = range(math.ceil(scale.first), math.floor(scale.last) + 1, step)
+    marks = [(scale(power), compact(10.0**power)) for power in whole]
+    return across, [(_LEFT + 12, "0"), *marks] if zero else marks
 
 
-def _error_bar(point: _Point) -> list[list[float]] | None:
-    return None if point.low == point.high else [[point.mean - point.low], [point.high - point.mean]]
+def _side_by_side(points: Sequence[ScatterPoint], across: dict[int, float]) -> Iterator[tuple[float, ScatterPoint]]:
+    """Yield each point with its x; methods of one size stand beside each other."""
+    for middle, group in itertools.groupby(points, key=lambda point: across[point.parameters]):
+        members = list(group)
+        for index, point in enumerate(members):
+            yield middle + (index - (len(members) - 1) / 2) * _ASIDE, point
 
 
-def _place(axes: Axes, point: _Point) -> Transform:
-    return axes.transData + ScaledTranslation(point.aside / 72, 0, axes.figure.dpi_scale_trans)
+def _scatter_point(x: float, point: ScatterPoint, up: Scale) -> Markup:
+    parts = [element("title", f"{point.method}: {point.mean:.3f}, {point.parameters:,} trainable parameters")]
+    if point.low is not None and point.high is not None:
+        parts.append(line(x, up(point.low), x, up(point.high), "interval"))
+    parts.append(_mark(x, up(point.mean), point.group))
+    return element("g", *parts, class_=f"point {point.group}")
 
 
-def _short_count(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+def _mark(x: float, y: float, group: str) -> Markup:
+    if group == "full":
+        return element("rect", x=x - 4, y=y - 4, width=8, height=8)
+    if group == "baseline":
+        return element("path", d=path([(x, y - 5), (x + 5, y), (x, y + 5), (x - 5, y)]) + "Z")
+    return element("circle", cx=x, cy=y, r=4.5)
 
 
-def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
-    """Write each method's name at the nearest place where it and the line to it cover nothing else."""
-    taken = [_marker_box(axes, point) for point in points]
-    leads: list[Path] = []
-    inside = axes.get_window_extent()
-    for index, point in sorted(enumerate(points), key=lambda pair: -pair[1].mean):
-        text = axes.text(
-            0, 0, point.method, fontsize=9, color=_TEXT, va="center", transform=IdentityTransform(), parse_math=False,
-            zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
-        size = text.get_window_extent()
-        x, y = _place(axes, point).transform((point.parameters, point.mean))
-        others = [box for place, box in enumerate(taken) if place != index]
-        choices = list(_names_round(x, y, size.width, size.height))
-        free = (
-            (box, lead) for box, lead in choices
-            if _contains(inside, box) and not box.overlaps(taken[index])
-            and not any(box.overlaps(other) or lead.intersects_bbox(other) for other in others)
-            and not any(old.intersects_bbox(box) or old.intersects_path(lead) for old in leads)
-        )  # fmt: skip
-        box, lead = next(free, choices[0])
-        taken.append(box.padded(4))
-        text.set_position((box.x0, (box.y0 + box.y1) / 2))
-        if max(lead.get_extents().size) > _LEAD_FROM:
-            leads.append(lead)
-            axes.add_artist(PathPatch(lead, edgecolor=point.colour, linewidth=0.9, zorder=2, transform=None))
+def _name_of(x: float, point: ScatterPoint, up: Scale, layout: Layout) -> Markup:
+    text = _short(point.method, 26)
+    left, base, anchor = layout.place(text, x, up(point.mean), 9)
+    end = left - 2 if anchor == "start" else left + 2
+    parts = [label(left, base, text, anchor)]
+    if abs(base - 4 - up(point.mean)) > 7:
+        parts.insert(0, line(x, up(point.mean), end, base - 4, "lead"))
+    return element("g", *parts)
 
 
-def _marker_box(axes: Axes, point: _Point) -> Bbox:
-    place = _place(axes, point)
-    x, low = place.transform((point.parameters, point.low))
-    _, high = place.transform((point.parameters, point.high))
-    return Bbox.from_extents(x - 8, low - 8, x + 8, high + 8)
+def _reach(forest: Forest) -> float:
+    """Return how far the axis goes: all of the adapter methods, while far baselines become arrows at its ends."""
+    near = [row for row in forest.rows if row.group != "baseline"] or list(forest.rows)
+    ends = [abs(end) for row in near for end in (row.low, row.high) if math.isfinite(end)]
+    return max([1.0, (forest.detectable or 0) * 1.15, *(end * 1.1 for end in ends)])
 
 
-def _names_round(x: float, y: float, width: float, height: float) -> Iterator[tuple[Bbox, Path]]:
-    """Yield boxes for a name and the lines to them, in pixels: right, left, above, below, between; then further out."""
-    for radius in (14, 22, 32, 44, 58, 74, 92, 112):
-        for angle in (0, 180, 90, 270, 45, 135, 315, 225, 22, 158, 338, 202, 67, 113, 293, 247):
-            along, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            end = (x + radius * along, y + radius * up)
-            left = end[0] - (width / 2 if abs(along) < 0.3 else width if along < 0 else 0)
-            box = Bbox.from_bounds(left, end[1] + (up - 1) * height / 2, width, height)
-            yield box, Path([(x, y), end])
+def _forest_row(row: ForestRow, y: float, across: Scale) -> Markup:
+    reach = across.last
+    kind = "undecided" if row.verdict == UNDECIDED else row.verdict
+    parts = [
+        element("title", f"{row.method}: {signed(row.difference)} ({signed(row.low)} to {signed(row.high)})"),
+        label(_NAMES - 4, y + 4, _short(row.method, _NAME), "end"),
+    ]
+    if abs(row.difference) > reach:
+        side = math.copysign(1, row.difference)
+        tip = across(side * reach)
+        parts.append(element("path", d=path([(tip, y), (tip - side * 9, y - 5), (tip - side * 9, y + 5)]) + "Z"))
+        parts.append(label(tip - side * 14, y + 4, signed(row.difference), "start" if side < 0 else "end"))
+    else:
+        parts.append(line(across(max(row.low, -reach)), y, across(min(row.high, reach)), y, "interval"))
+        parts.append(element("circle", cx=across(row.difference), cy=y, r=4.5))
+    return element("g", *parts, class_=f"difference {kind}")
 
 
-def _contains(outer: Bbox, box: Bbox) -> bool:
-    return bool(outer.x0 <= box.x0 and box.x1 <= outer.x1 and outer.y0 <= box.y0 and box.y1 <= outer.y1)
+def _curves(method: MethodCurves, scores: bool) -> list[list[tuple[float, float]]]:
+    if scores:
+        return [list(zip(map(float, seed.score_steps), seed.scores, strict=True)) for seed in method.seeds]
+    return [list(zip(map(float, seed.steps), seed.losses, strict=True)) for seed in method.seeds]
+
+
+def _heights(methods: Iterable[MethodCurves], scores: bool) -> list[float]:
+    """Return all that the axis must hold: a diverged run leaves it above twice the height of the others."""
+    seeds = [pair for method in methods for pair in zip(_curves(method, scores), method.seeds, strict=True)]
+    heights = [y for curve, seed in seeds if not seed.failed for _, y in curve]
+    diverged = [y for curve, seed in seeds if seed.failed for _, y in curve]
+    most = 2 * max((y for y in heights if math.isfinite(y)), default=math.inf)
+    return [*heights, *(min(y, most) for y in diverged)]
+
+
+def _mean_curve(method: MethodCurves, scores: bool) -> list[tuple[float, float]]:
+    """Return the mean over the finished seeds at the steps that all of them have."""
+    finished = zip(_curves(method, scores), method.seeds, strict=True)
+    tables = [dict(curve) for curve, seed in finished if curve and not seed.failed]
+    if not tables:
+        return []
+    steps = [x for x in tables[0] if all(x in table for table in tables)]
+    return [(x, sum(table[x] for table in tables) / len(tables)) for x in steps]
+
+
+def _panel_axes(across: Scale, up: Scale) -> list[Markup]:
+    marks = ticks(up.first, up.last, 4)
+    parts = [line(30, up(y), _PANEL_WIDTH - 6, up(y), "grid") for y in marks]
+    parts += [label(25, up(y) + 4, f"{y:g}", "end", "soft") for y in marks]
+    parts.append(label(30, _PANEL_HEIGHT - 5, "0", class_="soft"))
+    parts.append(label(_PANEL_WIDTH - 6, _PANEL_HEIGHT - 5, f"{across.last:,.0f} steps", "end", "soft"))
+    return parts
+
+
+def _use(name: str, class_: str) -> Markup:
+    return element("use", href=f"#{name}", class_=class_)
+
+
+def _low(point: ScatterPoint) -> float:
+    return point.mean if point.low is None else point.low
+
+
+def _high(point: ScatterPoint) -> float:
+    return point.mean if point.high is None else point.high
+
+
+def _short(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"

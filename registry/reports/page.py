@@ -11,14 +11,13 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 import msgspec
 from markupsafe import Markup
 
-from registry.reports.charts import curve_panels, forest_chart, scatter_chart
+from registry.reports.figures import curve_panels, forest_chart, scatter_chart
 from registry.reports.mistakes import ErrorRow, MethodConfusion, TaskConfusions, TaskErrors
 from registry.reports.numbers import signed
 from registry.reports.page_content import (
@@ -34,11 +33,11 @@ from registry.reports.page_content import (
     TaskCurves,
 )
 from registry.reports.size_chart import size_chart
+from registry.reports.svg import read_template
 from registry.stats.comparison import Verdict
 
 MOST_ERRORS = 2000  # rows of one task; the page stays a size that mail and repositories take
 
-_FOLDER = Path(__file__).with_name("templates")
 _MATRIX_LABELS = 10  # more labels than that become a list of the most frequent confusions
 _MOST_CONFUSIONS = 30
 _TINTS = 5
@@ -58,9 +57,10 @@ def render_page(content: PageContent) -> str:
         keep_trailing_newline=True,
     )
     environment.globals["sort_value"] = _sort_value
-    style, script = _read("page.css"), _read("page.js")
+    style = "".join(map(read_template, ("colours.css", "page.css", "drawings.css")))
+    script = read_template("page.js")
     parts = _parts(content)
-    return environment.from_string(_read("page.html")).render(
+    return environment.from_string(read_template("page.html")).render(
         content=content,
         style=Markup(style),
         script=Markup(script),
@@ -311,10 +311,6 @@ def _p_value(p: float | None) -> str:
     if p is None:
         return _DASH
     return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

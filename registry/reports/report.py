@@ -21,7 +21,7 @@ from rich.text import Text
 
 from registry.bench.records import replace_file
 from registry.reports.content import ReportContent
-from registry.reports.figures import score_against_parameters
+from registry.reports.figures import score_picture
 from registry.reports.frames import NOT_RUN, comparison_table, runs_table, score_in, swept, task_names, unswept
 from registry.reports.mistakes import RowTexts
 from registry.reports.numbers import (
@@ -38,11 +38,14 @@ from registry.reports.numbers import (
     starred_points,
     worse_on,
 )
+from registry.reports.page_figures import scatters
 from registry.reports.page_report import render_report_page
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
 from registry.schema import REPORT_FORMATS
 from registry.tasks.metrics import LOWER_IS_BETTER
 from registry.validation import choose
+
+DEFAULT_FORMATS = tuple(name for name in REPORT_FORMATS if name != "parquet")  # its tables are small; csv has them too
 
 _LEFT = ("task", "method")
 
@@ -149,7 +152,7 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|*`\[\]])", r"\\\1", one_line(text)).replace("<", "&lt;")
 
 
-_PICTURE = "score_vs_parameters.png"
+_PICTURE = "score_vs_parameters.svg"
 _TERMINAL_METRICS = 4
 _READING = "± is half a 95 % interval; vs full in points, * where it can be told from none."
 _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
@@ -158,7 +161,7 @@ _CAPTION_WIDTH = 80  # a narrower table would break the notice in its caption
 def write_report(
     out: Path,
     evidence: ReportContent,
-    formats: Sequence[str] = REPORT_FORMATS,
+    formats: Sequence[str] = (),
     texts: Mapping[str, RowTexts] | None = None,
 ) -> list[Path]:
     """Write the report's files into ``out`` and return their paths; the picture is always among them.
@@ -166,14 +169,14 @@ def write_report(
     Args:
         out: the folder.
         evidence: what to report.
-        formats: from REPORT_FORMATS.
+        formats: from REPORT_FORMATS; all but parquet by default.
         texts: of the reported rows, for a second page that stays on the user's machine.
 
     Raises:
         ConfigError: an unknown format.
         RunError: ``out`` cannot be written.
     """
-    wanted = [choose(name, REPORT_FORMATS, "report format") for name in formats]
+    wanted = [choose(name, REPORT_FORMATS, "report format") for name in formats or DEFAULT_FORMATS]
     files = {name: text.encode() for name, text in _texts(evidence, wanted).items()}
     if "parquet" in wanted:
         files |= {f"{name}.parquet": _to_parquet(frame) for name, frame in _tables(evidence).items()}
@@ -181,11 +184,10 @@ def write_report(
         files["report.html"] = render_report_page(evidence).encode()
         if texts:  # in a file of its own, so that the page that is checked and passed on never has any
             files["report-with-text.html"] = render_report_page(evidence, texts).encode()
+    files[_PICTURE] = score_picture(scatters(evidence.summary), notice(evidence.records)).encode()
     for name, content in files.items():
         replace_file(Path(out) / name, content)
-    picture = Path(out) / _PICTURE
-    score_against_parameters(evidence.summary, notice(evidence.records), picture)
-    return [*(Path(out) / name for name in files), picture]
+    return [Path(out) / name for name in files]
 
 
 def _tables(evidence: ReportContent) -> dict[str, pd.DataFrame]:

@@ -6,8 +6,10 @@ Colours and fonts are the page's, by class. This file does not know what is draw
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
@@ -81,7 +83,9 @@ def element(name: str, *children: str, **attributes: str | float | None) -> Mark
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
 
 
-def drawing(name: str, width: float, height: float, title: str, description: str, *children: str) -> Markup:
+def drawing(
+    name: str, width: float, height: float, title: str, description: str, /, *children: str, **place: str | float
+) -> Markup:
     """Return a whole drawing that scales to its place and tells its content to those who do not see it."""
     return element(
         "svg",
@@ -92,7 +96,21 @@ def drawing(name: str, width: float, height: float, title: str, description: str
         role="img",
         aria_labelledby=f"{name}-title",
         aria_describedby=f"{name}-desc",
+        **place,
     )
+
+
+def standalone_style() -> str:
+    """Return the style of a drawing outside the page: the page's colours, as dark as the reader's system."""
+    colours = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", read_template("colours.css"))
+    light, dark = ("".join(f" --{name}: {pair[theme]};" for name, *pair in colours) for theme in (0, 1))
+    media = f":root {{{light} }}\n@media (prefers-color-scheme: dark) {{ :root {{{dark} }} }}\n"
+    return f"{media}{read_template('drawings.css')}"
+
+
+def read_template(name: str) -> str:
+    """Return one of the files that page and drawings are made with."""
+    return Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8")
 
 
 def label(x: float, y: float, text: str, anchor: str = "start", class_: str | None = None) -> Markup:

@@ -79,7 +79,7 @@ def test_report_makes_the_tables_again(benched: tuple[Path, tuple[str, ...]], tm
     shutil.copytree(benched[0] / "out" / "runs", tmp_path / "runs")
     pass_as_committed(tmp_path)
     told = succeed("report", tmp_path, "--format", "csv")
-    assert {"table.csv", "runs.csv", "comparisons.csv", "score_vs_parameters.png"} == {
+    assert {"table.csv", "runs.csv", "comparisons.csv", "score_vs_parameters.svg"} == {
         path.name for path in tmp_path.iterdir() if path.is_file()
     }
     assert "wrote " in told.err

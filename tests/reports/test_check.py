@@ -21,7 +21,7 @@ from registry.model.backbone import Backbone
 from registry.reports.check import Checked, check_report
 from registry.reports.content import read_evidence
 from registry.reports.report import write_report
-from registry.schema import FileEntry
+from registry.schema import REPORT_FORMATS, FileEntry
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import TaskData, load_task
 from registry.tasks.spec import find_task, task_from_file
@@ -40,7 +40,7 @@ def bench(out: Path, data: TaskData, backbone: Backbone, methods: tuple[str, ...
         for seed in seeds:
             run_cell(out, Cell(data.spec.name, method, seed), data, backbone, overrides=dict(QUICK))
     pass_as_committed(out)
-    write_report(out, read_evidence(out))
+    write_report(out, read_evidence(out), REPORT_FORMATS)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_wrong_digit_in_a_record_is_found(out: Path) -> None:
     record = read_record(out / RECORD)
     wrong = record.scores["accuracy"] + 1e-9
     replace_file(out / RECORD, to_json(msgspec.structs.replace(record, scores={**record.scores, "accuracy": wrong})))
-    write_report(out, read_evidence(out))
+    write_report(out, read_evidence(out), REPORT_FORMATS)
     checked = check_report(out)
     assert f"{RECORD}: scores.accuracy: expected {record.scores['accuracy']!r}, found {wrong!r}" == str(
         checked.differences[0]
@@ -217,11 +217,11 @@ def test_wrong_number_in_a_parquet_file_is_found(out: Path, name: str) -> None:
 
 
 def test_other_picture_is_found(out: Path) -> None:
-    """A picture of other records is told by its digest."""
-    path = out / "score_vs_parameters.png"
+    """A picture of other records is told by the line that differs."""
+    path = out / "score_vs_parameters.svg"
     path.write_bytes(path.read_bytes() + b"\0")
     (difference,) = check_report(out).differences
-    assert ("score_vs_parameters.png", "bytes") == (difference.file, difference.field)
+    assert ("score_vs_parameters.svg", True) == (difference.file, difference.field.startswith("line "))
 
 
 def test_record_that_cannot_be_read_is_a_difference(out: Path) -> None:

@@ -9,13 +9,12 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import msgspec
 import pytest
 
 from registry.errors import ConfigError
-from registry.reports.charts import curve_panels, forest_chart, scatter_chart
+from registry.reports.figures import curve_panels, forest_chart, scatter_chart
 from registry.reports.mistakes import ErrorRow, MethodConfusion, TaskConfusions, TaskErrors
 from registry.reports.numbers import compact, signed
 from registry.reports.page import MOST_ERRORS, render_page
@@ -36,7 +35,7 @@ from registry.reports.page_content import (
     TaskCurves,
 )
 from registry.reports.size_chart import size_chart
-from registry.reports.svg import Box, Layout, padded, path, pixel, ticks
+from registry.reports.svg import Box, Layout, padded, path, pixel, read_template, ticks
 from tests.support.page_contents import HOSTILE, PageReader, make_content, make_errors, make_hostile
 
 
@@ -293,7 +292,7 @@ def test_a_full_drawing_still_names_its_points() -> None:
 
 def test_colours_are_told_apart_in_light_and_dark() -> None:
     """Text has a contrast of 4.5 at least to its background, marks of 3 (WCAG 2.2, AA)."""
-    style = (Path(__file__).parents[2] / "registry" / "reports" / "templates" / "page.css").read_text(encoding="utf-8")
+    style = read_template("colours.css")
     pairs = dict(re.findall(r"--(\w+): light-dark\((#\w{6}, #\w{6})\)", style))
     colours = {name: pair.split(", ") for name, pair in pairs.items()}
     for theme in (0, 1):

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from rich.console import Console
 from registry.bench.records import RunRecord, read_records, write_record
 from registry.errors import ConfigError, RunError
 from registry.reports.content import read_evidence
-from registry.reports.figures import score_against_parameters
+from registry.reports.figures import score_picture
 from registry.reports.frames import SAMPLE_NOTICE
+from registry.reports.page_figures import scatters
 from registry.reports.report import write_report
+from registry.schema import REPORT_FORMATS
 from tests.support.run_records import (
     evidence_of,
     fail,
@@ -36,7 +39,7 @@ from tests.support.run_records import (
 
 TABLES = {f"{name}.{form}" for name in ("table", "runs", "comparisons") for form in ("csv", "parquet")}
 TEXTS = {"table.json", "report.md", "table.tex", "report.html"}
-FILES = TABLES | TEXTS | {"score_vs_parameters.png"}
+FILES = TABLES | TEXTS | {"score_vs_parameters.svg"}
 
 
 @pytest.fixture
@@ -73,14 +76,22 @@ def test_report_writes_all_files(records: list[RunRecord], tmp_path: Path) -> No
     assert "that is 6.2 points below full fine-tuning (0.953)." in report
     assert "- No intervals and no tests: there are no predictions to make them from." in report
     assert "(12 truncated, 0.33 %), reported on 408 of 408 rows of validation" in report
-    assert (tmp_path / "score_vs_parameters.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "score_vs_parameters.svg").read_text().startswith("<svg")
     assert r"\toprule" in (tmp_path / "table.tex").read_text()
 
 
 def test_report_of_one_format_writes_only_that(records: list[RunRecord], tmp_path: Path) -> None:
     """A format that was not asked for is not written; the picture always is."""
     report_of(tmp_path, records, ["json"])
-    assert {"table.json", "score_vs_parameters.png"} == {path.name for path in tmp_path.iterdir()}
+    assert {"table.json", "score_vs_parameters.svg"} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_parquet_is_written_when_it_is_asked_for(records: list[RunRecord], tmp_path: Path) -> None:
+    """Without a choice every format but parquet is written; with one, its three tables are there."""
+    paths = write_report(tmp_path, evidence_of(records))
+    assert FILES - {path for path in FILES if path.endswith(".parquet")} == {path.name for path in paths}
+    names = {"table.parquet", "runs.parquet", "comparisons.parquet", "score_vs_parameters.svg"}
+    assert names == {path.name for path in report_of(tmp_path / "asked", records, ["parquet"])}
 
 
 def test_unknown_format_is_refused_with_the_nearest(records: list[RunRecord], tmp_path: Path) -> None:
@@ -123,8 +134,8 @@ def test_sample_scores_are_labelled_in_every_output(records: list[RunRecord], tm
     write_answered(tmp_path / "hub", "mrpc", {"pfeiffer": 0.8, "full_fine_tuning": 0.9})
     evidence = read_evidence(tmp_path / "hub")
     sample = [from_sample(record) for record in evidence.records]
-    write_report(tmp_path / "hub", evidence)
-    write_report(tmp_path / "sample", evidence_of(sample, evidence.answers))
+    write_report(tmp_path / "hub", evidence, REPORT_FORMATS)
+    write_report(tmp_path / "sample", evidence_of(sample, evidence.answers), REPORT_FORMATS)
     for name in TABLES:
         read = pd.read_csv if name.endswith("csv") else pd.read_parquet
         assert read(tmp_path / "sample" / name)["notes"].str.contains(SAMPLE_NOTICE).all()
@@ -134,7 +145,7 @@ def test_sample_scores_are_labelled_in_every_output(records: list[RunRecord], tm
         assert SAMPLE_NOTICE not in (tmp_path / "hub" / name).read_text()
     assert f"**{SAMPLE_NOTICE}**" == (tmp_path / "sample" / "report.md").read_text().splitlines()[0]
     assert SAMPLE_NOTICE == json.loads((tmp_path / "sample" / "table.json").read_text())["notice"]
-    pictures = [(tmp_path / name / "score_vs_parameters.png").read_bytes() for name in ("sample", "hub")]
+    pictures = [(tmp_path / name / "score_vs_parameters.svg").read_bytes() for name in ("sample", "hub")]
     assert pictures[0] != pictures[1]
     assert SAMPLE_NOTICE in terminal(sample)
 
@@ -182,7 +193,7 @@ def test_terminal_table_fits_100_columns(records: list[RunRecord]) -> None:
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
-def test_picture_draws_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
+def test_picture_draws_any_number_of_tasks(tasks: int) -> None:
     """One task or more than a line of them, own recipes and methods that did not finish all make a picture."""
     methods: list[Callable[[str], RunRecord]] = [
         lambda task: make_record(task, "majority"),
@@ -190,8 +201,10 @@ def test_picture_draws_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
         lambda task: fail(make_record(task, "houlsby")),
     ]
     summary = summary_of([make(f"task-{n}") for n in range(tasks) for make in methods])
-    score_against_parameters(summary, "", tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    picture = ElementTree.fromstring(score_picture(scatters(summary), SAMPLE_NOTICE))
+    panels = picture.findall("{http://www.w3.org/2000/svg}svg")
+    assert [f"task-{n} (validation)" for n in range(tasks)] == [panel[0].text.split(":")[0] for panel in panels]
+    assert SAMPLE_NOTICE in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_report_of_failed_runs_only_is_still_written(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from registry.reports.content import gather_evidence, read_evidence
 from registry.reports.report import render_terminal, write_report
 from registry.reports.sentences import notes, sentences
 from registry.reports.statistics import measure
+from registry.schema import REPORT_FORMATS
 from registry.stats.comparison import compare
 from registry.stats.intervals import (
     holm,
@@ -258,7 +259,7 @@ def test_the_sentence_over_all_tasks_tells_the_best_small_method(written: Path) 
 
 def test_a_changed_comparison_is_found_in_either_file(out: Path) -> None:
     """The comparisons are checked like every table: a changed verdict is told in csv and in parquet."""
-    write_report(out, read_evidence(out))
+    write_report(out, read_evidence(out), REPORT_FORMATS)
     assert () == check_report(out).differences
     for name, read, write in (
         ("comparisons.csv", pd.read_csv, pd.DataFrame.to_csv),

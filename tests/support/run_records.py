@@ -13,8 +13,8 @@ from rich.table import Table
 from registry.bench.records import RunRecord, find_records, read_record, replace_file, write_record
 from registry.provenance import Hardware
 from registry.reports.content import ReportContent, gather_evidence
-from registry.reports.report import REPORT_FORMATS, render_terminal, write_report
-from registry.schema import BackboneInfo, DataInfo, ParameterCounts, TrainingConfig
+from registry.reports.report import render_terminal, write_report
+from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo, ParameterCounts, TrainingConfig
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import score
 from registry.validation import to_json

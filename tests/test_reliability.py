@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parents[2]
+HERE = Path(__file__).parents[1]
 PAGE = (HERE / "docs" / "store.md").read_text(encoding="utf-8")
 PROMISES = PAGE.split("## What the store promises")[1].split("\n## ")[0]
 REPORT = json.loads((HERE / "reports" / "reliability.json").read_text(encoding="utf-8"))
