@@ -14,18 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from registry.bench.records import RunRecord, read_predictions, record_path
-from registry.bench.sweep import swept_train_rows
+from registry.bench.sweep import split_name, swept_train_rows
 from registry.errors import RunError
 from registry.provenance import DIRTY
+from registry.schema import BASELINES, PLACEMENTS
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import LOWER_IS_BETTER
 
 FULL = "full_fine_tuning"  # what every method is compared with
+_METHODS = ("majority", "head_only", *PLACEMENTS)
 
 
 def check_comparable(records: Sequence[RunRecord]) -> None:
@@ -214,3 +217,21 @@ def _check_same_rows(out: Path, one: tuple[RunRecord, Predictions], other: tuple
             str(answers.probabilities.shape),
             "delete the record, and bench runs that cell again",
         )
+
+
+def method_order(method: str) -> tuple[int, str, tuple[tuple[str, float], ...]]:
+    """Return the sort key of a method: simple baselines, placements, other recipes, full fine-tuning last.
+
+    Variants come after their method, by their swept values.
+    """
+    base, swept = split_name(method)
+    place = _METHODS.index(base) if base in _METHODS else len(_METHODS) + (base == FULL)
+    return place, base, swept
+
+
+def group_of(method: str) -> Literal["baseline", "adapter", "full"]:
+    """Return whether a method is a baseline, full fine-tuning, or a set."""
+    base = split_name(method)[0]
+    if base == FULL:
+        return "full"
+    return "baseline" if base in BASELINES else "adapter"

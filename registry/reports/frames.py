@@ -22,13 +22,14 @@ from registry.bench.results import (
     check_comparable,
     is_dirty,
     is_reference,
+    method_order,
     not_above_majority,
     reference_of,
     why_not_averaged,
 )
 from registry.bench.sweep import split_name
 from registry.reports.statistics import TableStatistics
-from registry.schema import BASELINES, PLACEMENTS
+from registry.schema import BASELINES
 from registry.stats.comparison import Comparison
 from registry.tasks.metrics import LOWER_IS_BETTER
 
@@ -37,7 +38,6 @@ NOT_RUN = "not run"
 DIRTY_NOTICE = "Uncommitted code: cannot be repeated."
 
 _METRICS = ("accuracy", "f1_binary", "f1_weighted")
-_METHODS = ("majority", "head_only", *PLACEMENTS)
 _LONG = ["task", "method", "seed", "split", "metric", "value"]
 _LEADING = ["task", "split", "method", "seeds", "train_rows", "trainable", "percent", "stored_bytes"]
 _DIFFERENCE = ["difference_points", "difference_low", "difference_high", "difference_p", "verdict"]
@@ -206,16 +206,6 @@ def score_names(records: Iterable[RunRecord]) -> list[str]:
 def task_names(records: Iterable[RunRecord]) -> list[str]:
     """Return the sorted names of the tasks."""
     return sorted({record.task for record in records})
-
-
-def method_order(method: str) -> tuple[int, str, tuple[tuple[str, float], ...]]:
-    """Return the sort key of a method: simple baselines, placements, other recipes, full fine-tuning last.
-
-    Variants come after their method, by their swept values.
-    """
-    base, swept = split_name(method)
-    place = _METHODS.index(base) if base in _METHODS else len(_METHODS) + (base == FULL)
-    return place, base, swept
 
 
 def source_name(source: str) -> str:

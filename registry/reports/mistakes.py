@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,112 +15,99 @@ from registry.bench.sweep import split_name
 from registry.errors import DataError
 from registry.reports.content import ReportContent
 from registry.stats.predictions import CellPredictions
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import TaskData, load_again
 from registry.tasks.metrics import predicted_labels
 from registry.tasks.spec import TaskSpec, find_task, replace_split
-from registry.validation import Record, require
 
+MOST_ROWS = 2000  # of one task; the page stays a size that mail and repositories take
 
-class MethodConfusion(Record, frozen=True, kw_only=True):
-    """Answers of one method, counted over its seeds: ``counts[true][answered]``."""
-
-    method: str
-    seeds: int
-    counts: tuple[tuple[int, ...], ...]
-
-
-class TaskConfusions(Record, frozen=True, kw_only=True):
-    """The confusion counts of all methods on one task."""
-
-    task: str
-    label_names: tuple[str, ...]
-    methods: tuple[MethodConfusion, ...]
-
-    def __post_init__(self) -> None:
-        size = len(self.label_names)
-        for method in self.methods:
-            sizes = {len(method.counts), *map(len, method.counts)}
-            require(sizes == {size}, "counts", f"{size} x {size} counts", sorted(sizes))
-
-
-class ErrorRow(Record, frozen=True, kw_only=True):
-    """A row that some method got wrong.
-
-    Attributes:
-        row: its number in the reported split.
-        label: the true label's index.
-        probabilities: of the true label, per method, averaged over seeds.
-        wrong: how many seeds were wrong, per method.
-        texts: the row's text or pair of texts; empty unless the user asked for them.
-    """
-
-    row: int
-    label: int
-    probabilities: tuple[float, ...]
-    wrong: tuple[int, ...]
-    texts: tuple[str, ...] = ()
-
-
-class TaskErrors(Record, frozen=True, kw_only=True):
-    """All rows of one task that any method got wrong, with the number of seeds of each method.
-
-    Attributes:
-        how: what a reader must know of these numbers in particular; or empty.
-    """
-
-    task: str
-    label_names: tuple[str, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[int, ...]
-    rows: tuple[ErrorRow, ...]
-    how: str = ""
-
-    def __post_init__(self) -> None:
-        count = len(self.methods)
-        require(len(self.seeds) == count, "seeds", f"{count} numbers", len(self.seeds))
-        for row in self.rows:
-            sizes = {len(row.probabilities), len(row.wrong)}
-            require(sizes == {count}, f"row {row.row}", f"{count} probabilities and counts", sorted(sizes))
-            require(0 <= row.label < len(self.label_names), f"row {row.row}", "an index of a label", row.label)
-
-
-Texts = Mapping[int, tuple[str, ...]]
+RowTexts = Mapping[int, tuple[str, ...]]
 
 _SEVERAL_LABELS = (
     "A row of this task has several labels and is wrong where any of them is: its number is the least probability "
     "that was given to the truth about one label."
 )
+_MATRIX_LABELS = 10  # more labels than that become a list of the most frequent confusions
+_MOST_CONFUSIONS = 30
+_TINTS = 5
 _MAJORITY = "majority"
 _NO_LABEL = "none"
 
 
-def confusions_of(title: str, names: Sequence[str], methods: Mapping[str, CellPredictions]) -> TaskConfusions | None:
-    """Return the confusion counts of each method, summed over its seeds; None where rows have no single class.
+@dataclass(frozen=True, eq=False)
+class WrongRows:
+    """The rows of one task that some seed of some method got wrong, most confident mistake first.
 
-    Args:
-        title: what the page calls the task.
-        names: of the labels.
-        methods: in the order of the page.
+    Attributes:
+        columns: what page.js reads: label names, methods and their seeds; of each row its number ``n``, the index of
+            its true label ``t``, its texts ``x`` if there are any; and row by row, for each method, the probability
+            of the true label in thousandths ``p`` and how many seeds were wrong ``w``.
+        total: how many rows there are; at most ``MOST_ROWS`` are in the columns.
+        how: what a reader must know of these numbers in particular; or empty.
     """
-    kinds = {one.problem_type for one in methods.values()}
-    if kinds != {"classification"}:
-        return None
-    counted = tuple(
-        MethodConfusion(method=method, seeds=len(one.seeds), counts=_count(one, len(names)))
-        for method, one in methods.items()
-    )
-    return TaskConfusions(task=title, label_names=tuple(names), methods=counted)
+
+    columns: dict[str, Any]
+    total: int
+    how: str
 
 
-def errors_of(
-    title: str, names: Sequence[str], methods: Mapping[str, CellPredictions], texts: Texts | None = None
-) -> TaskErrors | None:
+def count_confusions(answers: CellPredictions) -> NDArray[np.int64]:
+    """Return (C, C) how often each true label, by row, got each answer, by column, over all seeds."""
+    classes = answers.probabilities.shape[2]
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    for probabilities in answers.probabilities:
+        np.add.at(counts, (answers.labels, predicted_labels(answers.problem_type, probabilities)), 1)
+    return counts
+
+
+def confusion_matrix(method: str, counts: NDArray[np.int64], names: Sequence[str], seeds: int) -> dict[str, Any]:
+    """Return the matrix of one method as the page shows it: counts, shares of each line, tints."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    tints = np.minimum((shares * _TINTS).astype(int), _TINTS - 1)
+    lines = []
+    for true, name in enumerate(names):
+        kinds = ["right" if answered == true else "wrong" for answered in range(len(names))]
+        cells = [
+            {"count": f"{count:,}", "share": f"{part:.0%}", "tint": f"{kind}-{tint}"}
+            for count, part, kind, tint in zip(counts[true], shares[true], kinds, tints[true], strict=True)
+        ]
+        lines.append((name, cells))
+    right = counts.trace() / max(counts.sum(), 1)
+    return {"method": method, "lines": lines, "right": f"{right:.1%} right, {seeds} seed{'' if seeds == 1 else 's'}"}
+
+
+def confusions_of(names: Sequence[str], methods: Mapping[str, CellPredictions]) -> dict[str, Any]:
+    """Return a matrix for each method, and of many labels instead the most frequent confusions as rows of words."""
+    counts = {method: count_confusions(one) for method, one in methods.items()}
+    if len(names) > _MATRIX_LABELS:
+        times = [
+            (-int(table[true, answered]), method, names[true], names[answered])
+            for method, table in counts.items()
+            for true, answered in np.argwhere(table)
+            if true != answered
+        ]
+        return {"matrices": [], "frequent": [(*words, -count) for count, *words in sorted(times)[:_MOST_CONFUSIONS]]}
+    narrow = len(names) == 2 and max(map(len, names)) <= 9
+    form = "free" if len(names) > 3 else "narrow" if narrow else "wide"  # columns, or as wide as they are
+    matrices = [confusion_matrix(method, counts[method], names, len(one.seeds)) for method, one in methods.items()]
+    return {"matrices": matrices, "form": form, "frequent": []}
+
+
+def label_names(records: Iterable[RunRecord], task: str, answers: CellPredictions) -> tuple[str, ...]:
+    """Return the names that the task's heads have, or the numbers of the classes where no run has a head."""
+    classes = answers.probabilities.shape[2]
+    named = (record.head.label_names for record in records if record.task == task and record.head is not None)
+    return next((names for names in named if len(names) == classes), tuple(map(str, range(classes))))
+
+
+def wrong_rows(
+    names: Sequence[str], methods: Mapping[str, CellPredictions], texts: RowTexts | None = None
+) -> WrongRows | None:
     """Return every row that some seed of some method got wrong; None where nothing is right or wrong.
 
     Args:
-        title: what the page calls the task.
         names: of the labels.
-        methods: in the order of the page; the majority class is left out.
+        methods: in the order of the page; the majority class is left out, as it reads no row.
         texts: of each row by its number, for pages that stay with their reader.
     """
     read = {method: one for method, one in methods.items() if split_name(method)[0] != _MAJORITY}
@@ -126,30 +115,24 @@ def errors_of(
     if first is None or first.problem_type == "regression":
         return None
     several = first.problem_type == "multi_label"
-    labels, label_names = _label_sets(first.labels, names) if several else (first.labels.tolist(), tuple(names))
+    labels, label_names = _label_sets(first.labels, names) if several else (first.labels, tuple(names))
     wrong = np.stack([(~one.correct()).sum(axis=0) for one in read.values()], axis=1)  # (R, methods)
     truth = np.stack([_given_to_truth(one).mean(axis=0) for one in read.values()], axis=1)  # (R, methods)
-    rows = tuple(
-        ErrorRow(
-            row=number,
-            label=labels[index],
-            probabilities=tuple(truth[index].tolist()),
-            wrong=tuple(wrong[index].tolist()),
-            texts=texts[number] if texts is not None else (),
-        )
-        for index, number in enumerate(first.row_numbers.tolist())
-        if wrong[index].any()
-    )
-    seeds = tuple(len(one.seeds) for one in read.values())
-    how = f"{title}: {_SEVERAL_LABELS}" if several else ""
-    return TaskErrors(task=title, label_names=label_names, methods=tuple(read), seeds=seeds, rows=rows, how=how)
-
-
-def _count(one: CellPredictions, classes: int) -> tuple[tuple[int, ...], ...]:
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    for probabilities in one.probabilities:
-        np.add.at(counts, (one.labels, predicted_labels(one.problem_type, probabilities)), 1)
-    return tuple(tuple(line) for line in counts.tolist())
+    confidence = np.where(wrong > 0, truth, np.inf).min(axis=1)  # the least that a wrong method gave to the truth
+    found = np.flatnonzero(wrong.any(axis=1))
+    kept = found[np.lexsort((first.row_numbers[found], confidence[found]))][:MOST_ROWS]
+    columns: dict[str, Any] = {
+        "labels": label_names,
+        "methods": list(read),
+        "seeds": [len(one.seeds) for one in read.values()],
+        "n": first.row_numbers[kept].tolist(),
+        "t": labels[kept].tolist(),
+        "p": np.rint(1000 * truth[kept]).astype(int).ravel().tolist(),
+        "w": wrong[kept].ravel().tolist(),
+    }
+    if texts is not None:
+        columns["x"] = [texts[number] for number in columns["n"]]
+    return WrongRows(columns, len(found), _SEVERAL_LABELS if several else "")
 
 
 def _given_to_truth(one: CellPredictions) -> NDArray[np.float64]:
@@ -161,22 +144,15 @@ def _given_to_truth(one: CellPredictions) -> NDArray[np.float64]:
     return probabilities[:, np.arange(len(one.labels)), one.labels]
 
 
-def _label_sets(labels: NDArray[np.int64], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+def _label_sets(labels: NDArray[np.int64], names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return for each row the index of its set of labels, and how each set is called."""
     sets, index = np.unique(labels, axis=0, return_inverse=True)
     called = [", ".join(name for name, there in zip(names, one, strict=True) if there) or _NO_LABEL for one in sets]
-    return [int(place) for place in index.reshape(-1)], tuple(called)
-
-
-RowTexts = dict[int, tuple[str, ...]]
+    return index.reshape(-1).astype(np.int64), tuple(called)
 
 
 def read_texts(
-    evidence: ReportContent,
-    data: str | None = None,
-    *,
-    offline: bool = False,
-    specs: Iterable[TaskSpec] = (),
+    evidence: ReportContent, data: str | None = None, *, offline: bool = False, specs: Iterable[TaskSpec] = ()
 ) -> dict[str, RowTexts]:
     """Return for each task the text, or pair of texts, of every reported row by its number.
 
@@ -195,9 +171,8 @@ def read_texts(
     found: dict[str, RowTexts] = {}
     for task in sorted({record.task for record in evidence.records}):
         # All runs of a task have the same reported rows; the one with most training rows has those of the others too.
-        record = max(
-            (one for one in evidence.records if one.task == task), key=lambda one: (one.data.train_rows, one.method)
-        )
+        of_task = [record for record in evidence.records if record.task == task]
+        record = max(of_task, key=lambda one: (one.data.train_rows, one.method))
         spec = own[task] if task in own else find_task(task)
         answers = next(iter(methods_of(evidence.answers, task).values()), None)
         rows = load_rows(record, spec, answers, data, offline=offline).reported
@@ -227,33 +202,15 @@ def load_rows(
         DataError: the rows cannot be read, or are not those of the record.
         DataUnavailableError: the Hub cannot be reached and the data set is not cached.
     """
-    loaded = _load(record, spec, data or record.data.source, offline)
-    _check(record, loaded, answers)
-    return loaded
-
-
-def _load(record: RunRecord, spec: TaskSpec, source: str, offline: bool) -> TaskData:
-    info = record.data
-    return load_task(
-        spec if spec.reported_split == record.split else replace_split(spec, record.split),
-        source,
-        offline=offline,
-        limit=info.train_rows if info.train_rows < info.train_available else None,
-        limit_reported=info.reported_rows if info.reported_rows < info.reported_available else None,
-    )
-
-
-def _check(record: RunRecord, loaded: TaskData, answers: CellPredictions | None) -> None:
+    spec = spec if spec.reported_split == record.split else replace_split(spec, record.split)
+    loaded = load_again(spec, record.data, data, offline=offline)
+    where, hint = (loaded.source, f"task '{record.task}'"), "give --data the source that the runs were made from"
     expected, found = record.data.fingerprint, loaded.fingerprint()
-    hint = "give --data the source that the runs were made from"
     if found != expected:
-        told = f"rows with fingerprint {expected[:12]}, as the runs had"
-        raise DataError(loaded.source, f"task '{record.task}'", told, found[:12], hint)
-    if answers is None:
-        return
+        raise DataError(*where, f"rows with fingerprint {expected[:12]}, as the runs had", found[:12], hint)
     rows = loaded.reported
-    same = np.array_equal(answers.row_numbers, rows.row_numbers) and np.array_equal(answers.labels, rows.labels)
-    if not same:
-        raise DataError(
-            loaded.source, f"task '{record.task}'", "the rows and labels that the runs answered", "others", hint
-        )
+    if answers is not None and not (
+        np.array_equal(answers.row_numbers, rows.row_numbers) and np.array_equal(answers.labels, rows.labels)
+    ):
+        raise DataError(*where, "the rows and labels that the runs answered", "others", hint)
+    return loaded

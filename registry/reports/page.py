@@ -1,8 +1,8 @@
 """The report's page: one html file that needs no other file and asks the network for nothing.
 
 Tables, sentences and pictures stand in the html itself, so they can be read without scripts; page.js adds sorting, the
-choice of light and dark, and the list of rows answered wrong, whose data goes in as JSON. Every text is escaped here or
-set as text there. Equal content gives equal bytes.
+choice of light and dark, and the list of rows answered wrong, whose data goes in as JSON. Every text is escaped by the
+template or set as text by the script. Equal records give equal bytes: nothing of the moment or the machine is in it.
 """
 
 from __future__ import annotations
@@ -10,44 +10,69 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import msgspec
+import pandas as pd
 from markupsafe import Markup
 
-from registry.reports.figures import curve_panels, forest_chart, scatter_chart
-from registry.reports.mistakes import ErrorRow, MethodConfusion, TaskConfusions, TaskErrors
-from registry.reports.numbers import signed
-from registry.reports.page_content import (
-    Cell,
-    Column,
-    Forest,
-    MethodCurves,
-    PageContent,
-    PageTable,
-    RowGroup,
-    Scatter,
-    SizeCurve,
-    TaskCurves,
+from registry.bench.records import RunRecord
+from registry.bench.results import FULL, is_reference, reference_of
+from registry.bench.sweep import split_name
+from registry.reports.content import ReportContent, TaskRows, commands_of, provenance_of, task_rows
+from registry.reports.figures import curve_panels, curve_points, forest_chart, scatter_chart, size_chart
+from registry.reports.frames import NOT_RUN, main_score, score_in, swept, unswept
+from registry.reports.mistakes import MOST_ROWS, RowTexts, confusions_of, label_names, wrong_rows
+from registry.reports.numbers import (
+    DASH,
+    TITLE,
+    number,
+    p_value,
+    readable_bytes,
+    readable_seconds,
+    share,
+    signed,
+    worse_on,
 )
-from registry.reports.size_chart import size_chart
+from registry.reports.sentences import READING, missing_and_failed, notes, notice, power_sentence, sentences, unbroken
+from registry.reports.statistics import SizeCurve, amount_curves, bottleneck_curves
 from registry.reports.svg import read_template
-from registry.stats.comparison import Verdict
-
-MOST_ERRORS = 2000  # rows of one task; the page stays a size that mail and repositories take
-
-_MATRIX_LABELS = 10  # more labels than that become a list of the most frequent confusions
-_MOST_CONFUSIONS = 30
-_TINTS = 5
-_DASH = "\N{EN DASH}"
+from registry.tasks.metrics import LOWER_IS_BETTER
 
 
-def render_page(content: PageContent) -> str:
-    """Return the whole page as html text; write it as UTF-8.
+class Cell(NamedTuple):
+    """What a cell shows and the value it sorts by: None and NaN last, either way round.
 
-    A task's rows answered wrong are cut to the ``MOST_ERRORS`` most confident mistakes, and the page says so.
+    ``detail`` stands small below the text; ``tone`` is how it is set: ``strong`` for the number that counts, a verdict
+    in its colour.
+    """
+
+    text: str
+    value: float | str | None = None
+    detail: str = ""
+    tone: str = ""
+
+
+class Table(NamedTuple):
+    """A table: titles of columns, which of these hold words, and rows under the name of their group."""
+
+    titles: Sequence[str]
+    groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    words: Sequence[str] = ("method", "verdict")
+
+    def is_sortable(self, column: int) -> bool:
+        """Return whether any cell of a column has a value to sort by."""
+        return any(row[column].value is not None for _, rows in self.groups for row in rows)
+
+
+def render_report_page(evidence: ReportContent, texts: Mapping[str, RowTexts] | None = None) -> str:
+    """Return the page of a report as html text; write it as UTF-8.
+
+    Args:
+        evidence: what the report is made of.
+        texts: for each task the texts of its reported rows, by ``read_texts``, for a page that stays with its reader.
     """
     environment = jinja2.Environment(
         autoescape=True,
@@ -58,212 +83,237 @@ def render_page(content: PageContent) -> str:
     )
     environment.globals["sort_value"] = _sort_value
     style = "".join(map(read_template, ("colours.css", "page.css", "drawings.css")))
-    script = read_template("page.js")
-    parts = _parts(content)
-    return environment.from_string(read_template("page.html")).render(
-        content=content,
-        style=Markup(style),
-        script=Markup(script),
-        style_digest=_digest(style),
-        script_digest=_digest(script),
-        sections=_sections(content),
-        **parts,
-    )
+    script, told = read_template("page.js"), page_content(evidence, texts)
+    own = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "digests": {"style": _digest(style), "script": _digest(script)},
+    }
+    return environment.from_string(read_template("page.html")).render(told, told=told, title=TITLE, **own)
 
 
-def _parts(content: PageContent) -> dict[str, Any]:
-    errors = [task for task in content.errors if task.rows]
-    lines = [line.method for curve in (*content.bottlenecks, *content.amounts) for line in curve.lines]
-    styles = {method: index for index, method in enumerate(dict.fromkeys(lines))}
+def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None = None) -> dict[str, Any]:
+    """Return everything that the template of the page asks for, by name; see ``render_report_page``."""
+    records, summary, measured = evidence.records, evidence.summary, evidence.measured
+    tasks, caveats = task_rows(summary), missing_and_failed(records)
+    bottlenecks, amounts = bottleneck_curves(records, measured), amount_curves(records, measured)
+    swept_methods = dict.fromkeys(method for curve in (*bottlenecks, *amounts) for method, _ in curve.lines)
+    styles = {method: index for index, method in enumerate(swept_methods)}
     return {
-        "scatters": [_scatter(each, f"scatter-{index}") for index, each in enumerate(content.scatters)],
-        "bottlenecks": [_sizes(each, f"bottleneck-{i}", styles) for i, each in enumerate(content.bottlenecks)],
-        "amounts": [_sizes(each, f"amount-{i}", styles) for i, each in enumerate(content.amounts)],
-        "forests": [_forest(each, f"forest-{index}") for index, each in enumerate(content.forests)],
-        "curves": [_curves(each, f"curve-{index}") for index, each in enumerate(content.curves)],
-        "confusions": [_confusions(each) for each in content.confusions],
-        "errors": [task.task for task in errors],
-        "error_notes": [note for task in errors for note in (task.how, _cut_note(task)) if note],
-        "error_data": _json([_encoded(task) for task in errors]),
+        "notice": notice(records),
+        "summary": [unbroken(sentence) for sentence in sentences(summary, evidence.totals)],
+        "scores": scores_table(summary),
+        "reading": READING if measured.intervals else "",
+        "caveats": caveats,
+        "totals": totals_table(evidence.totals, summary["task"].nunique()),
+        "parameters": [_scatter(task, f"scatter-{index}") for index, task in enumerate(tasks) if task.scored],
+        "bottlenecks": [_sizes(curve, f"bottleneck-{index}", styles) for index, curve in enumerate(bottlenecks)],
+        "amounts": [_sizes(curve, f"amount-{index}", styles) for index, curve in enumerate(amounts)],
+        "differences": list(filter(None, (_forest(task, evidence, f"forest-{i}") for i, task in enumerate(tasks)))),
+        "curves": list(filter(None, (_curves(task, records, f"curve-{i}") for i, task in enumerate(tasks)))),
+        **_row_sections(tasks, evidence, texts or {}),
+        "provenance": provenance_of(records),
+        "commands": commands_of(records),
+        "notes": [note for note in notes(records, measured) if note not in caveats],
     }
 
 
-def _sections(content: PageContent) -> list[tuple[str, str]]:
-    found = [
-        ("scores", "Scores", True),
-        ("totals", "All tasks", content.totals),
-        ("parameters", "Score against parameters", content.scatters),
-        ("bottlenecks", "Bottleneck size", content.bottlenecks),
-        ("amounts", "Training rows", content.amounts),
-        ("differences", "Differences", content.forests),
-        ("curves", "Learning curves", content.curves),
-        ("confusions", "Confusions", content.confusions),
-        ("errors", "Rows answered wrong", any(task.rows for task in content.errors)),
-        ("provenance", "Provenance", content.provenance or content.commands),
-        ("notes", "Notes", content.notes),
-    ]
-    return [(anchor, title) for anchor, title, there in found if there]
+def scores_table(summary: pd.DataFrame) -> Table:
+    """Return one row per task and method, those with swept settings below the others."""
+    metrics = [str(name).removesuffix("_mean") for name in summary if str(name).endswith("_mean")]
+    shown = [metric for metric in metrics if summary[f"{metric}_mean"].notna().any()]
+    titles = ("method", "trainable", "stored", *shown, "vs full", "verdict", "training", "rows/s", "peak memory")
+    groups = []
+    for (task, split, metric), frame in summary.groupby(["task", "split", "main_metric"], sort=False):
+        heading = f"{task} ({split}), by {metric}"
+        for name, part in ((heading, unswept(frame)), (f"{heading}: swept settings", swept(frame))):
+            if len(part):
+                groups.append((name, [_score_row(row, shown) for row in part.to_dict("records")]))
+    return Table(titles, groups)
 
 
-def _scatter(scatter: Scatter, name: str) -> dict[str, Any]:
-    rows = [
-        (
-            Cell(text=point.method, value=point.method),
-            Cell(text=f"{point.parameters:,}", value=point.parameters),
-            Cell(text=f"{point.mean:.3f}", value=point.mean),
-            Cell(text=_interval(point.low, point.high)),
+def totals_table(totals: pd.DataFrame, tasks: int) -> Table:
+    """Return one row per method: one backbone and a set for each of so many tasks against as many full models.
+
+    Swept settings are left out where there are others: they are hardly ever run on all tasks. Times of other tasks do
+    not compare, so only methods that ran on all have a share of full fine-tuning's.
+    """
+    titles = (
+        "method",
+        "tasks",
+        "mean of main metrics",
+        "vs full",
+        "worse on",
+        "one backbone + sets",
+        "full models",
+        "training",
+    )
+    seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
+    rows = []
+    for row in unswept(totals).to_dict("records"):
+        method, whole = row["method"], row["full_models_bytes"]
+        full = None if is_reference(method) or method not in seconds else seconds.get(reference_of(method))
+        sets = "" if split_name(method)[0] == FULL else _ratio(row["bytes"], whole)
+        rows.append(
+            [
+                Cell(method, method),
+                Cell(f"{row['tasks']} of {tasks}", row["tasks"]),
+                Cell(number(row["main_metrics_mean"], ".3f"), row["main_metrics_mean"]),
+                _points(row["difference_points"]),
+                Cell(worse_on(row), row["worse_tasks"] if row["compared_tasks"] else None),
+                _bytes(row["bytes"], sets),
+                _bytes(whole),
+                _seconds(row["train_seconds"], _ratio(row["train_seconds"], full)),
+            ]
         )
-        for point in scatter.points
+    return Table(titles, [("", rows)])
+
+
+def _score_row(row: dict[Any, Any], metrics: Sequence[str]) -> list[Cell]:
+    seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
+    left_out = [f"{row[name]} {name.replace('_', ' ')}" for name in ("failed", "not_averaged") if row[name]]
+    trainable = row["trainable"]
+    verdict = Cell("reference" if is_reference(row["method"]) and row["seeds"] else DASH, tone="soft")
+    if row["verdict"]:
+        verdict = _verdict(row["verdict"], f"p {p_value(row['difference_p'])}")
+    return [
+        Cell(row["method"], row["method"], ", ".join([seeds] * bool(row["seeds"]) + left_out) or NOT_RUN),
+        Cell(DASH) if pd.isna(trainable) else Cell(f"{trainable:,}", trainable, share(row["percent"])),
+        _bytes(row["stored_bytes"]),
+        *(_score(*score_in(row, metric), tone="strong" if metric == row["main_metric"] else "") for metric in metrics),
+        _points(row["difference_points"], row["difference_low"], row["difference_high"]),
+        verdict,
+        _seconds(row["train_seconds"]),
+        Cell(number(row["rows_per_second"], ",.0f"), row["rows_per_second"]),
+        _bytes(row["peak_memory_bytes"]),
     ]
-    table = _table(("method", "parameters", scatter.metric, "interval"), rows)
-    return {"task": scatter.task, "metric": scatter.metric, "drawing": scatter_chart(scatter, name), "table": table}
+
+
+def _scatter(task: TaskRows, name: str) -> dict[str, Any]:
+    rows = [[Cell(row["method"], row["method"]), _count(row["trainable"]), *main_score(row)] for row in task.scored]
+    return _with_numbers(task.title, task.metric, "parameters", scatter_chart(task, name), rows)
 
 
 def _sizes(curve: SizeCurve, name: str, styles: Mapping[str, int]) -> dict[str, Any]:
-    rows = [
-        (
-            Cell(text=line.method, value=line.method),
-            Cell(text=f"{point.size:,}", value=point.size),
-            Cell(text=f"{point.mean:.3f}", value=point.mean),
-            Cell(text=_interval(point.low, point.high)),
-        )
-        for line in curve.lines
-        for point in line.points
+    cells = [(method, size, one) for method, line in curve.lines for size, one in line.items()]
+    rows = [[Cell(method, method), _count(size), one.mean, one.low, one.high] for method, size, one in cells]
+    return _with_numbers(curve.title, curve.metric, curve.axis, size_chart(curve, name, styles), rows)
+
+
+def _with_numbers(task: str, metric: str, axis: str, drawing: Markup, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """Return a drawing of scores with the table of its numbers; each row ends in a mean and its interval."""
+    cells = [
+        [*first, Cell(f"{mean:.3f}", mean), Cell(DASH if math.isnan(low + high) else f"{low:.3f} to {high:.3f}")]
+        for *first, mean, low, high in rows
     ]
-    table = _table(("method", curve.axis, curve.metric, "interval"), rows)
-    drawing = size_chart(curve, name, styles)
-    return {"task": curve.task, "metric": curve.metric, "axis": curve.axis, "drawing": drawing, "table": table}
+    table = Table(("method", axis, metric, "interval"), [("", cells)])
+    return {"task": task, "metric": metric, "axis": axis, "drawing": drawing, "table": table}
 
 
-def _forest(forest: Forest, name: str) -> dict[str, Any]:
-    tested = any(row.seed_tests for row in forest.rows)
+def _forest(task: TaskRows, evidence: ReportContent, name: str) -> dict[str, Any] | None:
+    """Return the differences of a task's methods to full fine-tuning; None where there are none in points."""
+    cells = {row["method"]: evidence.measured.comparisons.get((task.task, row["method"])) for row in task.rows}
+    found = {method: one for method, one in cells.items() if one is not None}
+    if not found or task.metric in LOWER_IS_BETTER:
+        return None
     rows = []
-    for row in forest.rows:
-        cells = (
-            Cell(text=row.method, value=row.method),
-            Cell(text=row.verdict, value=row.verdict, tone=tone_of(row.verdict)),
-            Cell(text=signed(row.difference), value=row.difference, detail=_points(row.low, row.high)),
-            Cell(text=_p_value(row.p), value=row.p),
-            Cell(text=", ".join(f"{seed}: {_p_value(p)}" for seed, p in row.seed_tests) or _DASH),
-        )
-        rows.append(cells if tested else cells[:-1])
-    titles = ("method", "verdict", "points", "adjusted p", "McNemar p by seed")
+    for method, one in found.items():
+        tests = ", ".join(f"{seed}: {p_value(p)}" for seed, p in sorted(one.seed_tests.items()))
+        ends = (100 * end for end in (one.difference.mean, one.difference.low, one.difference.high))
+        p = Cell(p_value(one.adjusted_p), one.adjusted_p)
+        rows.append([Cell(method, method), _verdict(one.verdict), _points(*ends), p, Cell(tests or DASH)])
+    least = evidence.measured.detectable.get(task.task)
+    shown = least is not None and task.metric == "accuracy" and math.isfinite(least.difference)
     return {
-        "task": forest.task,
-        "reference": forest.reference,
-        "drawing": forest_chart(forest, name),
-        "table": _table(titles if tested else titles[:-1], rows, left=2),
-        "power": forest.power,
+        "task": task.title,
+        "reference": FULL,
+        "drawing": forest_chart(task, found, 100 * least.difference if least is not None and shown else None, name),
+        "table": Table(("method", "verdict", "points", "adjusted p", "McNemar p by seed"), [("", rows)]),
+        "power": "" if least is None else power_sentence(least, shown),
     }
 
 
-def tone_of(verdict: Verdict) -> Literal["better", "worse", "soft"]:
-    """Return how a verdict is set in a cell."""
-    tones: dict[Verdict, Literal["better", "worse", "soft"]] = {"better": "better", "worse": "worse"}
-    return tones.get(verdict, "soft")
-
-
-def _curves(task: TaskCurves, name: str) -> dict[str, Any]:
-    losses = curve_panels(task, name)
-    scores = curve_panels(task, f"{name}-scores", scores=True)
-    panels = [("Training loss", losses), (f"{task.metric} on held-out rows", scores)]
-    rows = [row if scores else row[:-1] for method in task.methods for row in _curve_rows(method)]
-    titles = ("method and seed", "steps", "first loss", "last loss", "last held-out score")
-    table = _table(titles if scores else titles[:-1], rows)
-    return {"task": task.task, "panels": [each for each in panels if each[1]], "table": table}
-
-
-def _curve_rows(method: MethodCurves) -> list[tuple[Cell, ...]]:
-    return [
-        (
-            Cell(text=f"{method.method}, seed {seed.seed}", value=method.method),
-            _number(seed.steps[-1] if seed.steps else None, ",.0f"),
-            _number(seed.losses[0] if seed.losses else None, ".3f"),
-            _number(seed.losses[-1] if seed.losses else None, ".3f"),
-            _number(seed.scores[-1] if seed.scores else None, ".3f"),
+def _curves(task: TaskRows, records: Sequence[RunRecord], name: str) -> dict[str, Any] | None:
+    """Return losses and held-out scores of every run that has them, those that diverged too; None without any."""
+    of_task = [record for record in records if record.task == task.task and record.curve is not None]
+    runs = {row["method"]: [run for run in of_task if run.method == row["method"]] for row in task.rows}
+    runs = {method: of_method for method, of_method in runs.items() if of_method}
+    if not runs:
+        return None
+    scores = curve_panels(task, runs, f"{name}-scores", scores=True)
+    panels = [("Training loss", curve_panels(task, runs, name)), (f"{task.metric} on held-out rows", scores)]
+    rows = []
+    for run in (run for of_method in runs.values() for run in of_method):
+        losses, held_out = curve_points(run, False), curve_points(run, True)
+        ends = (
+            [(losses[-1][0], ",.0f"), (losses[0][1], ".3f"), (losses[-1][1], ".3f")] if losses else [(math.nan, "")] * 3
         )
-        for seed in method.seeds
-    ]
-
-
-def _confusions(task: TaskConfusions) -> dict[str, Any]:
-    names = task.label_names
-    found: dict[str, Any] = {"task": task.task, "label_names": names, "table": None}
-    if len(names) > _MATRIX_LABELS:
-        return found | {"table": _frequent_confusions(task)}
-    return found | {"matrices": [_matrix(method, names) for method in task.methods], "form": _form(names)}
-
-
-def _form(names: Sequence[str]) -> str:
-    """Return how matrices stand side by side: in narrow or wide columns, or each as wide as it is."""
-    if len(names) > 3:
-        return "free"
-    return "narrow" if len(names) == 2 and max(map(len, names)) <= 9 else "wide"
-
-
-def _matrix(method: MethodConfusion, names: Sequence[str]) -> dict[str, Any]:
-    lines = []
-    for true, (name, counts) in enumerate(zip(names, method.counts, strict=True)):
-        total = sum(counts)
-        shares = [count / total if total else 0.0 for count in counts]
-        tints = [min(int(share * _TINTS), _TINTS - 1) for share in shares]
         cells = [
-            {"count": f"{count:,}", "share": f"{share:.0%}", "tint": f"{'right' if index == true else 'wrong'}-{tint}"}
-            for index, (count, share, tint) in enumerate(zip(counts, shares, tints, strict=True))
+            Cell(number(value, form), value)
+            for value, form in (*ends, (held_out[-1][1] if held_out else math.nan, ".3f"))
         ]
-        lines.append((name, cells))
-    right, total = sum(row[i] for i, row in enumerate(method.counts)), sum(map(sum, method.counts))
-    seeds = f"{method.seeds} seed{'' if method.seeds == 1 else 's'}"
-    return {"method": method.method, "lines": lines, "right": f"{right / max(total, 1):.1%} right, {seeds}"}
+        rows.append([Cell(f"{run.method}, seed {run.seed}", run.method), *cells[: 4 if scores else 3]])
+    titles = ("method and seed", "steps", "first loss", "last loss", "last held-out score")
+    table = Table(titles if scores else titles[:-1], [("", rows)], titles[:1])
+    return {"task": task.title, "panels": [each for each in panels if each[1]], "table": table}
 
 
-def _frequent_confusions(task: TaskConfusions) -> PageTable:
-    found = [
-        (count, method.method, task.label_names[true], task.label_names[answered])
-        for method in task.methods
-        for true, counts in enumerate(method.counts)
-        for answered, count in enumerate(counts)
-        if count and true != answered
-    ]
-    rows = [
-        (
-            Cell(text=method, value=method),
-            Cell(text=true, value=true),
-            Cell(text=other, value=other),
-            _number(count, ",.0f"),
-        )
-        for count, method, true, other in sorted(found, key=lambda each: (-each[0], *each[1:]))[:_MOST_CONFUSIONS]
-    ]
-    return _table(("method", "true label", "answered", "times"), rows, left=3)
+def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Mapping[str, RowTexts]) -> dict[str, Any]:
+    """Return confusions and wrong rows of each task, of methods without swept settings where there are others."""
+    confusions, errors, told, data = [], [], [], []
+    titles = ("method", "true label", "answered", "times")
+    for task in tasks:
+        cells = {row["method"]: evidence.answers.get((task.task, row["method"])) for row in task.rows}
+        methods = {method: one for method, one in cells.items() if one is not None}
+        if not methods:
+            continue
+        names = label_names(evidence.records, task.task, next(iter(methods.values())))
+        if {one.problem_type for one in methods.values()} == {"classification"}:
+            found = confusions_of(names, methods)
+            rows = [[*(Cell(word, word) for word in words), _count(count)] for *words, count in found["frequent"]]
+            table = Table(titles, [("", rows)], titles[:3]) if rows else None
+            confusions.append({"task": task.title, "label_names": names, "table": table, **found})
+        wrong = wrong_rows(names, methods, texts.get(task.task))
+        if wrong is not None and wrong.total:
+            errors.append(task.title)
+            data.append(wrong.columns)
+            cut = f"the {MOST_ROWS:,} most confident mistakes of {wrong.total:,} rows that a method got wrong."
+            told += [f"{task.title}: {note}" for note in (wrong.how, cut if wrong.total > MOST_ROWS else "") if note]
+    holds_texts = any("x" in columns for columns in data)
+    wrong_ones = {"errors": errors, "error_notes": told, "error_data": _json(data), "holds_texts": holds_texts}
+    return {"confusions": confusions, **wrong_ones}
 
 
-def _confidence(row: ErrorRow) -> float:
-    """Return the least probability that a method which was wrong gave to the true label."""
-    wrong = [share for share, seeds in zip(row.probabilities, row.wrong, strict=True) if seeds]
-    return min(wrong, default=math.inf)
+def _verdict(verdict: str, detail: str = "") -> Cell:
+    return Cell(verdict, verdict, detail, verdict if verdict in ("better", "worse") else "soft")
 
 
-def _cut_note(task: TaskErrors) -> str:
-    if len(task.rows) <= MOST_ERRORS:
-        return ""
-    return (
-        f"{task.task}: the {MOST_ERRORS:,} most confident mistakes of {len(task.rows):,} rows that a method got wrong."
-    )
+def _score(mean: float, low: float, high: float, tone: str = "") -> Cell:
+    joint = DASH if low >= 0 else " to "
+    detail = "" if pd.isna(mean) or pd.isna(low) else f"{low:.3f}{joint}{high:.3f}".replace("-", "\N{MINUS SIGN}")
+    return Cell(number(mean, ".3f"), mean, detail, tone)
 
 
-def _encoded(task: TaskErrors) -> dict[str, Any]:
-    """Return the rows in columns, most confident mistake first; page.js says what the letters mean."""
-    rows = sorted(task.rows, key=lambda row: (_confidence(row), row.row))[:MOST_ERRORS]
-    plain: dict[str, Any] = {
-        "labels": task.label_names,
-        "methods": task.methods,
-        "seeds": task.seeds,
-        "n": [row.row for row in rows],
-        "t": [row.label for row in rows],
-        "p": [round(1000 * share) for row in rows for share in row.probabilities],
-        "w": [seeds for row in rows for seeds in row.wrong],
-    }
-    return plain | {"x": [row.texts for row in rows]} if any(row.texts for row in rows) else plain
+def _points(mean: float, low: float = math.nan, high: float = math.nan) -> Cell:
+    if pd.isna(mean):
+        return Cell(DASH)
+    return Cell(signed(mean), mean, "" if pd.isna(low) else f"{signed(low)} to {signed(high)}")
+
+
+def _count(value: int) -> Cell:
+    return Cell(f"{value:,}", int(value))
+
+
+def _bytes(value: Any, detail: str = "") -> Cell:
+    return Cell(readable_bytes(value), value, detail)
+
+
+def _seconds(value: float, detail: str = "") -> Cell:
+    return Cell(readable_seconds(value), value, detail)
+
+
+def _ratio(part: Any, whole: Any) -> str:
+    return "" if pd.isna(part) or pd.isna(whole) or not part or not whole else f"{100 * part / whole:.0f} % of full"
 
 
 def _json(plain: Any) -> Markup:
@@ -274,43 +324,12 @@ def _json(plain: Any) -> Markup:
     return Markup(text)
 
 
-def _table(titles: Sequence[str], rows: Sequence[tuple[Cell, ...]], left: int = 1) -> PageTable:
-    columns = tuple(
-        Column(
-            key=f"column-{index}",
-            title=title,
-            side="left" if index < left else "right",
-            sortable=any(row[index].value is not None for row in rows),
-        )
-        for index, title in enumerate(titles)
-    )
-    return PageTable(columns=columns, groups=(RowGroup(rows=tuple(rows)),))
-
-
 def _sort_value(cell: Cell) -> Markup:
     if isinstance(cell.value, str):
         return Markup(' data-text="{}"').format(cell.value)
-    if cell.value is None or math.isnan(cell.value):
+    if cell.value is None or pd.isna(cell.value):
         return Markup("")
     return Markup(' data-number="{}"').format(repr(float(cell.value)).replace("inf", "Infinity"))
-
-
-def _number(value: float | None, form: str) -> Cell:
-    return Cell(text=_DASH if value is None else format(value, form), value=value)
-
-
-def _points(low: float, high: float) -> str:
-    return f"{signed(low)} to {signed(high)}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return _DASH if low is None or high is None else f"{low:.3f} to {high:.3f}"
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return _DASH
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _digest(text: str) -> str:

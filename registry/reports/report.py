@@ -1,7 +1,7 @@
 """Run records to files: tables for programs and for people, the page, and the picture.
 
 ``write_report`` decides which files there are; their numbers come from frames.py, their wording from numbers.py,
-sentences.py and remarks.py, the page from page_report.py.
+sentences.py, the page from page.py.
 Equal records give equal bytes: nothing of the moment or the machine that writes a report is in it.
 """
 
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.bench.records import replace_file
-from registry.reports.content import ReportContent
+from registry.reports.content import ReportContent, task_rows
 from registry.reports.figures import score_picture
 from registry.reports.frames import NOT_RUN, comparison_table, runs_table, score_in, swept, task_names, unswept
 from registry.reports.mistakes import RowTexts
@@ -38,8 +38,7 @@ from registry.reports.numbers import (
     starred_points,
     worse_on,
 )
-from registry.reports.page_figures import scatters
-from registry.reports.page_report import render_report_page
+from registry.reports.page import render_report_page
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
 from registry.schema import REPORT_FORMATS
 from registry.tasks.metrics import LOWER_IS_BETTER
@@ -184,7 +183,9 @@ def write_report(
         files["report.html"] = render_report_page(evidence).encode()
         if texts:  # in a file of its own, so that the page that is checked and passed on never has any
             files["report-with-text.html"] = render_report_page(evidence, texts).encode()
-    files[_PICTURE] = score_picture(scatters(evidence.summary), notice(evidence.records)).encode()
+    files[_PICTURE] = score_picture(
+        [task for task in task_rows(evidence.summary) if task.scored], notice(evidence.records)
+    ).encode()
     for name, content in files.items():
         replace_file(Path(out) / name, content)
     return [Path(out) / name for name in files]

@@ -11,6 +11,7 @@ The tables are frames.py's, their form is numbers.py's; nothing is computed anew
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from typing import Any
@@ -23,12 +24,17 @@ from registry.bench.sweep import has_swept_choices, split_name, swept_train_rows
 from registry.provenance import Hardware
 from registry.reports.frames import SAMPLE_NOTICE, main_score, missing_baselines, source_name, unswept
 from registry.reports.numbers import one_line, plus_minus, readable_bytes, share
-from registry.reports.statistics import TableStatistics
+from registry.reports.statistics import Detectable, TableStatistics
 from registry.schema import BASELINES
 from registry.stats.comparison import ALPHA, UNDECIDED
 from registry.stats.intervals import LEVEL, RESAMPLES
 from registry.tasks.metrics import LOWER_IS_BETTER
 
+READING = (
+    f"Below each score stands its {100 * LEVEL:.0f} % interval over seeds and reported rows; the main metric of each "
+    "task is set in bold. Differences to full fine-tuning are in points, hundredths of the main metric, with a paired "
+    "interval over the same rows; below each verdict stands its p-value by Holm's method."
+)
 SMALL = 1.0  # per cent of the backbone's parameters
 
 
@@ -295,3 +301,18 @@ def _cell(record: RunRecord) -> str:
 
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(str(value) for value in sorted(set(values)))
+
+
+def power_sentence(least: Detectable, in_band: bool) -> str:
+    """Return what so many rows can show; ``in_band`` where a picture shades it."""
+    where = f"Where exactly one of two runs is right on {share(100 * least.discordance)} of the rows, as here, "
+    if math.isnan(least.difference):
+        return f"{where}{least.rows:,} rows would probably show no difference between the two at all."
+    points = f"{100 * least.difference:.1f} points of accuracy{' (the shaded band)' if in_band else ''}"
+    return f"{where}{least.rows:,} rows would probably show a difference of {points}, and hardly a smaller one."
+
+
+def unbroken(sentence: str) -> str:
+    """Return a sentence whose scores stay on one line with their intervals, and whose minus signs are such."""
+    sentence = re.sub(r"(?<=\d) (?=± \d)|(?<=±) (?=\d)|(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", sentence)
+    return re.sub(r"(?<= )-(?=\d)", "\N{MINUS SIGN}", sentence)

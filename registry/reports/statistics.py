@@ -6,11 +6,13 @@ The tests are those of the room stats, which runs count is results.py's. Equal a
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from registry.bench.records import RunRecord
-from registry.bench.results import FULL, methods_of, reference_of
+from registry.bench.results import FULL, method_order, methods_of, reference_of
 from registry.bench.sweep import split_name
 from registry.stats.comparison import ALPHA, Comparison, adjust, compare, interval_of
 from registry.stats.intervals import Interval, minimum_detectable_difference
@@ -92,3 +94,83 @@ def _detectable(
         return None
     rows, discordance = len(answers[task, FULL].labels), statistics.median(found)
     return Detectable(rows, discordance, minimum_detectable_difference(rows, discordance, ALPHA))
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Scores against something that was swept, on one task.
+
+    Attributes:
+        title: of the task.
+        metric: the main one.
+        axis: what was swept: a bottleneck's size, or training rows.
+        lines: methods, each with its intervals by rising size.
+        reference: mean of full fine-tuning on all rows; None where there is none.
+    """
+
+    title: str
+    metric: str
+    axis: str
+    lines: Sequence[tuple[str, Mapping[int, Interval]]]
+    reference: float | None
+
+
+def bottleneck_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
+    """Return for each task the scores of methods of which nothing but the bottleneck's size differs."""
+    fitting = [record for record in records if record.adapter is not None]
+    return _size_curves(fitting, measured, "rf", "bottleneck size M", _bottleneck)
+
+
+def amount_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
+    """Return for each task the scores of methods of which nothing but the number of training rows differs."""
+    fitting = [record for record in records if record.training is not None]
+    return _size_curves(fitting, measured, "n", "training rows", lambda record: record.data.train_rows)
+
+
+def _bottleneck(record: RunRecord) -> int:
+    return record.backbone.hidden_size // (record.adapter.reduction_factor if record.adapter else 1)
+
+
+def _size_curves(
+    fitting: Sequence[RunRecord], measured: TableStatistics, code: str, axis: str, size: Callable[[RunRecord], int]
+) -> list[SizeCurve]:
+    """Return a curve for each task with a line for every method that was swept by ``code`` alone.
+
+    A method as it is belongs to the line where all its other settings are the swept ones'.
+    """
+    first: dict[CellKey, RunRecord] = {}
+    for record in fitting:
+        if all(swept == code for swept, _ in split_name(record.method)[1]):
+            first.setdefault((record.task, record.method), record)
+    lines: dict[tuple[str, str, str], dict[int, tuple[str, Interval]]] = {}
+    for (task, method), record in sorted(first.items(), key=lambda item: (item[0][0], method_order(item[0][1]))):
+        interval = measured.intervals.get((task, method), {}).get(record.main_metric)
+        if interval is not None:  # methods as they are come first, and a variant of the same size adds nothing
+            line = lines.setdefault((task, split_name(method)[0], _other_settings(record, code)), {})
+            line.setdefault(size(record), (method, interval))
+    found: dict[str, list[tuple[str, Mapping[int, Interval]]]] = {}
+    for (task, base, _), line in lines.items():
+        if len(line) > 1 and any(method != base for method, _ in line.values()):
+            found.setdefault(task, []).append((base, {each: line[each][1] for each in sorted(line)}))
+    tasks, curves = {record.task: record for record in fitting}, []
+    for task, of_task in sorted(found.items()):
+        record = tasks[task]
+        full = measured.intervals.get((task, FULL), {}).get(record.main_metric)
+        title = f"{task} ({record.split})"
+        curves.append(SizeCurve(title, record.main_metric, axis, of_task, None if full is None else full.mean))
+    return curves
+
+
+def _other_settings(record: RunRecord, code: str) -> str:
+    """Return all that must be equal on one line: the settings but for the seed and for what is swept."""
+    adapter = None if record.adapter is None else msgspec.to_builtins(record.adapter)
+    training = None if record.training is None else msgspec.to_builtins(record.training)
+    rows: int | None = record.data.train_rows
+    if adapter is not None and code == "rf":
+        del adapter["reduction_factor"]
+    if code == "n":
+        rows = None
+    if training is not None:
+        del training["seed"]
+    head = None if record.head is None else msgspec.to_builtins(record.head)
+    return msgspec.json.encode([adapter, training, head, rows, record.dtype], order="sorted").decode()

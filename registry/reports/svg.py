@@ -108,6 +108,11 @@ def standalone_style() -> str:
     return f"{media}{read_template('drawings.css')}"
 
 
+def short(text: str, letters: int) -> str:
+    """Return a text of at most so many letters."""
+    return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def read_template(name: str) -> str:
     """Return one of the files that page and drawings are made with."""
     return Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8")

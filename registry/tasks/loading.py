@@ -25,6 +25,7 @@ from huggingface_hub import HfApi
 
 from registry.errors import ConfigError, DataError, DataUnavailableError, closest, shorten
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
+from registry.schema import DataInfo
 from registry.tasks.metrics import check_metrics, default_metrics
 from registry.tasks.rows import (
     Overlap,
@@ -219,6 +220,26 @@ def load_task(
         train_available=len(train),
         reported_available=len(reported),
         seed=seed,
+    )
+
+
+def load_again(spec: TaskSpec, info: DataInfo, source: str | None = None, *, offline: bool = False) -> TaskData:
+    """Return the rows that an earlier run took of a task, so many as ``info`` says; see ``load_task``.
+
+    Whether they are the same rows is told by their fingerprint.
+
+    Args:
+        spec: the task, with the split that was reported.
+        info: what is known of the run's rows.
+        source: where they are now; where they were when None.
+        offline: never ask the network.
+    """
+    return load_task(
+        spec,
+        source or info.source,
+        offline=offline,
+        limit=info.train_rows if info.train_rows < info.train_available else None,
+        limit_reported=info.reported_rows if info.reported_rows < info.reported_available else None,
     )
 
 

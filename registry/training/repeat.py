@@ -13,7 +13,7 @@ import msgspec
 
 from registry.errors import ConfigError, DataError
 from registry.schema import DataInfo, Manifest, Reference
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import TaskData, load_again
 from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec
 from registry.training.recipes import Plan
 
@@ -56,13 +56,7 @@ class Repetition:
             spec = msgspec.structs.replace(spec, file=source)
         elif source is not None and spec.folder is not None and Path(spec.folder).is_absolute():
             spec = msgspec.structs.replace(spec, folder=str(Path(source).absolute()))
-        data = load_task(
-            spec,
-            source or info.source,
-            offline=offline,
-            limit=info.train_rows if info.train_rows < info.train_available else None,
-            limit_reported=info.reported_rows if info.reported_rows < info.reported_available else None,
-        )
+        data = load_again(spec, info, source, offline=offline)
         if data.fingerprint() != info.fingerprint:
             expected = f"those of {self.reference}, {_digits(info.fingerprint)} ({_counts(info)})"
             found = f"{_digits(data.fingerprint())} ({len(data.train):,} to train on, {len(data.reported):,} to score)"

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from registry.reports.content import read_evidence
-from registry.reports.page import render_page
-from registry.reports.page_content import PageContent
-from registry.reports.page_report import render_report_page
-from tests.support.benchmark_records import SKILLS, SWEEPS, write_benchmark
+from registry.reports.content import ReportContent, read_evidence
+from registry.reports.mistakes import wrong_rows
+from registry.reports.page import render_report_page
+from tests.support.benchmark_records import SKILLS, SWEEPS, write_run
 from tests.support.browser import CHROMIUM, Browser, running
-from tests.support.page_contents import HOSTILE, METHODS, PageReader, make_content, make_hostile
+from tests.support.page_contents import HOSTILE, PageReader, make_hostile
 
 NO_BROWSER = "no chromium here (Debian's package chromium, or google-chrome)"
 
@@ -29,23 +28,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where the page of ``make_content`` lies."""
-    return save(tmp_path_factory.mktemp("page") / "report.html", make_content())
+def report(evidence: ReportContent, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the page of the benchmark lies."""
+    return save(tmp_path_factory.mktemp("page") / "report.html", render_report_page(evidence))
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where a page made from run records and their predictions lies."""
-    out = tmp_path_factory.mktemp("bench")
-    write_benchmark(out)
-    target = out / "report.html"
-    target.write_text(render_report_page(read_evidence(out)), encoding="utf-8")
-    return target.as_uri()
-
-
-def save(target: Path, content: PageContent) -> str:
-    target.write_text(render_page(content), encoding="utf-8")
+def save(target: Path, page: str) -> str:
+    target.write_text(page, encoding="utf-8")
     return target.as_uri()
 
 
@@ -61,17 +50,6 @@ def choose(browser: Browser, name: str, value: str) -> None:
         f"(() => {{ const each = document.getElementById('{name}'); each.value = '{value}';"
         "each.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )
-
-
-@pytest.mark.parametrize("width", [1280, 380])
-@pytest.mark.parametrize("dark", [False, True])
-def test_browser_has_nothing_to_complain(browser: Browser, address: str, width: int, dark: bool) -> None:
-    """The page asks for itself alone, writes nothing to the console, and is never wider than its window."""
-    browser.open(address, width=width, dark=dark)
-    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-    assert [address] == browser.requests()
-    assert [] == browser.complaints()
-    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -116,69 +94,94 @@ def test_page_from_records_sorts_and_filters(browser: Browser, report: str) -> N
     assert {"negative", "positive"} == set(texts_of(browser, "#error-table tbody td:nth-child(2)"))
 
 
-def test_clicks_sort_by_values_within_each_task(browser: Browser, address: str) -> None:
+def test_clicks_sort_by_values_within_each_task(browser: Browser, report: str) -> None:
     """A head sorts each task's rows by value, not by text; missing values stay last; a third click undoes it."""
-    browser.open(address)
-    head = "#scores thead th:nth-child(2)"
+    browser.open(report)
+    column = 1 + texts_of(browser, "#scores thead th").index("vs full")
+    head = f"#scores thead th:nth-child({column})"
     state = f"document.querySelector('{head}').getAttribute('aria-sort')"
-    falling = ["full_fine_tuning", "houlsby", "pfeiffer", "majority"]
-    for order, expected in (
-        ("descending", falling),
-        ("ascending", [*falling[2::-1], "majority"]),
-        ("none", list(METHODS)),
-    ):
+    rows = "[...document.querySelector('#scores tbody').querySelectorAll('.row"
+    names = f"{rows} th')].map((each) => each.firstChild.data)"
+    value = "each.dataset.number === undefined ? null : Number(each.dataset.number)"
+    values = f"{rows} td:nth-child({column})')].map((each) => {value})"
+    assert list(SKILLS) == browser.evaluate(names)
+    for order, sign in (("descending", -1), ("ascending", 1)):
         browser.click(f"{head} button")
         assert order == browser.evaluate(state)
-        assert expected * 2 == texts_of(browser, "#scores tbody .row th")
-    assert ["mrpc (validation)", "sst2 (validation)"] == texts_of(browser, "#scores .group")
+        *found, last = browser.evaluate(values)
+        assert last is None  # full fine-tuning, the reference
+        assert sorted(found, key=lambda value, sign=sign: sign * value) == found
+    browser.click(f"{head} button")
+    assert ("none", list(SKILLS)) == (browser.evaluate(state), browser.evaluate(names))
 
 
-def test_keyboard_sorts_too(browser: Browser, address: str) -> None:
+def test_keyboard_sorts_too(browser: Browser, report: str) -> None:
     """Enter on a head sorts by it, the focus can be seen, and only one column is the sorted one."""
-    browser.open(address)
+    browser.open(report)
     browser.click("#scores thead th:nth-child(3) button")
     browser.evaluate("document.querySelector('#scores thead button').focus()")
     browser.press("Tab")
     browser.press("Enter")
     assert browser.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     states = "[...document.querySelectorAll('#scores thead th')].map((each) => each.getAttribute('aria-sort'))"
-    assert ["none", "descending", "none", None] == browser.evaluate(states)
+    assert ["none", "descending", "none"] == browser.evaluate(states)[:3]
+    assert {"none"} == set(browser.evaluate(states)[3:])
 
 
-def test_rows_answered_wrong_can_be_filtered(browser: Browser, address: str) -> None:
+def test_rows_answered_wrong_can_be_filtered(browser: Browser, report: str, evidence: ReportContent) -> None:
     """Task, method, every seed and order choose the rows; the most confident mistake is first, fifty to a page."""
-    browser.open(address)
-    errors = make_content().errors[0].rows
-    assert ["Rows 1 to 50 of 120."] == texts_of(browser, "#error-status")
-    expected = [row.row for row in sorted(errors, key=lambda row: (round(1000 * row.probabilities[1]), row.row))]
-    assert expected[:50] == [int(text) for text in texts_of(browser, "#error-table tbody th")]
+    browser.open(report)
+    methods = {method: evidence.answers["mrpc", method] for method in SKILLS}
+    found = wrong_rows(("not_equivalent", "equivalent"), methods)
+    assert found is not None
+    rows, count = found.columns["n"], len(found.columns["methods"])
+    wrong = [found.columns["w"][start : start + count] for start in range(0, len(rows) * count, count)]
+    shown = "#error-table tbody th"
+
+    def numbers() -> list[int]:
+        return [int(text) for text in texts_of(browser, shown)]
+
+    assert len(rows) > 50
+    assert [f"Rows 1 to 50 of {len(rows)}."] == texts_of(browser, "#error-status")
+    assert rows[:50] == numbers()
     browser.click("#error-next")
-    browser.click("#error-next")
-    assert ["Rows 101 to 120 of 120."] == texts_of(browser, "#error-status")
-    assert expected[100:] == [int(text) for text in texts_of(browser, "#error-table tbody th")]
+    assert [f"Rows 51 to {len(rows)} of {len(rows)}."] == texts_of(browser, "#error-status")
+    assert rows[50:] == numbers()
     browser.click("#error-every")
-    assert ["Rows 1 to 40 of 40."] == texts_of(browser, "#error-status")
+    sure = [row for row, seeds in zip(rows, wrong, strict=True) if 3 in seeds]
     choose(browser, "error-order", "row")
-    assert [row.row for row in errors[::3]] == [int(text) for text in texts_of(browser, "#error-table tbody th")]
-    choose(browser, "error-method", "2")
-    assert ["No row is like that."] == texts_of(browser, "#error-status")
+    assert sorted(sure)[:50] == numbers()
+    choose(browser, "error-method", "0")
+    assert sorted(row for row, seeds in zip(rows, wrong, strict=True) if seeds[0] == 3)[:50] == numbers()
     browser.click("#error-every")
-    assert ["Rows 1 to 24 of 24."] == texts_of(browser, "#error-status")
+    assert sorted(row for row, seeds in zip(rows, wrong, strict=True) if seeds[0])[:50] == numbers()
     choose(browser, "error-method", "every")
-    assert ["Rows 1 to 1 of 1."] == texts_of(browser, "#error-status")
-    choose(browser, "error-task", "1")
-    assert ["Rows 1 to 7 of 7."] == texts_of(browser, "#error-status")
-    assert "0.400●●● wrong in 3 of 3 seeds" == texts_of(browser, "#error-table tbody tr:first-child td")[2]
+    assert sorted(row for row, seeds in zip(rows, wrong, strict=True) if all(seeds)) == numbers()
+    assert texts_of(browser, "#error-table tbody tr:first-child td")[1].endswith(" seeds")
 
 
-def test_theme_follows_the_system_until_the_reader_chooses(browser: Browser, address: str) -> None:
+def test_a_filter_that_leaves_nothing_says_so(browser: Browser, tmp_path: Path) -> None:
+    """Where no row is wrong in the way that was asked for, the page says so instead of showing an empty list."""
+    for seed in (0, 1):
+        for method in ("pfeiffer", "full_fine_tuning"):
+            write_run(tmp_path, "mrpc", method, seed, rows=20)
+    evidence = read_evidence(tmp_path)
+    answers = evidence.answers["mrpc", "pfeiffer"]
+    answers.probabilities[:] = 0.01
+    answers.probabilities[:, range(20), answers.labels] = 0.99  # pfeiffer has every row right
+    browser.open(save(tmp_path / "report.html", render_report_page(evidence)))
+    choose(browser, "error-method", "0")
+    assert ["No row is like that."] == texts_of(browser, "#error-status")
+
+
+def test_theme_follows_the_system_until_the_reader_chooses(browser: Browser, report: str) -> None:
     """The page is as dark as the system, and the button turns it round and says so."""
     background = "getComputedStyle(document.body).backgroundColor"
     pressed = "document.getElementById('theme').getAttribute('aria-pressed')"
-    browser.open(address, dark=True)
+    browser.open(report, dark=True)
     dark = browser.evaluate(background)
     assert "true" == browser.evaluate(pressed)
-    browser.open(address)
+    browser.open(report)
     light = browser.evaluate(background)
     assert light != dark
     browser.click("#theme")
@@ -189,19 +192,20 @@ def test_theme_follows_the_system_until_the_reader_chooses(browser: Browser, add
 
 def test_hostile_texts_stay_texts_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     """Names and texts made to break out run nothing and are shown letter by letter."""
-    browser.open(save(tmp_path / "hostile.html", make_hostile()))
+    page = render_report_page(*make_hostile())
+    browser.open(save(tmp_path / "hostile.html", page))
     assert [] == browser.complaints()
     assert 1 == len(browser.requests())
     assert 0 == browser.evaluate("document.querySelectorAll('img, [onerror], [onload]').length")
-    assert list(HOSTILE) == texts_of(browser, "#error-table td.text p")
-    assert list(HOSTILE) == texts_of(browser, "#notes li")
-    browser.open(save(tmp_path / "hostile.html", make_hostile()), width=380)
+    assert list(HOSTILE) == texts_of(browser, "#error-table tr:first-child td.text p")
+    assert HOSTILE[0] in texts_of(browser, "#error-task option")[0]
+    browser.open(save(tmp_path / "hostile.html", page), width=380)
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_paper_shows_everything_but_the_controls(browser: Browser, address: str) -> None:
+def test_paper_shows_everything_but_the_controls(browser: Browser, report: str) -> None:
     """In print every section is there, the folded numbers too, on white; buttons and lists of choices are not."""
-    browser.open(address, width=380, dark=True)
+    browser.open(report, width=380, dark=True)
     browser.media("print", dark=True)
     seen = "[...document.querySelectorAll('{}')].map((each) => each.checkVisibility({{contentVisibilityAuto: true}}))"
     for selector in ("section", "section table", "details .data td", "svg"):
@@ -217,14 +221,14 @@ def test_paper_shows_everything_but_the_controls(browser: Browser, address: str)
     assert 0 == browser.evaluate("document.querySelectorAll('details[open]').length")
 
 
-def test_page_can_be_read_without_scripts(browser: Browser, address: str) -> None:
+def test_page_can_be_read_without_scripts(browser: Browser, report: str) -> None:
     """Summary, tables and drawings are there without scripts, and no dead button is."""
     try:
-        browser.open(address, scripts=False)
+        browser.open(report, scripts=False)
         document = browser.call("DOM.getDocument", depth=0)["root"]["nodeId"]
         html = browser.call("DOM.getOuterHTML", nodeId=document)["outerHTML"]
-        assert "houlsby is not distinguishable" in html
-        assert "448,322" in html
+        assert "has the best mean f1_binary" in html
+        assert "113,810" in html
         assert "This list needs scripts" in html
         buttons = [
             each for each in PageReader(html).all("button") if each.get("id") not in ("error-back", "error-next")
@@ -235,15 +239,15 @@ def test_page_can_be_read_without_scripts(browser: Browser, address: str) -> Non
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_head_and_first_column_stay_in_sight(browser: Browser, address: str) -> None:
+def test_head_and_first_column_stay_in_sight(browser: Browser, report: str) -> None:
     """Scrolled down the head stays on top of the window; scrolled aside the first column stays at the left."""
-    browser.open(address, height=400)
+    browser.open(report, height=400)
     browser.evaluate(
         "(() => { const last = document.querySelector('#scores tbody:last-child .row');"
         "last.scrollIntoView({block: 'center', behavior: 'instant'}); })()"
     )
     assert 0 == round(browser.evaluate("document.querySelector('#scores thead th').getBoundingClientRect().top"))
-    browser.open(address, width=380)
+    browser.open(report, width=380)
     box = "document.querySelector('#error-table').parentElement"
     left = "document.querySelector('#error-table tbody th').getBoundingClientRect().left"
     before = browser.evaluate(left)
@@ -252,9 +256,9 @@ def test_head_and_first_column_stay_in_sight(browser: Browser, address: str) -> 
     assert before == browser.evaluate(left)
 
 
-def test_readers_who_want_no_motion_get_none(browser: Browser, address: str) -> None:
+def test_readers_who_want_no_motion_get_none(browser: Browser, report: str) -> None:
     """Leading to a section is smooth, but at once for those who asked for that."""
-    browser.open(address)
+    browser.open(report)
     how = "getComputedStyle(document.documentElement).scrollBehavior"
     assert "smooth" == browser.evaluate(how)
     browser.media("", calm=True)

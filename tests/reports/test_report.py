@@ -19,10 +19,9 @@ from rich.console import Console
 
 from registry.bench.records import RunRecord, read_records, write_record
 from registry.errors import ConfigError, RunError
-from registry.reports.content import read_evidence
+from registry.reports.content import read_evidence, task_rows
 from registry.reports.figures import score_picture
 from registry.reports.frames import SAMPLE_NOTICE
-from registry.reports.page_figures import scatters
 from registry.reports.report import write_report
 from registry.schema import REPORT_FORMATS
 from tests.support.run_records import (
@@ -201,7 +200,7 @@ def test_picture_draws_any_number_of_tasks(tasks: int) -> None:
         lambda task: fail(make_record(task, "houlsby")),
     ]
     summary = summary_of([make(f"task-{n}") for n in range(tasks) for make in methods])
-    picture = ElementTree.fromstring(score_picture(scatters(summary), SAMPLE_NOTICE))
+    picture = ElementTree.fromstring(score_picture(task_rows(summary), SAMPLE_NOTICE))
     panels = picture.findall("{http://www.w3.org/2000/svg}svg")
     assert [f"task-{n} (validation)" for n in range(tasks)] == [panel[0].text.split(":")[0] for panel in panels]
     assert SAMPLE_NOTICE in [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
