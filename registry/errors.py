@@ -37,9 +37,9 @@ from collections.abc import Iterable
 
 
 def closest(name: str, available: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest available name, or an empty string."""
+    """Return "did you mean 'x'?" for the nearest available name, or an empty string."""
     matches = difflib.get_close_matches(name, list(available), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    return f"did you mean '{matches[0]}'?" if matches else ""
 
 
 def shorten(names: Iterable[str], most: int = 5) -> str:
@@ -56,6 +56,11 @@ def _digits(mark: str) -> str:
     return mark[:12] if len(mark) == 64 else mark
 
 
+def _and(hint: str) -> str:
+    """Return a hint as the end of a sentence."""
+    return f"; {hint}" if hint else ""
+
+
 class RegistryError(Exception):
     """Anything this package refuses or fails to do, told in one line."""
 
@@ -69,7 +74,7 @@ class ConfigError(RegistryError, ValueError):
 
     def __init__(self, field: str, expected: str, found: object, hint: str = "") -> None:
         self.field, self.expected, self.found = field, expected, found
-        super().__init__(f"cannot use {field}: expected {expected}, found {found!r}{hint}")
+        super().__init__(f"cannot use {field}: expected {expected}, found {found!r}{_and(hint)}")
 
 
 class InvalidNameError(ConfigError):
@@ -87,7 +92,7 @@ class UnknownRecipeError(ConfigError, LookupError):
 
     def __init__(self, name: str, available: Iterable[str]) -> None:
         names = list(available)
-        hint = closest(name, names) or "; give one of these or the path of a .toml file"
+        hint = closest(name, names) or "give one of these or the path of a .toml file"
         super().__init__("recipe", f"one of {shorten(names)}", name, hint)
 
 
@@ -102,8 +107,8 @@ class UnknownTaskError(TaskError, LookupError):
 
     def __init__(self, name: str, available: Iterable[str]) -> None:
         self.name, self.available = name, sorted(available)
-        hint = closest(name, self.available) or "; own tasks need --task-file or --data FILE"
-        super().__init__(f"unknown task '{name}': expected one of {shorten(self.available)}{hint}")
+        hint = closest(name, self.available) or "own tasks need --task-file or --data FILE"
+        super().__init__(f"unknown task '{name}': expected one of {shorten(self.available)}; {hint}")
 
 
 class DataError(TaskError, ValueError):
@@ -111,8 +116,7 @@ class DataError(TaskError, ValueError):
 
     def __init__(self, path: object, field: str, expected: str, found: object, hint: str = "") -> None:
         self.path, self.field, self.expected, self.found = str(path), field, expected, found
-        hint = f"; {hint}" if hint else ""
-        super().__init__(f"cannot read {path}: {field}: expected {expected}, found {found}{hint}")
+        super().__init__(f"cannot read {path}: {field}: expected {expected}, found {found}{_and(hint)}")
 
 
 class DataUnavailableError(TaskError):
@@ -139,8 +143,8 @@ class BackboneNotFoundError(BackboneError, LookupError):
 
     def __init__(self, source: str, expected: str, found: str, hint: str = "") -> None:
         self.source = source
-        hint = hint or "; use --backbone embedded, a Hub id or a folder saved by transformers"
-        super().__init__(f"cannot load backbone '{source}': expected {expected}, found {found}{hint}")
+        hint = hint or "use --backbone embedded, a Hub id or a folder saved by transformers"
+        super().__init__(f"cannot load backbone '{source}': expected {expected}, found {found}; {hint}")
 
 
 class BackboneUnavailableError(BackboneError):
@@ -150,7 +154,7 @@ class BackboneUnavailableError(BackboneError):
 
     def __init__(self, source: str, reason: str, hint: str = "") -> None:
         self.source = source
-        way_on = f"use --backbone embedded or a local folder{hint}"
+        way_on = f"use --backbone embedded or a local folder{_and(hint)}"
         super().__init__(f"cannot load backbone '{source}': {reason}, and it is not cached; {way_on}")
 
 
@@ -227,13 +231,15 @@ class NonFiniteLossError(TrainingError):
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that is missing, damaged or made by other settings."""
+    """A checkpoint that is damaged, made by other settings, or cannot be written."""
 
-    def __init__(self, path: object, expected: str, found: str) -> None:
+    def __init__(self, path: object, expected: str, found: str, attempted: str = "resume from") -> None:
         self.path = str(path)
-        super().__init__(
-            f"cannot resume from {path}: expected {expected}, found {found}; train without --resume to start anew"
-        )
+        hints = {
+            "resume from": "train without --resume to start anew",
+            "write": "free some space, or use another --store",
+        }
+        super().__init__(f"cannot {attempted} {path}: expected {expected}, found {found}; {hints[attempted]}")
 
 
 class TrackerError(TrainingError):

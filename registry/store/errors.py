@@ -98,6 +98,7 @@ class AdapterNotFoundError(StoreError, LookupError):
     def __init__(self, reference: str, available: Iterable[str], where: object) -> None:
         self.reference, self.available = reference, sorted(available)
         hint = closest(reference, self.available)
+        hint = f"; {hint}" if hint else ""
         super().__init__(f"cannot find adapter set '{reference}' in {where}: it has {shorten(self.available)}{hint}")
 
 

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,6 +90,12 @@ def replace(target: Path, data: bytes, *, by: Path) -> None:
     finally:
         with suppress(OSError):
             os.unlink(by)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Give ``target`` new content in one step, in a folder that is made if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replace(target, data, by=target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp"))
 
 
 def publish(target: Path, data: bytes, *, by: Path) -> None:
@@ -187,6 +194,15 @@ def last_change(path: Path) -> float:
     except FileNotFoundError:
         return math.inf
     return max(status.st_mtime, status.st_ctime)
+
+
+def stamp(path: Location) -> tuple[int, int]:
+    """Return what tells a file or folder from another that took its place; zeros where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
 
 
 def kind(path: Location, *, follow: bool = False) -> Kind | None:

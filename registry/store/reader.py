@@ -95,6 +95,10 @@ class StoreReader:
         with files.reading(folder):
             return [alias for alias in files.entries(folder, "file") if is_name(alias)]
 
+    def stamp(self, name: str, version: int) -> tuple[int, int]:
+        """Return what changes when a name is removed and saved again, as its versions then count from 1 anew."""
+        return files.stamp(self.folder(name, version))
+
     def resolve(self, reference: Reference | str) -> tuple[str, int]:
         """Return the name and the version that a reference means; a bare name means its newest version.
 

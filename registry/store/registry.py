@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,14 @@ from registry.store.tensors import import_set, load_set, save_set
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
+
+
+class StoredVersion(NamedTuple):
+    """A version of a store; ``stamp`` tells it from another that took its place."""
+
+    name: str
+    version: int
+    stamp: tuple[int, int]
 
 
 class Registry:
@@ -95,6 +103,15 @@ class Registry:
         """
         name, version = self.store.resolve(reference)
         return load_set(self.store, name, version, self.backbone.info, self.backbone.device)[1]
+
+    def identify(self, reference: str | Reference) -> StoredVersion:
+        """Return which stored version a reference means now.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+        """
+        name, version = self.store.resolve(reference)
+        return StoredVersion(name, version, self.store.stamp(name, version))
 
     def manifest(self, reference: str | Reference) -> Manifest:
         """Return what is known of a stored set without reading its tensors.

@@ -68,7 +68,7 @@ def fetch_from_hub(
     found = _load(source, reason)
     for split in splits:
         if split not in found:
-            hint = closest(split, found).removeprefix("; ")
+            hint = closest(split, found)
             raise DataError(f"Hub data set '{source}'", "splits", f"a split '{split}'", shorten(found), hint)
     return {split: found[split].with_format("arrow")[:] for split in splits}
 
@@ -253,7 +253,7 @@ def _choose_source(spec: TaskSpec, data: str) -> str:
         raise ConfigError("data", f"a folder, as task '{spec.name}' is not on the Hub", data)
     if data == SAMPLE and (spec.folder is None or not (SAMPLE_FOLDER / spec.folder).is_dir()):
         expected = f"hub or a folder, as the sample has only {shorten(BUILT_IN)}"
-        raise ConfigError("data", expected, data, f" for task '{spec.name}'")
+        raise ConfigError(f"data for task '{spec.name}'", expected, data)
     return data
 
 
@@ -272,7 +272,7 @@ def _read_splits(spec: TaskSpec, source: str, offline: bool, fetch: Fetch) -> tu
         return train, reported
     root = SAMPLE_FOLDER if source == SAMPLE else Path(source).expanduser()
     if not root.is_dir():
-        hint = closest(source, (HUB, SAMPLE)).removeprefix("; ") or "--data takes hub, sample or a folder"
+        hint = closest(source, (HUB, SAMPLE)) or "--data takes hub, sample or a folder"
         raise DataError(root, "folder", "a folder of data", "a file" if root.exists() else "none", hint)
     folder = root / (spec.folder or spec.name)
     train, reported = (read_table(_split_file(folder, split), _columns(spec)) for split in splits)
@@ -288,7 +288,7 @@ def _split_file(folder: Path, split: str) -> Path:
     if not folder.is_dir():
         raise DataError(folder, "folder", "a folder of data", "a file" if folder.exists() else "none")
     there = {path.stem for path in folder.iterdir() if path.suffix in EXTENSIONS}
-    hint = closest(split, there).removeprefix("; ")
+    hint = closest(split, there)
     raise DataError(folder, f"split '{split}'", f"{split}.parquet or {split}.jsonl", f"splits {shorten(there)}", hint)
 
 

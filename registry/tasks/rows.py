@@ -204,7 +204,7 @@ def _class_number(table: Table, row: int, spec: TaskSpec, cell: object, classes:
     if name == "-1":  # how the Hub marks rows whose labels are kept secret
         raise _label_error(table, row, spec, "a label", "-1, an unlabelled row", "choose a labelled split")
     names = spec.label_names or ()
-    hint = closest(name, names).removeprefix("; ")
+    hint = closest(name, names)
     raise _label_error(table, row, spec, f"a label seen in training ({shorten(names)})", f"'{name}'", hint)
 
 

@@ -210,7 +210,7 @@ def read_task_file(path: Path) -> TaskSpec:
     fields = TaskSpec.__struct_fields__
     for key in plain:
         if key not in fields:
-            hint = closest(key, fields).removeprefix("; ")
+            hint = closest(key, fields)
             raise DataError(path, "task file", f"the keys {shorten(fields, len(fields))}", f"'{key}'", hint)
     sources = [key for key in ("hub", "folder", "file") if key in plain]
     if len(sources) != 1:

@@ -45,7 +45,7 @@ class Table:
             DataError: there is no such column.
         """
         if name not in self.columns:
-            hint = closest(name, self.names).removeprefix("; ")
+            hint = closest(name, self.names)
             raise DataError(self.source, "columns", f"a column '{name}'", shorten(self.names, 9), hint)
         return self.columns[name]
 
@@ -62,7 +62,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in EXTENSIONS:
-        hint = closest(suffix, EXTENSIONS).removeprefix("; ")
+        hint = closest(suffix, EXTENSIONS)
         raise DataError(path, "file name", "one ending in .csv, .tsv, .jsonl or .parquet", f"'{path.name}'", hint)
     if not path.is_file():
         raise DataError(path, "file", "a file", "a folder" if path.is_dir() else "none")

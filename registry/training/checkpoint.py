@@ -5,8 +5,6 @@ One safetensors file, replaced whole: tensors by name, and everything else as JS
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from registry.errors import CheckpointError, ConfigError
-from registry.store.errors import StoreWriteError
+from registry.store import files
 from registry.validation import Record, from_json, to_json
 
 
@@ -66,7 +64,7 @@ class Checkpoint:
         """Replace the state on disk; after a failure the old one is still there.
 
         Raises:
-            StoreWriteError: the folder cannot be written, or the disk is full.
+            CheckpointError: the folder cannot be written, or the disk is full.
         """
         meta = _Meta(
             settings=self.settings,
@@ -79,18 +77,10 @@ class Checkpoint:
         )
         tensors = {name: tensor.contiguous().cpu() for name, tensor in snapshot.tensors.items()}
         content = save(tensors, metadata={"state": to_json(meta).decode()})
-        staged = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(staged, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staged, self.path)
+            files.replace_file(self.path, content)
         except OSError as err:
-            with contextlib.suppress(OSError):  # whatever stopped the write may stop this too
-                staged.unlink()
-            raise StoreWriteError(self.path.parent, "write a checkpoint", err.strerror or str(err)) from err
+            raise CheckpointError(self.path, "a folder that can be written", files.reason(err), "write") from err
 
     def read(self) -> Snapshot | None:
         """Return the state to continue from, None where there is none or it is not wanted.

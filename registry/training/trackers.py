@@ -234,7 +234,7 @@ def check_installed(kind: str) -> None:
     choose(kind, tuple(TRACKERS), "--track")
     missing = [package for package in _PACKAGES[kind] if find_spec(package) is None]
     if missing:
-        hint = f"; pip install 'adapter-registry[{kind}]'"
+        hint = f"pip install 'adapter-registry[{kind}]'"
         raise ConfigError(f"--track {kind}", f"the package {missing[0]}", "no such package", hint)
 
 

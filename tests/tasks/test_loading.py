@@ -182,7 +182,9 @@ def test_own_task_is_not_in_the_sample_nor_on_the_hub() -> None:
     spec = find_task("mrpc").__class__(name="own", text_columns=("body",))
     with pytest.raises(ConfigError, match="data: expected a folder, as task 'own' is not on the Hub, found 'hub'"):
         load_task(spec)
-    with pytest.raises(ConfigError, match="as the sample has only imdb, mrpc, sst2, found 'sample' for task 'own'"):
+    with pytest.raises(
+        ConfigError, match="data for task 'own': expected .*as the sample has only imdb, mrpc, sst2, found 'sample'"
+    ):
         load_task(spec, "sample")
 
 
