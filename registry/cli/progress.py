@@ -5,9 +5,9 @@ Ctrl-C that waits for a good moment: the first asks to stop between two steps, t
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,14 +91,13 @@ class _Bar:
     def __init__(self, bars: Progress, title: str) -> None:
         self._bars, self._title = bars, title
         self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0)
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def observe(self, report: StepReport) -> None:
         """Show one step."""
-        self._recent.append((time.monotonic(), report.rows))
         self._losses.append(report.loss)
-        loss, rate = sum(self._losses) / len(self._losses), self._rows_per_second()
+        loss = sum(self._losses) / len(self._losses)
+        rate = 0.0 if math.isnan(report.rows_per_second) else report.rows_per_second
         self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
         due = max(1, report.steps // _LINES)
         if self._bars.disable and (report.step % due == 0 or report.step == report.steps):
@@ -107,8 +106,3 @@ class _Bar:
         for metric, value in report.held_out_scores.items():
             if not self._bars.disable:
                 self._bars.console.print(f"{self._title}: step {report.step} held-out {metric} {value:.3f}")
-
-    def _rows_per_second(self) -> float:
-        first, last = self._recent[0][0], self._recent[-1][0]
-        rows = sum(rows for _, rows in list(self._recent)[1:])
-        return rows / (last - first) if last > first else 0.0

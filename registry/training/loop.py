@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -159,7 +158,7 @@ class _Pass:
             report = run.learn(values[run], len(chosen[run]))
             run.seconds += time.perf_counter() - began
             if report is not None and run.job.observe is not None:
-                run.job.observe(replace(report, seconds=run.seconds))
+                run.job.observe(run.timed(report))
 
     def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""

@@ -7,8 +7,9 @@ others (training.py). It does not know how logits are made.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from registry.tasks.spec import METRICS
 from registry.training.checkpoint import Checkpoint, Snapshot
 from registry.validation import require
 
+_RECENT_STEPS = 20
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -38,6 +41,7 @@ class StepReport:
         gradient_norm: before it was clipped.
         seconds: wall time of the training so far, observers left out; of sets trained together each has its share.
         held_out_scores: after the step, where it was time for them.
+        rows_per_second: over the last twenty steps; NaN after the first one.
     """
 
     step: int
@@ -48,6 +52,7 @@ class StepReport:
     gradient_norm: float = 0.0
     seconds: float = 0.0
     held_out_scores: dict[str, float] = field(default_factory=dict)
+    rows_per_second: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class TrainingState:
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config, self.device)
         self.step, self.rows_seen, self.seconds = 0, 0, 0.0
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self.losses: list[float] = []
         self.best_step, self.best_score, self.since_best = 0, -math.inf, 0
         self.best_state: list[Tensor] | None = None
@@ -185,6 +191,13 @@ class TrainingState:
         self.losses.append(loss)
         scores = self._score_held_out()
         return StepReport(self.step, self.steps, loss, rows, rate, float(norm), self.seconds, scores)
+
+    def timed(self, report: StepReport) -> StepReport:
+        """Return the report of the last step with its time, which is known only when the step is over."""
+        self._recent.append((self.seconds, report.rows))
+        seconds = self._recent[-1][0] - self._recent[0][0]
+        rows = sum(rows for _, rows in list(self._recent)[1:])
+        return replace(report, seconds=self.seconds, rows_per_second=rows / seconds if seconds > 0 else math.nan)
 
     def _score_held_out(self) -> dict[str, float]:
         """Return the scores on held-out rows if it is time for them, and remember the best weights."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from registry.training.recipes import Plan
     from registry.training.state import StepReport
 
-_RECENT_STEPS = 20
 _SECONDS = 1.0  # between two writes
 
 
@@ -83,19 +81,17 @@ class TrackedRun:
         self, tracking: Tracking, name: str, settings: Mapping[str, str], trackers: Mapping[str, Tracker]
     ) -> None:
         self._tracking, self._name, self._settings, self._trackers = tracking, name, settings, trackers
-        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self._points: list[Point] = []
         self._last_step, self._written = 0, 0.0
         self._is_open = False
 
     def observe(self, report: StepReport) -> None:
         """Log one step: loss, learning rate, gradient norm, rows per second and held-out scores."""
-        self._recent.append((report.seconds, report.rows))
         values = {
             "loss": report.loss,
             "learning_rate": report.learning_rate,
             "gradient_norm": report.gradient_norm,
-            "rows_per_second": self._rows_per_second(),
+            "rows_per_second": report.rows_per_second,
             **{f"held_out/{metric}": value for metric, value in report.held_out_scores.items()},
         }
         self._last_step = report.step
@@ -128,11 +124,6 @@ class TrackedRun:
             for kind, tracker in self._trackers.items():
                 self._tracking.attempt(kind, tracker.log, points)
         self._written = time.monotonic()
-
-    def _rows_per_second(self) -> float:
-        seconds = self._recent[-1][0] - self._recent[0][0]
-        rows = sum(rows for _, rows in list(self._recent)[1:])
-        return rows / seconds if seconds > 0 else math.nan
 
 
 def observers(*each: Callable[[StepReport], None]) -> Callable[[StepReport], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import msgspec
@@ -318,3 +319,14 @@ def test_training_on_cuda_is_near_the_cpu(tiny_backbone: Backbone, tiny_folder: 
         train(backbone.encoder, fresh, toy_rows(backbone), changed(epochs=1), observe=reports.append)
         losses.append([report.loss for report in reports])
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+
+
+def test_a_report_tells_how_fast_the_last_steps_were(tiny_backbone: Backbone) -> None:
+    """Rows per second are those of the last twenty steps over their time; after the first step nothing is known."""
+    reports: list[StepReport] = []
+    train_fresh(tiny_backbone, observe=reports.append)
+    assert math.isnan(reports[0].rows_per_second)
+    for number, report in enumerate(reports[1:], 1):
+        recent = reports[max(0, number - 19) : number + 1]
+        seconds = recent[-1].seconds - recent[0].seconds
+        assert pytest.approx(sum(each.rows for each in recent[1:]) / seconds) == report.rows_per_second

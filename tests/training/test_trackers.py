@@ -190,7 +190,7 @@ def test_several_steps_are_written_at_once(tmp_path: Path) -> None:
         run.observe(a_report(1))
         (file,) = (tmp_path / "tensorboard" / "x").iterdir()
         before = file.stat().st_size
-        run.observe(a_report(2, held_out_scores={"pearson": float("nan")}))
+        run.observe(a_report(2, rows_per_second=8.0, held_out_scores={"pearson": float("nan")}))
         assert before == file.stat().st_size
         run.finish("finished", {"accuracy": 0.75})
         run.finish("failed")
