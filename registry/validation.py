@@ -14,7 +14,7 @@ import msgspec
 
 from registry.errors import ConfigError, closest
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # What msgspec raises on hostile bytes; a key that is no UTF-8 is told in an error message of its own and fails there.
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -42,7 +42,7 @@ def to_json(record: Record) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=2) + b"\n"
 
 
-def from_json(kind: type[T], data: bytes) -> T:
+def from_json(kind: type[_T], data: bytes) -> _T:
     """Return the record that ``data`` spells, refusing anything that is not exactly that record.
 
     Raises:
@@ -70,7 +70,7 @@ def from_json(kind: type[T], data: bytes) -> T:
     return from_plain(kind, plain)
 
 
-def from_plain(kind: type[T], plain: Any) -> T:
+def from_plain(kind: type[_T], plain: Any) -> _T:
     """Return the record that dictionaries, lists and numbers spell (as read from JSON or TOML).
 
     Raises:
@@ -84,7 +84,7 @@ def from_plain(kind: type[T], plain: Any) -> T:
         raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
 
 
-def _decode_exact(kind: type[T], data: bytes) -> T | None:
+def _decode_exact(kind: type[_T], data: bytes) -> _T | None:
     """Return the record if ``data`` is to the last byte what ``to_json`` writes for it, which leaves nothing to check.
 
     Several times faster than the checks one by one, which also tell what is wrong.

@@ -18,12 +18,12 @@ STREET = (
     "adapters", "model", "store", "tasks", "stats", "training", "serving", "interop", "bench", "reports", "cli",
 )  # fmt: skip
 TORCH_ROOMS = {"adapters", "model", "training", "serving", "interop"}
-TORCH_FREE_THERE = {"training/recipes.py", "training/trackers.py", "training/tracking.py"}
+TORCH_FREE_THERE = {"training/recipes.py", "training/trackers.py"}
 TORCH_FILES = {
     "store/tensors.py", "store/registry.py", "bench/runner.py", "cli/demo.py", "cli/progress.py",
 }  # fmt: skip
-# Rooms that still hold more than ten: drawing has two files, trackers and compare too.
-MOST_MODULES = {"reports": 11, "training": 11, "cli": 11}
+# Rooms that still hold more than ten: drawing and compare have two files each.
+MOST_MODULES = {"reports": 11, "cli": 11}
 LATE_ROOM = "cli"  # a command imports what it needs when it is given, so that --help starts fast
 
 
@@ -152,6 +152,30 @@ def test_forbidden_habits(name: str) -> None:
         for function in functions(TREES[name]):
             late = [node for _, node in own_imports(function)]
             assert not late, f"{name}.{function.name} imports from the package"
+
+
+def test_no_two_public_names_are_alike() -> None:
+    """A public name means one thing: outside the commands, no two files define the same one."""
+    homes: dict[str, list[str]] = {}
+    for name, tree in TREES.items():
+        if name in DOORS or name.startswith("cli/"):
+            continue
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            named = [node.name] if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
+            named += [
+                each.id for target in targets if target for each in ast.walk(target) if isinstance(each, ast.Name)
+            ]
+            for each in named:
+                homes.setdefault(each, []).append(name)
+    assert {} == {name: where for name, where in homes.items() if len(where) > 1 and not name.startswith("_")}
+
+
+def test_no_import_gives_another_name() -> None:
+    """What is imported from the package keeps the name that it has there."""
+    for name, tree in TREES.items():
+        for _, node in own_imports(tree):
+            assert not [alias.name for alias in node.names if alias.asname], f"{name}:{node.lineno}"
 
 
 def test_no_shapeless_file_names() -> None:

@@ -153,7 +153,7 @@ def test_file_map_names_every_file() -> None:
     named = set(re.findall(r"`([\w/]+\.py)`", table.split("Imports point")[0]))
     package = HERE / "registry"
     present = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert len(present) >= 80
+    assert len(present) >= 70
     assert present - {"version.py"} == named
 
 

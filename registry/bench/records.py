@@ -179,7 +179,7 @@ def write_record(out: Path, record: RunRecord, predictions: Predictions | None) 
     path = record_path(out, record.task, record.method, record.seed)
     beside = _predictions_path(path)
     if predictions is None:
-        replace_file(path, to_json(msgspec.structs.replace(record, predictions=None)))
+        write_file(path, to_json(msgspec.structs.replace(record, predictions=None)))
         _discard(beside)
         return path
     data = _to_parquet(predictions)
@@ -195,7 +195,7 @@ def write_record(out: Path, record: RunRecord, predictions: Predictions | None) 
     return path
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` in one step: a reader sees the old file or the new one, never a part.
 
     Raises:

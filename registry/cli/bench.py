@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
     from registry.tasks.loading import TaskData
-    from registry.training.tracking import Tracking
+    from registry.training.trackers import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 MOST_SEEDS = 1_000
@@ -90,7 +90,7 @@ def bench(
     recipe = read_recipe(options["recipe"])
     keep = _find_kept(options["keep"], variants)
     from registry.store.registry import Registry
-    from registry.training.tracking import Tracking
+    from registry.training.trackers import Tracking
 
     tracking = Tracking(options["track"], options["track_to"], note)
     loaded = settings.load_tasks(specs, options)
@@ -172,7 +172,7 @@ def _run_task(
 ) -> None:
     from registry.bench.runner import plan_passes, run_pass
     from registry.cli.progress import TrainingProgress
-    from registry.training.tracking import observers, settings_of
+    from registry.training.trackers import observers, settings_of
 
     for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
         logs = [

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from registry.training.fit import FitJob, Fitted
     from registry.training.recipes import Plan
     from registry.training.repeat import Repetition
-    from registry.training.tracking import Tracking
+    from registry.training.trackers import Tracking
 
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
@@ -73,7 +73,7 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
     adapter-registry train --data mails.csv --text-col body --label-col folder
     adapter-registry train --from mrpc:3
     """
-    from registry.training.tracking import Tracking
+    from registry.training.trackers import Tracking
 
     if options["name"] is not None:
         check_name(options["name"])
@@ -160,7 +160,7 @@ def _train_pass(
     """Train some tasks in one pass of the backbone and save each; one that diverges is told after the others."""
     from registry.cli.progress import TrainingProgress, stop_between_steps
     from registry.training.fit import FitJob, fit_together
-    from registry.training.tracking import observers, settings_of
+    from registry.training.trackers import observers, settings_of
 
     names = [options["name"] or data.spec.name for data, _ in planned]
     for name, (data, plan) in zip(names, planned, strict=True):

@@ -19,7 +19,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters, NoAdapters
 from registry.model.attention import attend, attend_from_first
 from registry.model.batching import Batch
-from registry.model.families import ACTIVATIONS, FAMILIES, Family
+from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES, Family
 from registry.model.pretrained import Weights
 
 NO_ADAPTERS = NoAdapters()
@@ -60,7 +60,7 @@ class EncoderLayer(nn.Module):
         self.attention_dense = weights.linear([prefix + family.attention_dense], h, h)
         self.attention_norm = weights.norm(prefix + family.attention_norm, h, eps)
         self.ffn_in = weights.linear([prefix + family.ffn_in], h, inner)
-        self.activation = ACTIVATIONS[getattr(config, family.activation)]
+        self.activation = ENCODER_ACTIVATIONS[getattr(config, family.activation)]
         self.ffn_out = weights.linear([prefix + family.ffn_out], inner, h)
         self.ffn_norm = weights.norm(prefix + family.ffn_norm, h, eps)
         self.heads: int = config.num_attention_heads

@@ -93,7 +93,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 # By the names of transformers' configurations; the same functions as its own.
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+ENCODER_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
         "gelu": F.gelu,
         "gelu_new": partial(F.gelu, approximate="tanh"),

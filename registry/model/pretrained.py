@@ -36,7 +36,7 @@ from registry.errors import (
     shorten,
 )
 from registry.model.cpu import FrozenLinear
-from registry.model.families import ACTIVATIONS, FAMILIES
+from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
 
 
@@ -294,7 +294,7 @@ def read_supported_config(folder: Path, source: str) -> PretrainedConfig:
     unusual = {
         "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
         "a decoder": getattr(config, "is_decoder", False),
-        "an unknown activation": getattr(config, FAMILIES[family].activation) not in ACTIVATIONS,
+        "an unknown activation": getattr(config, FAMILIES[family].activation) not in ENCODER_ACTIVATIONS,
     }
     for feature, found in unusual.items():
         if found:

@@ -42,7 +42,7 @@ from registry.reports.svg import read_template
 from registry.tasks.metrics import LOWER_IS_BETTER
 
 
-class Cell(NamedTuple):
+class PageCell(NamedTuple):
     """What a cell shows and the value it sorts by: None and NaN last, either way round.
 
     ``detail`` stands small below the text; ``tone`` is how it is set: ``strong`` for the number that counts, a verdict
@@ -55,11 +55,11 @@ class Cell(NamedTuple):
     tone: str = ""
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table: titles of columns, which of these hold words, and rows under the name of their group."""
 
     titles: Sequence[str]
-    groups: Sequence[tuple[str, Sequence[Sequence[Cell]]]]
+    groups: Sequence[tuple[str, Sequence[Sequence[PageCell]]]]
     words: Sequence[str] = ("method", "verdict")
 
     def is_sortable(self, column: int) -> bool:
@@ -118,7 +118,7 @@ def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None =
     }
 
 
-def scores_table(summary: pd.DataFrame) -> Table:
+def scores_table(summary: pd.DataFrame) -> PageTable:
     """Return one row per task and method, those with swept settings below the others."""
     metrics = [str(name).removesuffix("_mean") for name in summary if str(name).endswith("_mean")]
     shown = [metric for metric in metrics if summary[f"{metric}_mean"].notna().any()]
@@ -129,10 +129,10 @@ def scores_table(summary: pd.DataFrame) -> Table:
         for name, part in ((heading, unswept(frame)), (f"{heading}: swept settings", swept(frame))):
             if len(part):
                 groups.append((name, [_score_row(row, shown) for row in part.to_dict("records")]))
-    return Table(titles, groups)
+    return PageTable(titles, groups)
 
 
-def totals_table(totals: pd.DataFrame, tasks: int) -> Table:
+def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     """Return one row per method: one backbone and a set for each of so many tasks against as many full models.
 
     Swept settings are left out where there are others: they are hardly ever run on all tasks. Times of other tasks do
@@ -156,57 +156,61 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> Table:
         sets = "" if split_name(method)[0] == FULL else _ratio(row["bytes"], whole)
         rows.append(
             [
-                Cell(method, method),
-                Cell(f"{row['tasks']} of {tasks}", row["tasks"]),
-                Cell(number(row["main_metrics_mean"], ".3f"), row["main_metrics_mean"]),
+                PageCell(method, method),
+                PageCell(f"{row['tasks']} of {tasks}", row["tasks"]),
+                PageCell(number(row["main_metrics_mean"], ".3f"), row["main_metrics_mean"]),
                 _points(row["difference_points"]),
-                Cell(worse_on(row), row["worse_tasks"] if row["compared_tasks"] else None),
+                PageCell(worse_on(row), row["worse_tasks"] if row["compared_tasks"] else None),
                 _bytes(row["bytes"], sets),
                 _bytes(whole),
                 _seconds(row["train_seconds"], _ratio(row["train_seconds"], full)),
             ]
         )
-    return Table(titles, [("", rows)])
+    return PageTable(titles, [("", rows)])
 
 
-def _score_row(row: dict[Any, Any], metrics: Sequence[str]) -> list[Cell]:
+def _score_row(row: dict[Any, Any], metrics: Sequence[str]) -> list[PageCell]:
     seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
     left_out = [f"{row[name]} {name.replace('_', ' ')}" for name in ("failed", "not_averaged") if row[name]]
     trainable = row["trainable"]
-    verdict = Cell("reference" if is_reference(row["method"]) and row["seeds"] else DASH, tone="soft")
+    verdict = PageCell("reference" if is_reference(row["method"]) and row["seeds"] else DASH, tone="soft")
     if row["verdict"]:
         verdict = _verdict(row["verdict"], f"p {p_value(row['difference_p'])}")
     return [
-        Cell(row["method"], row["method"], ", ".join([seeds] * bool(row["seeds"]) + left_out) or NOT_RUN),
-        Cell(DASH) if pd.isna(trainable) else Cell(f"{trainable:,}", trainable, share(row["percent"])),
+        PageCell(row["method"], row["method"], ", ".join([seeds] * bool(row["seeds"]) + left_out) or NOT_RUN),
+        PageCell(DASH) if pd.isna(trainable) else PageCell(f"{trainable:,}", trainable, share(row["percent"])),
         _bytes(row["stored_bytes"]),
         *(_score(*score_in(row, metric), tone="strong" if metric == row["main_metric"] else "") for metric in metrics),
         _points(row["difference_points"], row["difference_low"], row["difference_high"]),
         verdict,
         _seconds(row["train_seconds"]),
-        Cell(number(row["rows_per_second"], ",.0f"), row["rows_per_second"]),
+        PageCell(number(row["rows_per_second"], ",.0f"), row["rows_per_second"]),
         _bytes(row["peak_memory_bytes"]),
     ]
 
 
 def _scatter(task: TaskRows, name: str) -> dict[str, Any]:
-    rows = [[Cell(row["method"], row["method"]), _count(row["trainable"]), *main_score(row)] for row in task.scored]
+    rows = [[PageCell(row["method"], row["method"]), _count(row["trainable"]), *main_score(row)] for row in task.scored]
     return _with_numbers(task.title, task.metric, "parameters", scatter_chart(task, name), rows)
 
 
 def _sizes(curve: SizeCurve, name: str, styles: Mapping[str, int]) -> dict[str, Any]:
     cells = [(method, size, one) for method, line in curve.lines for size, one in line.items()]
-    rows = [[Cell(method, method), _count(size), one.mean, one.low, one.high] for method, size, one in cells]
+    rows = [[PageCell(method, method), _count(size), one.mean, one.low, one.high] for method, size, one in cells]
     return _with_numbers(curve.title, curve.metric, curve.axis, size_chart(curve, name, styles), rows)
 
 
 def _with_numbers(task: str, metric: str, axis: str, drawing: Markup, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Return a drawing of scores with the table of its numbers; each row ends in a mean and its interval."""
     cells = [
-        [*first, Cell(f"{mean:.3f}", mean), Cell(DASH if math.isnan(low + high) else f"{low:.3f} to {high:.3f}")]
+        [
+            *first,
+            PageCell(f"{mean:.3f}", mean),
+            PageCell(DASH if math.isnan(low + high) else f"{low:.3f} to {high:.3f}"),
+        ]
         for *first, mean, low, high in rows
     ]
-    table = Table(("method", axis, metric, "interval"), [("", cells)])
+    table = PageTable(("method", axis, metric, "interval"), [("", cells)])
     return {"task": task, "metric": metric, "axis": axis, "drawing": drawing, "table": table}
 
 
@@ -220,15 +224,15 @@ def _forest(task: TaskRows, evidence: ReportContent, name: str) -> dict[str, Any
     for method, one in found.items():
         tests = ", ".join(f"{seed}: {p_value(p)}" for seed, p in sorted(one.seed_tests.items()))
         ends = (100 * end for end in (one.difference.mean, one.difference.low, one.difference.high))
-        p = Cell(p_value(one.adjusted_p), one.adjusted_p)
-        rows.append([Cell(method, method), _verdict(one.verdict), _points(*ends), p, Cell(tests or DASH)])
+        p = PageCell(p_value(one.adjusted_p), one.adjusted_p)
+        rows.append([PageCell(method, method), _verdict(one.verdict), _points(*ends), p, PageCell(tests or DASH)])
     least = evidence.measured.detectable.get(task.task)
     shown = least is not None and task.metric == "accuracy" and math.isfinite(least.difference)
     return {
         "task": task.title,
         "reference": FULL,
         "drawing": forest_chart(task, found, 100 * least.difference if least is not None and shown else None, name),
-        "table": Table(("method", "verdict", "points", "adjusted p", "McNemar p by seed"), [("", rows)]),
+        "table": PageTable(("method", "verdict", "points", "adjusted p", "McNemar p by seed"), [("", rows)]),
         "power": "" if least is None else power_sentence(least, shown),
     }
 
@@ -249,12 +253,12 @@ def _curves(task: TaskRows, records: Sequence[RunRecord], name: str) -> dict[str
             [(losses[-1][0], ",.0f"), (losses[0][1], ".3f"), (losses[-1][1], ".3f")] if losses else [(math.nan, "")] * 3
         )
         cells = [
-            Cell(number(value, form), value)
+            PageCell(number(value, form), value)
             for value, form in (*ends, (held_out[-1][1] if held_out else math.nan, ".3f"))
         ]
-        rows.append([Cell(f"{run.method}, seed {run.seed}", run.method), *cells[: 4 if scores else 3]])
+        rows.append([PageCell(f"{run.method}, seed {run.seed}", run.method), *cells[: 4 if scores else 3]])
     titles = ("method and seed", "steps", "first loss", "last loss", "last held-out score")
-    table = Table(titles if scores else titles[:-1], [("", rows)], titles[:1])
+    table = PageTable(titles if scores else titles[:-1], [("", rows)], titles[:1])
     return {"task": task.title, "panels": [each for each in panels if each[1]], "table": table}
 
 
@@ -270,8 +274,8 @@ def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Map
         names = label_names(evidence.records, task.task, next(iter(methods.values())))
         if {one.problem_type for one in methods.values()} == {"classification"}:
             found = confusions_of(names, methods)
-            rows = [[*(Cell(word, word) for word in words), _count(count)] for *words, count in found["frequent"]]
-            table = Table(titles, [("", rows)], titles[:3]) if rows else None
+            rows = [[*(PageCell(word, word) for word in words), _count(count)] for *words, count in found["frequent"]]
+            table = PageTable(titles, [("", rows)], titles[:3]) if rows else None
             confusions.append({"task": task.title, "label_names": names, "table": table, **found})
         wrong = wrong_rows(names, methods, texts.get(task.task))
         if wrong is not None and wrong.total:
@@ -284,32 +288,32 @@ def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Map
     return {"confusions": confusions, **wrong_ones}
 
 
-def _verdict(verdict: str, detail: str = "") -> Cell:
-    return Cell(verdict, verdict, detail, verdict if verdict in ("better", "worse") else "soft")
+def _verdict(verdict: str, detail: str = "") -> PageCell:
+    return PageCell(verdict, verdict, detail, verdict if verdict in ("better", "worse") else "soft")
 
 
-def _score(mean: float, low: float, high: float, tone: str = "") -> Cell:
+def _score(mean: float, low: float, high: float, tone: str = "") -> PageCell:
     joint = DASH if low >= 0 else " to "
     detail = "" if pd.isna(mean) or pd.isna(low) else f"{low:.3f}{joint}{high:.3f}".replace("-", "\N{MINUS SIGN}")
-    return Cell(number(mean, ".3f"), mean, detail, tone)
+    return PageCell(number(mean, ".3f"), mean, detail, tone)
 
 
-def _points(mean: float, low: float = math.nan, high: float = math.nan) -> Cell:
+def _points(mean: float, low: float = math.nan, high: float = math.nan) -> PageCell:
     if pd.isna(mean):
-        return Cell(DASH)
-    return Cell(signed(mean), mean, "" if pd.isna(low) else f"{signed(low)} to {signed(high)}")
+        return PageCell(DASH)
+    return PageCell(signed(mean), mean, "" if pd.isna(low) else f"{signed(low)} to {signed(high)}")
 
 
-def _count(value: int) -> Cell:
-    return Cell(f"{value:,}", int(value))
+def _count(value: int) -> PageCell:
+    return PageCell(f"{value:,}", int(value))
 
 
-def _bytes(value: Any, detail: str = "") -> Cell:
-    return Cell(readable_bytes(value), value, detail)
+def _bytes(value: Any, detail: str = "") -> PageCell:
+    return PageCell(readable_bytes(value), value, detail)
 
 
-def _seconds(value: float, detail: str = "") -> Cell:
-    return Cell(readable_seconds(value), value, detail)
+def _seconds(value: float, detail: str = "") -> PageCell:
+    return PageCell(readable_seconds(value), value, detail)
 
 
 def _ratio(part: Any, whole: Any) -> str:
@@ -324,7 +328,7 @@ def _json(plain: Any) -> Markup:
     return Markup(text)
 
 
-def _sort_value(cell: Cell) -> Markup:
+def _sort_value(cell: PageCell) -> Markup:
     if isinstance(cell.value, str):
         return Markup(' data-text="{}"').format(cell.value)
     if cell.value is None or pd.isna(cell.value):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from registry.bench.records import replace_file
+from registry.bench.records import write_file
 from registry.reports.content import ReportContent, task_rows
 from registry.reports.figures import score_picture
 from registry.reports.frames import NOT_RUN, comparison_table, runs_table, score_in, swept, task_names, unswept
@@ -187,7 +187,7 @@ def write_report(
         [task for task in task_rows(evidence.summary) if task.scored], notice(evidence.records)
     ).encode()
     for name, content in files.items():
-        replace_file(Path(out) / name, content)
+        write_file(Path(out) / name, content)
     return [Path(out) / name for name in files]
 
 

@@ -16,7 +16,7 @@ from registry.store.manifest import TENSOR_FILES
 from registry.store.reader import MANIFEST_FILE, STAGING, StoreReader, is_name
 from registry.store.store import is_version_entry
 
-Rule = Callable[[str, "files.Kind | None"], bool]
+Rule = Callable[[str, "files.EntryKind | None"], bool]
 
 
 def find_strangers(view: StoreReader) -> Iterator[tuple[str, StoreError]]:
@@ -37,21 +37,21 @@ def find_strangers(view: StoreReader) -> Iterator[tuple[str, StoreError]]:
             yield from _misplaced(view.root, home / "versions" / version, expected, _belongs_in_version)
 
 
-def _belongs_in_root(entry: str, kind: files.Kind | None) -> bool:
+def _belongs_in_root(entry: str, kind: files.EntryKind | None) -> bool:
     if entry == STAGING or kind == "folder":
         return kind == "folder" and (entry == STAGING or is_name(entry))
     return kind == "file"
 
 
-def _belongs_in_name(entry: str, kind: files.Kind | None) -> bool:
+def _belongs_in_name(entry: str, kind: files.EntryKind | None) -> bool:
     return kind == "folder" and entry in ("versions", "aliases")
 
 
-def _belongs_in_aliases(entry: str, kind: files.Kind | None) -> bool:
+def _belongs_in_aliases(entry: str, kind: files.EntryKind | None) -> bool:
     return kind == "file" and is_name(entry)
 
 
-def _belongs_in_version(entry: str, kind: files.Kind | None) -> bool:
+def _belongs_in_version(entry: str, kind: files.EntryKind | None) -> bool:
     return kind == "file" and entry in (MANIFEST_FILE, *TENSOR_FILES)
 
 

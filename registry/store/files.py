@@ -21,7 +21,7 @@ from typing import Literal
 
 from registry.store.errors import CommitUncertainError, IntegrityError, StoreReadError, StoreWriteError
 
-Kind = Literal["folder", "file", "symbolic link", "special file"]
+EntryKind = Literal["folder", "file", "symbolic link", "special file"]
 Location = str | Path  # text where thousands are looked at
 
 # Windows lacks some of these: there a link is still refused by `kind`, and folders need no fsync.
@@ -205,7 +205,7 @@ def stamp(path: Location) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def kind(path: Location, *, follow: bool = False) -> Kind | None:
+def kind(path: Location, *, follow: bool = False) -> EntryKind | None:
     """Return what is at ``path``, None for nothing; links are seen, not followed, unless asked for."""
     try:
         mode = os.stat(path, follow_symlinks=follow).st_mode
@@ -218,7 +218,7 @@ def kind(path: Location, *, follow: bool = False) -> Kind | None:
     return "file" if stat.S_ISREG(mode) else "special file"
 
 
-def entries(folder: Location, wanted: Kind | None = None) -> list[str]:
+def entries(folder: Location, wanted: EntryKind | None = None) -> list[str]:
     """Return the sorted names in ``folder``, or only those of folders or of regular files.
 
     A missing folder has none; links are neither folders nor files.

@@ -39,7 +39,7 @@ _IDENTITY = {  # the first two tell backbones apart; the rest follows from them,
     "parameters": "number of parameters",
 }
 
-T = TypeVar("T", bound=Record)
+_T = TypeVar("_T", bound=Record)
 
 
 class StoreInfo(Record, frozen=True, kw_only=True):
@@ -211,7 +211,7 @@ def read_limited(path: files.Location, limit: int) -> bytes:
         raise ManifestError(path, err.what, str(err.expected), err.found) from err
 
 
-def _parse(kind: type[T], path: Path, data: bytes) -> T:
+def _parse(kind: type[_T], path: Path, data: bytes) -> _T:
     try:
         return from_json(kind, data)
     except ConfigError as err:

@@ -206,7 +206,7 @@ class Store(StoreReader):
         files.discard(trash)
 
 
-def is_version_entry(entry: str, kind: files.Kind | None) -> bool:
+def is_version_entry(entry: str, kind: files.EntryKind | None) -> bool:
     """Return whether an entry of ``versions/`` is a version, or the mark of one that was removed."""
     match = _NUMBER.fullmatch(entry)
     return match is not None and kind == ("file" if entry.endswith(_RETIRED) else "folder")

@@ -1,7 +1,7 @@
-"""Tools that draw a training while it runs: TensorBoard, MLflow, trackio; each an optional extra.
+"""Live logs of trainings: what is logged, the tools that draw it, and how a log that fails is given up alone.
 
-Each writes into a local folder and asks no network. Their packages are imported when a training starts, so nothing else
-waits for them. What is logged and when is tracking.py's to know.
+Losses, rates and scores are logged; texts never are. Each tool (TensorBoard, MLflow) is an optional extra, writes into
+a local folder and asks no network; its packages are imported when a training starts, so nothing else waits for them.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import math
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
 
 from registry.errors import ConfigError, TrackerError
 from registry.validation import choose
+
+if TYPE_CHECKING:
+    from registry.model.backbone import Backbone
+    from registry.tasks.loading import TaskData
+    from registry.training.recipes import Plan
+    from registry.training.state import StepReport
 
 Status = Literal["finished", "failed", "stopped"]
 Point = tuple[int, Mapping[str, float]]  # a step and what was measured there
 
 PROJECT = "adapter-registry"
+
+_SECONDS = 1.0  # between two writes
 
 # What the code of others raises where a disk is full, a folder is gone, or its version is not the one we know.
 _FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -47,6 +56,8 @@ class Tracker(Protocol):
 
 class TensorBoardTracker:
     """Event files in a folder of each training: ``tensorboard --logdir FOLDER`` shows them.
+
+    Not by torch's SummaryWriter: its thread ends in a traceback of its own where the disk is full.
 
     Args:
         folder: of all trainings.
@@ -166,63 +177,10 @@ def _mlflow_errors() -> tuple[type[Exception], ...]:
     return MlflowException, SQLAlchemyError, CommandError
 
 
-class TrackioTracker:
-    """Runs of one project in an SQLite file: ``TRACKIO_DIR=FOLDER trackio show`` draws them.
-
-    It writes through trackio's storage and not through ``trackio.init``, which asks the Hugging Face Hub for the user's
-    name, logs the machine from threads of its own, and goes on without a word we could pass on where a write fails.
-
-    Args:
-        folder: of all trainings; one for the whole process, as trackio reads it once.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.absolute()
-        self._run, self._id = "", ""
-        self._config: dict[str, Any] | None = None
-
-    def start(self, run: str, settings: Mapping[str, str]) -> None:
-        """Remember what is written with the first step."""
-        os.environ["TRACKIO_DIR"] = str(self._folder)
-        with _telling("trackio", _trackio_errors):
-            from trackio.utils import TRACKIO_DIR
-
-            if Path(TRACKIO_DIR).absolute() != self._folder:
-                raise RuntimeError(f"this process writes to {TRACKIO_DIR} already")
-            self._folder.mkdir(parents=True, exist_ok=True)
-            created = datetime.now(timezone.utc).isoformat()
-            self._run, self._id = run, uuid.uuid4().hex
-            self._config = {**settings, "_Username": None, "_Created": created, "_Group": None}
-
-    def log(self, points: Sequence[Point]) -> None:
-        """Write the steps in one transaction."""
-        with _telling("trackio", _trackio_errors):
-            from trackio.sqlite_storage import SQLiteStorage
-
-            SQLiteStorage.bulk_log(
-                project=PROJECT,
-                run=self._run,
-                run_id=self._id,
-                metrics_list=[dict(values) for _, values in points],
-                steps=[step for step, _ in points],
-                config=self._config,
-            )
-            self._config = None
-
-    def finish(self, status: Status) -> None:
-        """Do nothing: a run of trackio has no end."""
-
-
-def _trackio_errors() -> tuple[type[Exception], ...]:
-    from sqlite3 import Error
-
-    return (Error,)
-
-
 TRACKERS: Mapping[str, Callable[[Path], Tracker]] = MappingProxyType(
-    {"tensorboard": TensorBoardTracker, "mlflow": MlflowTracker, "trackio": TrackioTracker}
+    {"tensorboard": TensorBoardTracker, "mlflow": MlflowTracker}
 )
-_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic"), "trackio": ("trackio",)}
+_PACKAGES = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 
 
 def check_installed(kind: str) -> None:
@@ -250,3 +208,136 @@ def _telling(kind: str, more: Callable[[], tuple[type[Exception], ...]] | None =
         yield
     except failures as err:
         raise TrackerError(kind, str(err) or type(err).__name__) from err
+
+
+class Tracking:
+    """The logs of a command's trainings; each training has a run of its own in every tool.
+
+    Leaving the ``with`` block ends what is still open as stopped. A tool that fails is told once and not used again.
+
+    Args:
+        kinds: names of ``trackers.TRACKERS``; none means that nothing is logged.
+        folder: each tool has a folder of its own in it.
+        tell: shows one line to the user.
+
+    Raises:
+        ConfigError: no such tool, or its package is missing.
+    """
+
+    def __init__(self, kinds: Sequence[str], folder: Path, tell: Callable[[str], None]) -> None:
+        for kind in kinds:
+            check_installed(kind)
+        self._makers = {kind: TRACKERS[kind] for kind in kinds}
+        self._folder, self._tell = folder, tell
+        self._failed: set[str] = set()
+        self._open: list[TrackedRun] = []
+
+    def run(self, name: str, settings: Mapping[str, str]) -> TrackedRun:
+        """Return the log of one training; it begins with the training's first step."""
+        trackers = {kind: make(self._folder / kind) for kind, make in self._makers.items()}
+        self._open.append(TrackedRun(self, name, settings, trackers))
+        return self._open[-1]
+
+    def attempt(self, kind: str, action: Callable[..., None], *arguments: object) -> None:
+        """Do something with a tool that has not failed yet; the first failure is told and the last."""
+        if kind in self._failed:
+            return
+        try:
+            action(*arguments)
+        except TrackerError as err:
+            self._failed.add(kind)
+            self._tell(f"{err}; the training goes on without it")
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for run in self._open:
+            run.finish("stopped")
+
+
+class TrackedRun:
+    """The log of one training; made by ``Tracking.run``."""
+
+    def __init__(
+        self, tracking: Tracking, name: str, settings: Mapping[str, str], trackers: Mapping[str, Tracker]
+    ) -> None:
+        self._tracking, self._name, self._settings, self._trackers = tracking, name, settings, trackers
+        self._points: list[Point] = []
+        self._last_step, self._written = 0, 0.0
+        self._is_open = False
+
+    def observe(self, report: StepReport) -> None:
+        """Log one step: loss, learning rate, gradient norm, rows per second and held-out scores."""
+        values = {
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "rows_per_second": report.rows_per_second,
+            **{f"held_out/{metric}": value for metric, value in report.held_out_scores.items()},
+        }
+        self._last_step = report.step
+        self._add(report.step, values)
+        if not self._is_open:
+            self._is_open = True
+            for kind, tracker in self._trackers.items():
+                self._tracking.attempt(kind, tracker.start, self._name, self._settings)
+        if time.monotonic() - self._written >= _SECONDS:
+            self._write()
+
+    def finish(self, status: Status, scores: Mapping[str, float] | None = None) -> None:
+        """End the log, with the scores on the reported split where there are any; a second time does nothing."""
+        if not self._is_open:
+            return
+        self._add(self._last_step, {f"reported/{metric}": value for metric, value in (scores or {}).items()})
+        self._write()
+        self._is_open = False
+        for kind, tracker in self._trackers.items():
+            self._tracking.attempt(kind, tracker.finish, status)
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if finite and self._trackers:
+            self._points.append((step, finite))
+
+    def _write(self) -> None:
+        points, self._points = self._points, []
+        if points:
+            for kind, tracker in self._trackers.items():
+                self._tracking.attempt(kind, tracker.log, points)
+        self._written = time.monotonic()
+
+
+def observers(*each: Callable[[StepReport], None]) -> Callable[[StepReport], None]:
+    """Return one observer that calls all of these."""
+
+    def observe(report: StepReport) -> None:
+        for call in each:
+            call(report)
+
+    return observe
+
+
+def settings_of(plan: Plan, data: TaskData, backbone: Backbone) -> dict[str, str]:
+    """Return how a training is done, as texts by name; label names are counted and not told."""
+    told: dict[str, Any] = {
+        "task": data.spec.name,
+        "method": plan.method,
+        "recipe": plan.recipe,
+        "data": data.source,
+        "data.fingerprint": data.fingerprint(),
+        "train_rows": len(data.train),
+        "reported_rows": len(data.reported),
+        "split": data.spec.reported_split,
+        "backbone": backbone.info.source,
+        "backbone.fingerprint": backbone.info.fingerprint,
+        "device": str(backbone.device),
+        "dtype": str(backbone.dtype).removeprefix("torch."),
+    }
+    for part in ("adapter", "head", "training"):
+        record = getattr(plan, part)
+        told |= {f"{part}.{name}": value for name, value in msgspec.structs.asdict(record).items()} if record else {}
+    names = told.pop("head.label_names", ())
+    return {name: str(value) for name, value in {**told, "labels": len(names)}.items()}

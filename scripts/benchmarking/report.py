@@ -16,7 +16,7 @@ from picture import draw
 from profiling import Profile
 from rounds import Result, Results
 
-from registry.bench.records import replace_file
+from registry.bench.records import write_file
 from registry.provenance import code_version, command_line, hardware, library_versions
 
 BOTH, FLOAT32 = ("ours-float32", "ours-bfloat16"), ("ours-float32",)
@@ -184,9 +184,9 @@ def write(measured: Measured, out: Path) -> None:
         "profiles": [each.to_json() for each in measured.profiles],
     }
     lines = [*header(content), *target_lines(rows), *contender_lines(measured), *profile_lines(measured.profiles)]
-    replace_file(out / "benchmark.json", (json.dumps(content, indent=2) + "\n").encode())
-    replace_file(out / "benchmark.md", ("\n".join(lines) + "\n").encode())
-    replace_file(out / "benchmark.png", draw([row for row in rows if row.ratio is not None and row.least]))
+    write_file(out / "benchmark.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_file(out / "benchmark.md", ("\n".join(lines) + "\n").encode())
+    write_file(out / "benchmark.png", draw([row for row in rows if row.ratio is not None and row.least]))
 
 
 def header(content: dict[str, Any]) -> list[str]:

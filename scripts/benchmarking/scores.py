@@ -18,7 +18,7 @@ from ours import ADAPTER, DTYPES, HEAD, Backbones, training_config
 from peer_client import PeerWorker
 from rounds import ContenderError, now
 
-from registry.bench.records import replace_file
+from registry.bench.records import write_file
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows, predict_probabilities
 from registry.provenance import code_version
@@ -72,7 +72,7 @@ def score_all(form: str, source: str, backbones: Backbones, worker: PeerWorker, 
                 outcome = attempt(go)
                 if "failed" not in outcome:
                     known[key] = outcome
-                    replace_file(path, (json.dumps(known, indent=2) + "\n").encode())
+                    write_file(path, (json.dumps(known, indent=2) + "\n").encode())
             else:
                 outcome = known[key]
             found.append({"task": task, "contender": contender, "rows": len(course.train), "epochs": course.epochs,

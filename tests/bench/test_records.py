@@ -16,7 +16,7 @@ from registry.bench.records import (
     read_record,
     read_records,
     record_path,
-    replace_file,
+    write_file,
     write_record,
 )
 from registry.errors import ConfigError, InvalidNameError, RunError
@@ -203,5 +203,5 @@ def test_replace_file_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     """A target that cannot be replaced stays, and the staged bytes go."""
     (tmp_path / "target" / "full").mkdir(parents=True)
     with pytest.raises(RunError, match=r"cannot use run records in .*target"):
-        replace_file(tmp_path / "target", b"new")
+        write_file(tmp_path / "target", b"new")
     assert ["target"] == [entry.name for entry in tmp_path.iterdir()]

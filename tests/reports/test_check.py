@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from registry.bench.records import RunRecord, read_predictions, read_record, replace_file, write_record
+from registry.bench.records import RunRecord, read_predictions, read_record, write_file, write_record
 from registry.bench.runner import Cell, run_cell
 from registry.errors import RunError
 from registry.model.backbone import Backbone
@@ -168,7 +168,7 @@ def test_wrong_digit_in_a_record_is_found(out: Path) -> None:
     """A score that its answers do not have is told with both values, even if all tables were made from it."""
     record = read_record(out / RECORD)
     wrong = record.scores["accuracy"] + 1e-9
-    replace_file(out / RECORD, to_json(msgspec.structs.replace(record, scores={**record.scores, "accuracy": wrong})))
+    write_file(out / RECORD, to_json(msgspec.structs.replace(record, scores={**record.scores, "accuracy": wrong})))
     write_report(out, read_evidence(out), REPORT_FORMATS)
     checked = check_report(out)
     assert f"{RECORD}: scores.accuracy: expected {record.scores['accuracy']!r}, found {wrong!r}" == str(
@@ -237,7 +237,7 @@ def test_record_that_cannot_be_read_is_a_difference(out: Path) -> None:
 def test_failed_run_has_no_scores(out: Path) -> None:
     """A run that failed and still claims a score is told."""
     record = read_record(out / RECORD)
-    replace_file(out / RECORD, to_json(msgspec.structs.replace(record, status="failed", error="nan")))
+    write_file(out / RECORD, to_json(msgspec.structs.replace(record, status="failed", error="nan")))
     assert f"{RECORD}: scores: expected none, as the run failed, found " in str(check_report(out).differences[0])
 
 
@@ -245,7 +245,7 @@ def test_unknown_or_missing_metrics_are_told(out: Path) -> None:
     """A record whose scores cannot follow from its answers is a difference, not a traceback."""
     record = read_record(out / RECORD)
     for scores, expected in (({"f2": 0.5}, "metrics that fit the predictions"), ({}, "the main metric f1_binary")):
-        replace_file(out / RECORD, to_json(msgspec.structs.replace(record, scores=scores)))
+        write_file(out / RECORD, to_json(msgspec.structs.replace(record, scores=scores)))
         assert f"{RECORD}: scores: expected {expected}, found" in str(check_report(out).differences[0])
 
 
@@ -253,7 +253,7 @@ def test_records_that_do_not_belong_together_are_told(out: Path) -> None:
     """Where no table can be made the reason is a difference."""
     record = read_record(out / RECORD)
     data = msgspec.structs.replace(record.data, fingerprint="0" * 64)
-    replace_file(out / RECORD, to_json(msgspec.structs.replace(record, data=data)))
+    write_file(out / RECORD, to_json(msgspec.structs.replace(record, data=data)))
     (difference,) = check_report(out).differences
     assert ("runs", "the same data fingerprint") == (difference.file, difference.expected)
     assert str(RECORD) in difference.found
@@ -265,7 +265,7 @@ def test_predictions_of_another_run_are_told(out: Path) -> None:
     other = (out / CELL / "seed-0.predictions.parquet").read_bytes()
     (out / ANSWERS).write_bytes(other)
     entry = FileEntry(path=ANSWERS.name, bytes=len(other), sha256=hashlib.sha256(other).hexdigest())
-    replace_file(out / RECORD, to_json(msgspec.structs.replace(record, predictions=entry)))
+    write_file(out / RECORD, to_json(msgspec.structs.replace(record, predictions=entry)))
     assert "runs.csv" in files_of(check_report(out))
 
 
@@ -285,7 +285,7 @@ def test_every_problem_type_can_be_checked(tmp_path: Path, tiny_backbone: Backbo
     path = out / "runs" / "rows" / "pfeiffer" / "seed-0.json"
     record = read_record(path)
     metric = record.main_metric
-    replace_file(path, to_json(msgspec.structs.replace(record, scores={**record.scores, metric: 0.123})))
+    write_file(path, to_json(msgspec.structs.replace(record, scores={**record.scores, metric: 0.123})))
     assert f"scores.{metric}: expected {record.scores[metric]!r}, found 0.123" in str(check_report(out).differences[0])
 
 

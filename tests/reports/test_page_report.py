@@ -19,7 +19,7 @@ from registry.reports.content import ReportContent, gather_evidence, read_eviden
 from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import MOST_ROWS, read_texts
 from registry.reports.numbers import p_value
-from registry.reports.page import Cell, Table, page_content, render_report_page
+from registry.reports.page import PageCell, PageTable, page_content, render_report_page
 from registry.reports.statistics import TableStatistics, amount_curves, bottleneck_curves
 from registry.schema import HeadConfig
 from registry.stats.predictions import Predictions
@@ -35,13 +35,13 @@ def content(evidence: ReportContent) -> dict[str, Any]:
     return page_content(evidence)
 
 
-def row_of(table: Table, group: str, name: str) -> dict[str, Cell]:
+def row_of(table: PageTable, group: str, name: str) -> dict[str, PageCell]:
     """Return the cells of a row by the titles of their columns."""
     (found,) = [row for heading, rows in table.groups if heading == group for row in rows if row[0].text == name]
     return dict(zip(table.titles, found, strict=True))
 
 
-def cells_of(table: Table) -> dict[str, dict[str, Cell]]:
+def cells_of(table: PageTable) -> dict[str, dict[str, PageCell]]:
     """Return the rows of a table with one group by the text of their first cell."""
     ((_, rows),) = table.groups
     return {row[0].text: dict(zip(table.titles, row, strict=True)) for row in rows}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from registry.bench.records import RunRecord, find_records, read_record, replace_file, write_record
+from registry.bench.records import RunRecord, find_records, read_record, write_file, write_record
 from registry.provenance import Hardware
 from registry.reports.content import ReportContent, gather_evidence
 from registry.reports.report import render_terminal, write_report
@@ -86,7 +86,7 @@ def from_sample(record: RunRecord) -> RunRecord:
 def pass_as_committed(out: Path) -> None:
     """Rewrite all records of a real benchmark as if its code had been committed, which in a working tree is rare."""
     for path in find_records(out):
-        replace_file(path, to_json(msgspec.structs.replace(read_record(path), code="0123456789ab")))
+        write_file(path, to_json(msgspec.structs.replace(read_record(path), code="0123456789ab")))
 
 
 def make_records() -> list[RunRecord]:

@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 
 from registry.training.state import StepReport
-from registry.training.trackers import TRACKERS, TensorBoardTracker
-from registry.training.tracking import Tracking
+from registry.training.trackers import TRACKERS, TensorBoardTracker, Tracking
 from tests.support.command_line import FILLERS, QUICK, call, set_digest, start, succeed, write_data_folder
 
 NOT_INSTALLED = {kind: importlib.util.find_spec(kind) is None for kind in TRACKERS}
 needs_tensorboard = pytest.mark.skipif(NOT_INSTALLED["tensorboard"], reason="the extra tensorboard is not installed")
 needs_mlflow = pytest.mark.skipif(NOT_INSTALLED["mlflow"], reason="the extra mlflow is not installed")
-needs_trackio = pytest.mark.skipif(NOT_INSTALLED["trackio"], reason="the extra trackio is not installed")
 
 LARGEST_FILE = 32_768  # bytes: more than a tiny set, less than the log of its training
 WAIT_SECONDS = 120
@@ -36,13 +34,6 @@ experiment = client.get_experiment_by_name("adapter-registry")
 (run,) = client.search_runs([experiment.experiment_id])
 steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")]
 print(json.dumps([run.info.run_name, run.info.status, run.data.params["task"], run.data.metrics, steps]))
-"""
-READ_TRACKIO = """
-import json
-from trackio.sqlite_storage import SQLiteStorage
-(run,) = SQLiteStorage.get_runs("adapter-registry")
-logs = SQLiteStorage.get_logs("adapter-registry", run)
-print(json.dumps([run, [log["step"] for log in logs if "loss" in log], logs[-1]]))
 """
 
 
@@ -225,9 +216,7 @@ def test_nothing_is_logged_unless_it_is_asked_for(tmp_path: Path, train: Callabl
 @pytest.mark.slow
 def test_no_tool_is_imported_before_it_is_needed() -> None:
     """The command line knows the tools by name alone, so that ``--help`` stays quick."""
-    code = (
-        "import sys, registry.cli.main; print(sorted({'torch', 'tensorboard', 'mlflow', 'trackio'} & set(sys.modules)))"
-    )
+    code = "import sys, registry.cli.main; print(sorted({'torch', 'tensorboard', 'mlflow'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -251,16 +240,3 @@ def test_mlflow(tmp_path: Path, train: Callable[..., Any]) -> None:
     name, status, task, metrics, steps = json.loads(done.stdout.splitlines()[-1])
     assert ("sst2", "FINISHED", "sst2", [1, 2, 3]) == (name, status, task, steps)
     assert STEP_VALUES | {"reported/accuracy"} <= set(metrics)
-
-
-@pytest.mark.slow
-@needs_trackio
-def test_trackio(tmp_path: Path, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in a local SQLite file has each step and the scores."""
-    out, err = start(*train("sst2", "--track", "trackio")).communicate(timeout=WAIT_SECONDS)
-    assert out.startswith("sst2:1"), err
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "log" / "trackio"))
-    done = subprocess.run([sys.executable, "-c", READ_TRACKIO], capture_output=True, text=True, check=True)
-    name, steps, last = json.loads(done.stdout.splitlines()[-1])
-    assert ("sst2", [1, 2, 3]) == (name, steps)
-    assert "reported/accuracy" in last
