@@ -100,13 +100,9 @@ class NoAdapters:
         return self
 
 
-class HasSeams(Protocol):
-    """An adapter as a mixed batch wants it: in training (adapters.py) or resident (pool.py)."""
+class JoiningAdapter(Adapters, Protocol):
+    """An adapter that joins alone or in a mixed batch: in training (adapter_set.py) or resident (pool.py)."""
 
     def seam(self, layer: int, place: Place) -> Seam:
         """Return what this set does after one sub-layer."""
         ...
-
-
-class JoiningAdapter(Adapters, HasSeams, Protocol):
-    """An adapter that joins alone or in a mixed batch."""

@@ -2,5 +2,5 @@
 
 Reading order: ``batching``, ``attention``, ``encoder`` (the forward), ``families``, ``backbone``; ``mixed`` and
 ``grouped`` for several sets in one batch, ``inference`` for the answers to many rows; ``pretrained`` (where a
-checkpoint comes from), ``cpu``. To the left: ``adapters``. To the right: ``store``.
+checkpoint comes from), ``machine``. To the left: ``adapters``. To the right: ``store``.
 """

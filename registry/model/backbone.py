@@ -17,14 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
-from registry.errors import (
-    ConfigError,
-    DeviceError,
-)
+from registry.errors import ConfigError
 from registry.model.batching import Batch, TokenRows
-from registry.model.cpu import keep_freed_memory
 from registry.model.encoder import Encoder
 from registry.model.families import FAMILIES
+from registry.model.machine import choose_device, choose_dtype, keep_freed_memory
 from registry.model.pretrained import (
     Hub,
     Weights,
@@ -36,9 +33,7 @@ from registry.model.pretrained import (
     tokenizer_digest,
 )
 from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
-from registry.validation import choose, require
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from registry.validation import require
 
 
 class Backbone(nn.Module):
@@ -191,35 +186,3 @@ class Backbone(nn.Module):
     def memory_digest(self) -> str:
         """Return the SHA-256 of the weights as they are in memory now; it never changes."""
         return fingerprint(self.encoder.config, dict(self.encoder.state_dict()))
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device that ``device`` names, ``auto`` being the best this machine has.
-
-    Raises:
-        DeviceError: this machine does not have it.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as err:
-        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N") from err
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError(device, "torch sees no Apple GPU here")
-    if chosen.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N")
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that ``dtype`` names; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
-    choose(dtype, DTYPES, "dtype")
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found: torch.dtype = getattr(torch, dtype)
-    return found

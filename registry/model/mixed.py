@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.bottleneck import join, join_alone
-from registry.adapters.interface import HasSeams, Kind, Place, Seam
+from registry.adapters.interface import JoiningAdapter, Kind, Place, Seam
 from registry.model.batching import Batch
 from registry.model.grouped import Grouping, Indices, bottlenecks_of, group_sets
 
@@ -29,7 +29,7 @@ class MixedAdapters:
         row_states: how many states each row has, where it is not one for each token.
     """
 
-    def __init__(self, sets: Sequence[HasSeams], batch: Batch, row_states: Sequence[int] | None = None) -> None:
+    def __init__(self, sets: Sequence[JoiningAdapter], batch: Batch, row_states: Sequence[int] | None = None) -> None:
         self._sets, self._batch = sets, batch
         owner_of_state = numpy.repeat(batch.owners, batch.row_tokens if row_states is None else row_states)
         self._states = {owner: numpy.flatnonzero(owner_of_state == owner) for owner in dict.fromkeys(batch.owners)}

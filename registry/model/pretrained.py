@@ -35,8 +35,8 @@ from registry.errors import (
     closest,
     shorten,
 )
-from registry.model.cpu import FrozenLinear
 from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES
+from registry.model.machine import FrozenLinear
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
 
 

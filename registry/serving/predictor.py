@@ -19,7 +19,8 @@ from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import HeadConfig
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
-from registry.store.registry import Registry, StoredVersion
+from registry.store.reader import StoredVersion
+from registry.store.registry import Registry
 
 SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
 
@@ -68,8 +69,7 @@ class Predictor:
         """Return the answers of one set, one per text.
 
         Raises:
-            RequestError: no text, a pair for a single-sentence set or the reverse, or lists of unequal length.
-            AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
+            RequestError: lists of unequal length, and whatever ``mixed`` raises.
         """
         if pairs is not None and len(pairs) != len(texts):
             raise RequestError(f"answer with '{reference}'", f"{len(texts)} second texts", str(len(pairs)))
@@ -87,9 +87,8 @@ class Predictor:
             AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
         """
         rows = [each if isinstance(each, Request) else Request(*each) for each in requests]
-        found = {
-            reference: self.registry.identify(reference) for reference in dict.fromkeys(row.reference for row in rows)
-        }
+        references = dict.fromkeys(row.reference for row in rows)
+        found = {each: self.registry.identify(each) for each in references}
         answers: list[Prediction | None] = [None] * len(rows)
         keys = iter(dict.fromkeys(found.values()))
         while held := list(islice(keys, SETS_AT_ONCE)):

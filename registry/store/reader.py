@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from registry.errors import InvalidNameError
 from registry.schema import FileEntry, Manifest, Reference, check_name
@@ -30,6 +30,14 @@ STAGING = "tmp"
 VERSION_FOLDER = re.compile(r"(?!000000)[0-9]{6}", re.ASCII)
 
 View = TypeVar("View", bound="StoreReader")
+
+
+class StoredVersion(NamedTuple):
+    """A version of a store; ``stamp`` tells it from another that took its place."""
+
+    name: str
+    version: int
+    stamp: tuple[int, int]
 
 
 class StoreReader:
@@ -95,9 +103,14 @@ class StoreReader:
         with files.reading(folder):
             return [alias for alias in files.entries(folder, "file") if is_name(alias)]
 
-    def stamp(self, name: str, version: int) -> tuple[int, int]:
-        """Return what changes when a name is removed and saved again, as its versions then count from 1 anew."""
-        return files.stamp(self.folder(name, version))
+    def identify(self, reference: str | Reference) -> StoredVersion:
+        """Return which stored version a reference means now; its stamp changes when a name is saved anew.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+        """
+        name, version = self.resolve(reference)
+        return StoredVersion(name, version, files.stamp(self.folder(name, version)))
 
     def resolve(self, reference: Reference | str) -> tuple[str, int]:
         """Return the name and the version that a reference means; a bare name means its newest version.

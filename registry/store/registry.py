@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,19 +21,12 @@ from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
 from registry.store.manifest import check_backbone
+from registry.store.reader import StoredVersion
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
-
-
-class StoredVersion(NamedTuple):
-    """A version of a store; ``stamp`` tells it from another that took its place."""
-
-    name: str
-    version: int
-    stamp: tuple[int, int]
 
 
 class Registry:
@@ -58,8 +51,7 @@ class Registry:
         """Open the store at ``root``, after making one where there is none.
 
         Raises:
-            BackboneMismatchError: the store that is there belongs to another backbone or tokenizer.
-            NotAStoreError: the path is taken by something that is no store.
+            NotAStoreError, BackboneMismatchError: the path is taken by something else, or by another backbone's store.
             StoreWriteError: the folder cannot be written.
         """
         Store.create(Path(root), backbone.info)
@@ -69,8 +61,6 @@ class Registry:
         """Store a set as the next version of ``name`` and return the reference to that version.
 
         Args:
-            name: of the set.
-            adapter_set: its tensors and configuration.
             info: what is known of it; nothing when None.
 
         Raises:
@@ -110,8 +100,7 @@ class Registry:
         Raises:
             AdapterNotFoundError: no such name, version or alias.
         """
-        name, version = self.store.resolve(reference)
-        return StoredVersion(name, version, self.store.stamp(name, version))
+        return self.store.identify(reference)
 
     def manifest(self, reference: str | Reference) -> Manifest:
         """Return what is known of a stored set without reading its tensors.
@@ -157,11 +146,7 @@ class Registry:
         """Store the set in an exported file under its own name, or ``name``, and return the reference to the version.
 
         Raises:
-            ArchiveNotFoundError: no such file.
-            ArchiveError: damaged, too large, or no exported set.
-            BackboneMismatchError: made for another backbone or tokenizer.
-            InvalidNameError: no set may have this name.
-            StoreWriteError: nothing was changed.
+            ArchiveError, ArchiveNotFoundError, StoreWriteError and others: see ``tensors.import_set``.
         """
         return import_set(self.store, Path(path), name)
 

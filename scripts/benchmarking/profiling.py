@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from registry.model.backbone import Backbone
-from registry.model.cpu import FrozenLinear
 from registry.model.encoder import intermediate_size
+from registry.model.machine import FrozenLinear
 
 # The first group with a matching piece of the operation's name has it.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (

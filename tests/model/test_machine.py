@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from registry.model.cpu import FrozenLinear
+from registry.model.machine import FrozenLinear
 from tests.support.stock_models import difference
 
 PRECISIONS = [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)]  # the second relative to the largest number
@@ -142,7 +142,7 @@ def test_threads_may_ask_first_at_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_without_the_layout_it_is_the_plain_layer(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """On a machine whose torch has no such layout, product and gradient are those of ``nn.Linear`` bit for bit."""
-    monkeypatch.setattr("registry.model.cpu._HAS_LAYOUT", False)
+    monkeypatch.setattr("registry.model.machine._HAS_LAYOUT", False)
     layer, plain = pair(dtype)
     gradients = []
     for one in (plain, layer):

@@ -1,4 +1,4 @@
-"""What makes the forward fast on a CPU: frozen products in the library's own layout, and freed memory that is kept.
+"""What the machine offers: device and dtype, and on a CPU frozen products in the library's own layout, and kept memory.
 
 The states of a batch are a few megabytes each and live for one layer. glibc returns blocks of that size to the system
 when they are freed, so every layer would pay for fresh pages again.
@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from registry.errors import DeviceError
+from registry.validation import choose
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 # What torch's own compiler calls for a frozen weight; in torch 2.11 to 2.13, and looked for before it is used.
 _HAS_LAYOUT = (
     platform.machine() in ("x86_64", "AMD64")
@@ -24,6 +29,38 @@ _HAS_LAYOUT = (
 # oneDNN refuses bfloat16 weights on processors without AVX-512 or AVX-NE-CONVERT; torch's own product takes them.
 _HAS_BFLOAT16 = _HAS_LAYOUT and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _LAYOUT_DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that ``device`` names, ``auto`` being the best this machine has.
+
+    Raises:
+        DeviceError: this machine does not have it.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as err:
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N") from err
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(device, f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(device, "torch sees no Apple GPU here")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(device, "expected auto, cpu, mps, cuda or cuda:N")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that ``dtype`` names; ``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    choose(dtype, DTYPES, "dtype")
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found: torch.dtype = getattr(torch, dtype)
+    return found
 
 
 class FrozenLinear(nn.Linear):
