@@ -13,11 +13,16 @@ from registry.cli.options import (
     DATA_OPTIONS,
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
+    Settings,
     choose_tasks,
+    json_option,
+    make_console,
+    note,
+    print_json,
+    printable,
     training_choices,
     with_options,
 )
-from registry.cli.settings import Settings, json_option, make_console, note, print_json, printable
 from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.schema import BASELINES, PLACEMENTS, REPORT_FORMATS
 from registry.tasks.spec import read_task_file

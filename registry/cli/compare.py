@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli.options import DATA_OPTIONS, choose_tasks, with_options
-from registry.cli.settings import Settings, json_option, make_console, print_json
+from registry.cli.options import (
+    DATA_OPTIONS,
+    Settings,
+    choose_tasks,
+    json_option,
+    make_console,
+    print_json,
+    with_options,
+)
 from registry.errors import ConfigError, RequestError
 from registry.schema import Reference
 

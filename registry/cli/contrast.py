@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.bench.pairing import LeftOut
-from registry.cli.settings import printable
+from registry.cli.options import printable
 from registry.reports.frames import SAMPLE_NOTICE, points_of
 from registry.reports.numbers import p_value
 from registry.stats.comparison import SHARES, UNDECIDED, Compared, ComparedMetric, Comparison

@@ -11,8 +11,8 @@ import click
 from rich.table import Table
 
 from registry.bench.runner import Cell, run_cell
+from registry.cli.options import Settings, make_console, note
 from registry.cli.progress import TrainingProgress
-from registry.cli.settings import Settings, make_console, note
 from registry.errors import ConfigError, RegistryError
 from registry.reports.content import read_evidence
 from registry.reports.report import render_terminal, write_report

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from registry.cli.options import DATA_OPTIONS, choose_tasks, with_options
-from registry.cli.settings import Settings, json_option, note, print_json, printable
+from registry.cli.options import (
+    DATA_OPTIONS,
+    Settings,
+    choose_tasks,
+    json_option,
+    note,
+    print_json,
+    printable,
+    with_options,
+)
 from registry.errors import RequestError
 from registry.schema import Reference
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from registry.cli.settings import Settings, json_option, note, print_json, printable
+from registry.cli.options import Settings, json_option, note, print_json, printable
 from registry.errors import RegistryError
 from registry.schema import Reference
 from registry.store.errors import IntegrityError, StoreError

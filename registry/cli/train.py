@@ -14,13 +14,16 @@ from registry.cli.options import (
     SET_OPTIONS,
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
+    Settings,
     adapter_choices,
     choose_tasks,
     head_choices,
+    json_option,
+    note,
+    print_json,
     training_choices,
     with_options,
 )
-from registry.cli.settings import Settings, json_option, note, print_json
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.schema import Reference, check_name
 from registry.training.recipes import Recipe, read_recipe

@@ -1,4 +1,7 @@
-"""Everything that one report is made of, read and computed once: records, answers, statistics, tables, provenance."""
+"""Everything that one report is made of, computed once: what its answers amount to, its tables and tasks, what made it.
+
+The tests are those of the room stats, which runs count is results.py's. Equal answers give equal results, to the bit.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,180 @@ import itertools
 import math
 import operator
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from registry.bench.records import RunRecord, read_records
-from registry.bench.results import check_comparable, read_answers
-from registry.bench.sweep import swept_train_rows
+from registry.bench.results import FULL, check_comparable, method_order, methods_of, read_answers, reference_of
+from registry.bench.sweep import split_name, swept_train_rows
 from registry.reports.frames import main_score, source_name, summary_table, total_table, unswept
 from registry.reports.numbers import readable_bytes
-from registry.reports.statistics import TableStatistics, measure
+from registry.stats.comparison import ALPHA, Comparison, adjust, compare, interval_of
+from registry.stats.intervals import Interval, minimum_detectable_difference
 from registry.stats.predictions import CellKey, CellPredictions
+from registry.tasks.metrics import told_metrics
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The smallest difference in accuracy that two runs on so many rows would probably show.
+
+    Attributes:
+        rows: reported ones.
+        discordance: share of rows that exactly one of two runs has right, as found.
+        difference: a fraction; NaN where even the largest possible one would not show.
+    """
+
+    rows: int
+    discordance: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class TableStatistics:
+    """All that statistics have to say about one table.
+
+    Attributes:
+        intervals: for each task and method, of each metric.
+        comparisons: of each task and method with full fine-tuning on as many rows, on the main metric.
+        detectable: for each task with a comparison.
+    """
+
+    intervals: Mapping[CellKey, Mapping[str, Interval]] = field(default_factory=dict)
+    comparisons: Mapping[CellKey, Comparison] = field(default_factory=dict)
+    detectable: Mapping[str, Detectable] = field(default_factory=dict)
+
+
+def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredictions]) -> TableStatistics:
+    """Return intervals for every score in ``records`` and the comparisons with full fine-tuning.
+
+    Args:
+        records: of the table.
+        answers: of the same folder, by ``read_answers``.
+
+    Raises:
+        ConfigError: scores and answers that do not fit each other.
+    """
+    metrics = {(record.task, record.method): tuple(record.scores) for record in records if record.scores}
+    main = {record.task: record.main_metric for record in records}
+    intervals = {
+        cell: {name: interval_of(found, name) for name in told_metrics(metrics.get(cell, ()), found.problem_type)}
+        for cell, found in answers.items()
+    }
+    comparisons: dict[CellKey, Comparison] = {}
+    for task in sorted(main):
+        methods = dict(sorted(methods_of(answers, task).items()))
+        for method, found in methods.items():
+            reference = reference_of(method)
+            if reference != method and reference in methods:
+                comparisons[task, method] = compare(found, methods[reference], main[task], reference)
+    # Swept settings are another question than methods: a long sweep must not hide what methods differ by.
+    swept = {cell: one for cell, one in comparisons.items() if split_name(cell[1])[1]}
+    own = {cell: one for cell, one in comparisons.items() if cell not in swept}
+    adjusted = adjust(own) | adjust(swept)
+    detectable = {task: least for task in sorted(main) if (least := _detectable(task, answers, adjusted))}
+    return TableStatistics(intervals, adjusted, detectable)
+
+
+def _detectable(
+    task: str, answers: Mapping[CellKey, CellPredictions], comparisons: Mapping[CellKey, Comparison]
+) -> Detectable | None:
+    """Return what the task's rows can show, at the discordance its trained methods have with full fine-tuning."""
+    found = [
+        one.discordance
+        for (name, method), one in comparisons.items()
+        if name == task and method != "majority" and one.reference == FULL and one.discordance > 0
+    ]
+    if not found:
+        return None
+    rows, discordance = len(answers[task, FULL].labels), statistics.median(found)
+    return Detectable(rows, discordance, minimum_detectable_difference(rows, discordance, ALPHA))
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Scores against something that was swept, on one task.
+
+    Attributes:
+        title: of the task.
+        metric: the main one.
+        axis: what was swept: a bottleneck's size, or training rows.
+        lines: methods, each with its intervals by rising size.
+        reference: mean of full fine-tuning on all rows; None where there is none.
+    """
+
+    title: str
+    metric: str
+    axis: str
+    lines: Sequence[tuple[str, Mapping[int, Interval]]]
+    reference: float | None
+
+
+def bottleneck_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
+    """Return for each task the scores of methods of which nothing but the bottleneck's size differs."""
+    fitting = [record for record in records if record.adapter is not None]
+    return _size_curves(fitting, measured, "rf", "bottleneck size M", _bottleneck)
+
+
+def amount_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
+    """Return for each task the scores of methods of which nothing but the number of training rows differs."""
+    fitting = [record for record in records if record.training is not None]
+    return _size_curves(fitting, measured, "n", "training rows", lambda record: record.data.train_rows)
+
+
+def _bottleneck(record: RunRecord) -> int:
+    return record.backbone.hidden_size // (record.adapter.reduction_factor if record.adapter else 1)
+
+
+def _size_curves(
+    fitting: Sequence[RunRecord], measured: TableStatistics, code: str, axis: str, size: Callable[[RunRecord], int]
+) -> list[SizeCurve]:
+    """Return a curve for each task with a line for every method that was swept by ``code`` alone.
+
+    A method as it is belongs to the line where all its other settings are the swept ones'.
+    """
+    first: dict[CellKey, RunRecord] = {}
+    for record in fitting:
+        if all(swept == code for swept, _ in split_name(record.method)[1]):
+            first.setdefault((record.task, record.method), record)
+    lines: dict[tuple[str, str, str], dict[int, tuple[str, Interval]]] = {}
+    for (task, method), record in sorted(first.items(), key=lambda item: (item[0][0], method_order(item[0][1]))):
+        interval = measured.intervals.get((task, method), {}).get(record.main_metric)
+        if interval is not None:  # methods as they are come first, and a variant of the same size adds nothing
+            line = lines.setdefault((task, split_name(method)[0], _other_settings(record, code)), {})
+            line.setdefault(size(record), (method, interval))
+    found: dict[str, list[tuple[str, Mapping[int, Interval]]]] = {}
+    for (task, base, _), line in lines.items():
+        if len(line) > 1 and any(method != base for method, _ in line.values()):
+            found.setdefault(task, []).append((base, {each: line[each][1] for each in sorted(line)}))
+    tasks, curves = {record.task: record for record in fitting}, []
+    for task, of_task in sorted(found.items()):
+        record = tasks[task]
+        full = measured.intervals.get((task, FULL), {}).get(record.main_metric)
+        title = f"{task} ({record.split})"
+        curves.append(SizeCurve(title, record.main_metric, axis, of_task, None if full is None else full.mean))
+    return curves
+
+
+def _other_settings(record: RunRecord, code: str) -> str:
+    """Return all that must be equal on one line: the settings but for the seed and for what is swept."""
+    adapter = None if record.adapter is None else msgspec.to_builtins(record.adapter)
+    training = None if record.training is None else msgspec.to_builtins(record.training)
+    rows: int | None = record.data.train_rows
+    if adapter is not None and code == "rf":
+        del adapter["reduction_factor"]
+    if code == "n":
+        rows = None
+    if training is not None:
+        del training["seed"]
+    head = None if record.head is None else msgspec.to_builtins(record.head)
+    return msgspec.json.encode([adapter, training, head, rows, record.dtype], order="sorted").decode()
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,9 @@ from markupsafe import Markup
 
 from registry.bench.records import RunRecord
 from registry.bench.results import FULL, group_of
-from registry.reports.content import TaskRows
+from registry.reports.content import SizeCurve, TaskRows
 from registry.reports.frames import main_score
 from registry.reports.numbers import compact, signed
-from registry.reports.statistics import SizeCurve
 from registry.reports.svg import (
     Box,
     Layout,

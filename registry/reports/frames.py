@@ -1,7 +1,7 @@
 """Run records as pandas frames: long, one row per run, means over seeds, comparisons, totals over tasks.
 
 The long table (task, method, seed, split, metric, value) is the source of every mean; what may be averaged is
-results.py's to say, intervals and comparisons are statistics.py's. This file knows nothing of files or how numbers
+results.py's to say, intervals and comparisons are content.py's. This file knows nothing of files or how numbers
 look.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pandas as pd
@@ -28,10 +28,12 @@ from registry.bench.results import (
     why_not_averaged,
 )
 from registry.bench.sweep import split_name
-from registry.reports.statistics import TableStatistics
 from registry.schema import BASELINES
 from registry.stats.comparison import Comparison
 from registry.tasks.metrics import LOWER_IS_BETTER
+
+if TYPE_CHECKING:
+    from registry.reports.content import TableStatistics
 
 SAMPLE_NOTICE = "Scores from the bundled sample: for trying the program out, not evidence."
 NOT_RUN = "not run"

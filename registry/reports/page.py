@@ -21,7 +21,16 @@ from markupsafe import Markup
 from registry.bench.records import RunRecord
 from registry.bench.results import FULL, is_reference, reference_of
 from registry.bench.sweep import split_name
-from registry.reports.content import ReportContent, TaskRows, commands_of, provenance_of, task_rows
+from registry.reports.content import (
+    ReportContent,
+    SizeCurve,
+    TaskRows,
+    amount_curves,
+    bottleneck_curves,
+    commands_of,
+    provenance_of,
+    task_rows,
+)
 from registry.reports.figures import curve_panels, curve_points, forest_chart, scatter_chart, size_chart
 from registry.reports.frames import NOT_RUN, main_score, score_in, swept, unswept
 from registry.reports.mistakes import MOST_ROWS, RowTexts, confusions_of, label_names, wrong_rows
@@ -37,7 +46,6 @@ from registry.reports.numbers import (
     worse_on,
 )
 from registry.reports.sentences import READING, missing_and_failed, notes, notice, power_sentence, sentences, unbroken
-from registry.reports.statistics import SizeCurve, amount_curves, bottleneck_curves
 from registry.reports.svg import read_template
 from registry.tasks.metrics import LOWER_IS_BETTER
 

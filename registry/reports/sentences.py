@@ -22,9 +22,9 @@ from registry.bench.records import RunRecord
 from registry.bench.results import FULL, is_dirty, not_above_majority, reference_of, why_not_averaged
 from registry.bench.sweep import has_swept_choices, split_name, swept_train_rows
 from registry.provenance import Hardware
+from registry.reports.content import Detectable, TableStatistics
 from registry.reports.frames import SAMPLE_NOTICE, main_score, missing_baselines, source_name, unswept
 from registry.reports.numbers import one_line, plus_minus, readable_bytes, share
-from registry.reports.statistics import Detectable, TableStatistics
 from registry.schema import BASELINES
 from registry.stats.comparison import ALPHA, UNDECIDED
 from registry.stats.intervals import LEVEL, RESAMPLES

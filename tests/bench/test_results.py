@@ -9,9 +9,9 @@ import pytest
 from registry.bench.records import RunRecord
 from registry.bench.results import averaged_runs, check_comparable, is_dirty, not_above_majority, why_not_averaged
 from registry.errors import RunError
+from registry.reports.content import TableStatistics
 from registry.reports.frames import runs_table
 from registry.reports.sentences import missing_and_failed, notes
-from registry.reports.statistics import TableStatistics
 from tests.support.run_records import fail, make_record, summary_of, totals_of
 
 ONE, OTHER = "0123456789ab", "ba9876543210"

@@ -10,9 +10,9 @@ import pytest
 from registry.bench.records import RunRecord
 from registry.bench.sweep import Variant, has_swept_choices, make_variants, parse_sweeps, split_name, swept_train_rows
 from registry.errors import ConfigError, InvalidNameError
+from registry.reports.content import TableStatistics
 from registry.reports.frames import method_order
 from registry.reports.sentences import notes, sentences
-from registry.reports.statistics import TableStatistics
 from registry.schema import check_name
 from tests.support.run_records import BACKBONE, make_record, report_of, summary_of, totals_of
 

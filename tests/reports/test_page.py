@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from registry.bench.records import LearningCurve, RunRecord
-from registry.reports.content import ReportContent
+from registry.reports.content import ReportContent, SizeCurve, amount_curves, bottleneck_curves
 from registry.reports.figures import curve_panels, forest_chart, scatter_chart, size_chart
 from registry.reports.mistakes import MOST_ROWS, confusions_of, wrong_rows
 from registry.reports.numbers import compact, signed
 from registry.reports.page import render_report_page
-from registry.reports.statistics import SizeCurve, amount_curves, bottleneck_curves
 from registry.reports.svg import Box, Layout, padded, path, pixel, read_template, ticks
 from registry.stats.intervals import Interval
 from registry.stats.predictions import CellPredictions

@@ -15,12 +15,18 @@ import pytest
 from registry.bench.records import RunRecord, read_predictions, read_records, write_record
 from registry.bench.results import read_answers
 from registry.errors import DataError, UnknownTaskError
-from registry.reports.content import ReportContent, gather_evidence, read_evidence
+from registry.reports.content import (
+    ReportContent,
+    TableStatistics,
+    amount_curves,
+    bottleneck_curves,
+    gather_evidence,
+    read_evidence,
+)
 from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import MOST_ROWS, read_texts
 from registry.reports.numbers import p_value
 from registry.reports.page import PageCell, PageTable, page_content, render_report_page
-from registry.reports.statistics import TableStatistics, amount_curves, bottleneck_curves
 from registry.schema import HeadConfig
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import load_task

@@ -14,10 +14,9 @@ from registry.bench.records import read_predictions, read_records, write_record
 from registry.bench.results import read_answers
 from registry.errors import RunError
 from registry.reports.check import check_report
-from registry.reports.content import gather_evidence, read_evidence
+from registry.reports.content import gather_evidence, measure, read_evidence
 from registry.reports.report import render_terminal, write_report
 from registry.reports.sentences import notes, sentences
-from registry.reports.statistics import measure
 from registry.schema import REPORT_FORMATS
 from registry.stats.comparison import compare
 from registry.stats.intervals import (
