@@ -1,18 +1,16 @@
-"""Run records: one JSON and one parquet file for each benchmark run, and how a training went.
+"""Run records: one JSON and one parquet file for each benchmark run, written whole or not at all, read strictly.
 
-A run's learning curve is small enough to stand in its record: mean losses, and scores on held-out rows.
+A record is ``OUT/runs/<task>/<method>/seed-<n>.json``; beside it, a parquet file holds its answers row by row. It never
+stores text: rows are numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from registry.bench.curves import LearningCurve
+from registry.bench.sweep import split_name, swept_settings
 from registry.errors import ConfigError, RunError
 from registry.provenance import Hardware
 from registry.schema import (
@@ -36,63 +36,6 @@ from registry.schema import (
 from registry.stats.predictions import Predictions
 from registry.store import files
 from registry.validation import Record, from_json, require, to_json
-
-MOST_POINTS = 100
-_DIGITS = 6
-
-
-class HeldOutScores(Record, frozen=True, kw_only=True):
-    """Scores on held-out training rows after ``step`` steps."""
-
-    step: int
-    scores: dict[str, float]
-
-
-class LearningCurve(Record, frozen=True, kw_only=True):
-    """The course of one training.
-
-    Attributes:
-        steps: the last step of each point; points are equally many steps apart, but for the last one.
-        losses: the mean training loss over the steps of each point, to six digits.
-        held_out: every evaluation on held-out training rows, if there were any.
-    """
-
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
-    held_out: tuple[HeldOutScores, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(len(self.steps) == len(self.losses), "losses", f"{len(self.steps)} numbers", len(self.losses))
-
-
-class CurveRecorder:
-    """Collects the losses of one training as it runs, a diverging one too."""
-
-    def __init__(self) -> None:
-        self._planned = 0
-        self._losses: list[float] = []
-        self._held_out: list[HeldOutScores] = []
-
-    def add(self, steps: int, loss: float, held_out_scores: Mapping[str, float]) -> None:
-        """Remember one step out of ``steps`` planned, and what was scored after it."""
-        self._planned = steps
-        self._losses.append(loss)
-        if held_out_scores:
-            self._held_out.append(HeldOutScores(step=len(self._losses), scores=dict(held_out_scores)))
-
-    def curve(self) -> LearningCurve | None:
-        """Return at most ``MOST_POINTS`` points; None where no step was taken."""
-        taken = len(self._losses)
-        if not taken:
-            return None
-        every = math.ceil(self._planned / MOST_POINTS)
-        starts = range(0, taken, every)
-        return LearningCurve(
-            steps=tuple(min(start + every, taken) for start in starts),
-            losses=tuple(float(f"{fmean(self._losses[start : start + every]):.{_DIGITS}g}") for start in starts),
-            held_out=tuple(self._held_out),
-        )
-
 
 RUN_FORMAT = 1
 
@@ -149,6 +92,16 @@ class RunRecord(Record, frozen=True, kw_only=True):
     command: str
     started: str
     predictions: FileEntry | None = None
+
+    @property
+    def base_method(self) -> str:
+        """Return the method without its swept settings."""
+        return split_name(self.method)[0]
+
+    @property
+    def swept(self) -> dict[str, float]:
+        """Return the settings that a sweep put in the place of the method's own, by their names."""
+        return swept_settings(self.method)
 
     def __post_init__(self) -> None:
         require(self.format == RUN_FORMAT, "format", f"format {RUN_FORMAT} (a newer program?)", self.format)

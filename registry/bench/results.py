@@ -229,9 +229,8 @@ def method_order(method: str) -> tuple[int, str, tuple[tuple[str, float], ...]]:
     return place, base, swept
 
 
-def group_of(method: str) -> Literal["baseline", "adapter", "full"]:
-    """Return whether a method is a baseline, full fine-tuning, or a set."""
-    base = split_name(method)[0]
+def group_of(base: str) -> Literal["baseline", "adapter", "full"]:
+    """Return whether a method, its swept settings left out, is a baseline, full fine-tuning, or a set."""
     if base == FULL:
         return "full"
     return "baseline" if base in BASELINES else "adapter"

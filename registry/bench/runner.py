@@ -16,7 +16,8 @@ from typing import Any
 import numpy
 import torch
 
-from registry.bench.records import CurveRecorder, LearningCurve, RunRecord, read_record, record_path, write_record
+from registry.bench.curves import CurveRecorder, LearningCurve
+from registry.bench.records import RunRecord, read_record, record_path, write_record
 from registry.bench.sweep import Variant
 from registry.errors import NonFiniteLossError, RunError
 from registry.model.backbone import Backbone

@@ -103,15 +103,16 @@ def split_name(name: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     return found[1], tuple((code, float(value)) for code, value in _SWEPT.findall(found[2]))
 
 
+def swept_settings(name: str) -> dict[str, float]:
+    """Return the swept settings in a variant's name, by their own names."""
+    fields = {code: field for field, code in _CODES.items()}
+    return {fields[code]: value for code, value in split_name(name)[1]}
+
+
 def swept_train_rows(name: str) -> int | None:
     """Return the number of training rows in a variant's name, None where it has the task's."""
     found = dict(split_name(name)[1]).get(_CODES[_OF_DATA])
     return None if found is None else int(found)
-
-
-def has_swept_choices(name: str) -> bool:
-    """Return whether a variant's name has settings that one would choose by their scores: all but training rows."""
-    return any(code != _CODES[_OF_DATA] for code, _ in split_name(name)[1])
 
 
 def _make_variant(method: str, settings: Mapping[str, Value]) -> Variant:

@@ -21,7 +21,6 @@ import pandas as pd
 
 from registry.bench.records import RunRecord, read_records
 from registry.bench.results import FULL, check_comparable, method_order, methods_of, read_answers, reference_of
-from registry.bench.sweep import split_name, swept_train_rows
 from registry.reports.frames import main_score, source_name, summary_table, total_table, unswept
 from registry.reports.numbers import readable_bytes
 from registry.stats.comparison import ALPHA, Comparison, adjust, compare, interval_of
@@ -53,11 +52,13 @@ class TableStatistics:
         intervals: for each task and method, of each metric.
         comparisons: of each task and method with full fine-tuning on as many rows, on the main metric.
         detectable: for each task with a comparison.
+        swept: the compared cells with swept settings, whose p-values are adjusted apart from the others.
     """
 
     intervals: Mapping[CellKey, Mapping[str, Interval]] = field(default_factory=dict)
     comparisons: Mapping[CellKey, Comparison] = field(default_factory=dict)
     detectable: Mapping[str, Detectable] = field(default_factory=dict)
+    swept: frozenset[CellKey] = frozenset()
 
 
 def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredictions]) -> TableStatistics:
@@ -84,11 +85,12 @@ def measure(records: Sequence[RunRecord], answers: Mapping[CellKey, CellPredicti
             if reference != method and reference in methods:
                 comparisons[task, method] = compare(found, methods[reference], main[task], reference)
     # Swept settings are another question than methods: a long sweep must not hide what methods differ by.
-    swept = {cell: one for cell, one in comparisons.items() if split_name(cell[1])[1]}
+    variants = {(record.task, record.method) for record in records if record.swept}
+    swept = {cell: one for cell, one in comparisons.items() if cell in variants}
     own = {cell: one for cell, one in comparisons.items() if cell not in swept}
     adjusted = adjust(own) | adjust(swept)
     detectable = {task: least for task in sorted(main) if (least := _detectable(task, answers, adjusted))}
-    return TableStatistics(intervals, adjusted, detectable)
+    return TableStatistics(intervals, adjusted, detectable, frozenset(swept))
 
 
 def _detectable(
@@ -128,13 +130,13 @@ class SizeCurve:
 def bottleneck_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
     """Return for each task the scores of methods of which nothing but the bottleneck's size differs."""
     fitting = [record for record in records if record.adapter is not None]
-    return _size_curves(fitting, measured, "rf", "bottleneck size M", _bottleneck)
+    return _size_curves(fitting, measured, "reduction_factor", "bottleneck size M", _bottleneck)
 
 
 def amount_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
     """Return for each task the scores of methods of which nothing but the number of training rows differs."""
     fitting = [record for record in records if record.training is not None]
-    return _size_curves(fitting, measured, "n", "training rows", lambda record: record.data.train_rows)
+    return _size_curves(fitting, measured, "train_rows", "training rows", lambda record: record.data.train_rows)
 
 
 def _bottleneck(record: RunRecord) -> int:
@@ -142,21 +144,21 @@ def _bottleneck(record: RunRecord) -> int:
 
 
 def _size_curves(
-    fitting: Sequence[RunRecord], measured: TableStatistics, code: str, axis: str, size: Callable[[RunRecord], int]
+    fitting: Sequence[RunRecord], measured: TableStatistics, setting: str, axis: str, size: Callable[[RunRecord], int]
 ) -> list[SizeCurve]:
-    """Return a curve for each task with a line for every method that was swept by ``code`` alone.
+    """Return a curve for each task with a line for every method that was swept by ``setting`` alone.
 
     A method as it is belongs to the line where all its other settings are the swept ones'.
     """
     first: dict[CellKey, RunRecord] = {}
     for record in fitting:
-        if all(swept == code for swept, _ in split_name(record.method)[1]):
+        if set(record.swept) <= {setting}:
             first.setdefault((record.task, record.method), record)
     lines: dict[tuple[str, str, str], dict[int, tuple[str, Interval]]] = {}
     for (task, method), record in sorted(first.items(), key=lambda item: (item[0][0], method_order(item[0][1]))):
         interval = measured.intervals.get((task, method), {}).get(record.main_metric)
         if interval is not None:  # methods as they are come first, and a variant of the same size adds nothing
-            line = lines.setdefault((task, split_name(method)[0], _other_settings(record, code)), {})
+            line = lines.setdefault((task, record.base_method, _other_settings(record, setting)), {})
             line.setdefault(size(record), (method, interval))
     found: dict[str, list[tuple[str, Mapping[int, Interval]]]] = {}
     for (task, base, _), line in lines.items():
@@ -171,14 +173,14 @@ def _size_curves(
     return curves
 
 
-def _other_settings(record: RunRecord, code: str) -> str:
+def _other_settings(record: RunRecord, setting: str) -> str:
     """Return all that must be equal on one line: the settings but for the seed and for what is swept."""
     adapter = None if record.adapter is None else msgspec.to_builtins(record.adapter)
     training = None if record.training is None else msgspec.to_builtins(record.training)
     rows: int | None = record.data.train_rows
-    if adapter is not None and code == "rf":
+    if adapter is not None and setting == "reduction_factor":
         del adapter["reduction_factor"]
-    if code == "n":
+    if setting == "train_rows":
         rows = None
     if training is not None:
         del training["seed"]
@@ -298,7 +300,7 @@ def _backbone(record: RunRecord) -> str:
 
 def _data(record: RunRecord) -> str:
     data = record.data
-    own = "" if swept_train_rows(record.method) is None else f", {data.train_rows:,} training rows"
+    own = "" if "train_rows" not in record.swept else f", {data.train_rows:,} training rows"
     source = "the bundled sample" if data.sample else source_name(data.source)
     return f"{source}{own}: fingerprint {data.fingerprint}"
 

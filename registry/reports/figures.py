@@ -88,7 +88,7 @@ def scatter_chart(task: TaskRows, name: str, **place: float) -> Markup:
         x, (mean, low, high) = xs[row["method"]], scores[row["method"]]
         layout.taken.append(Box(x - 5, up(mean) - 5, x + 5, up(mean) + 5))
         layout.taken.append(Box(x - 1, up(high), x + 1, up(low)))
-        kind = group_of(row["method"])
+        kind = group_of(row["base_method"])
         said = element("title", f"{row['method']}: {mean:.3f}, {int(row['trainable']):,} trainable parameters")
         parts.append(element("g", said, *_interval(x, up, low, high), _mark(x, up(mean), kind), class_=f"point {kind}"))
     for row in sorted(rows, key=lambda row: -scores[row["method"]][0]):
@@ -112,7 +112,8 @@ def forest_chart(task: TaskRows, differences: Mapping[str, Comparison], detectab
         m: tuple(100 * end for end in (d.difference.mean, d.difference.low, d.difference.high))
         for m, d in differences.items()
     }
-    near = {m: ends for m, ends in points.items() if group_of(m) != "baseline"} or points
+    bases = {row["method"]: row["base_method"] for row in task.rows}
+    near = {m: ends for m, ends in points.items() if group_of(bases[m]) != "baseline"} or points
     ends = [abs(end) for _, *two in near.values() for end in two if math.isfinite(end)]
     reach = max([1.0, (detectable or 0) * 1.15, *(end * 1.1 for end in ends)])  # far baselines become arrows
     across, bottom = Scale(-reach, reach, _NAMES + 8, _WIDTH - 10), len(points) * _ROW + 14

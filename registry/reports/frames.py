@@ -27,7 +27,6 @@ from registry.bench.results import (
     reference_of,
     why_not_averaged,
 )
-from registry.bench.sweep import split_name
 from registry.schema import BASELINES
 from registry.stats.comparison import Comparison
 from registry.tasks.metrics import LOWER_IS_BETTER
@@ -41,7 +40,18 @@ DIRTY_NOTICE = "Uncommitted code: cannot be repeated."
 
 _METRICS = ("accuracy", "f1_binary", "f1_weighted")
 _LONG = ["task", "method", "seed", "split", "metric", "value"]
-_LEADING = ["task", "split", "method", "seeds", "train_rows", "trainable", "percent", "stored_bytes"]
+_LEADING = [
+    "task",
+    "split",
+    "method",
+    "base_method",
+    "swept",
+    "seeds",
+    "train_rows",
+    "trainable",
+    "percent",
+    "stored_bytes",
+]
 _DIFFERENCE = ["difference_points", "difference_low", "difference_high", "difference_p", "verdict"]
 _TRAILING = [
     *("main_metric", *_DIFFERENCE, "train_seconds", "rows_per_second", "peak_memory_bytes"),
@@ -116,7 +126,8 @@ def comparison_table(records: Sequence[RunRecord], measured: TableStatistics) ->
     """Return one row per comparison with full fine-tuning: interval, p-values, exact McNemar of each seed, verdict."""
     samples = {record.task for record in records if record.data.sample}
     rows = []
-    for (task, method), one in sorted(measured.comparisons.items(), key=_comparison_order):
+    ordered = sorted(measured.comparisons.items(), key=lambda item: (item[0][0], method_order(item[0][1])))
+    for (task, method), one in ordered:
         found, scale = one.difference, points_of(one.metric)
         tests = ", ".join(f"{seed}: {p:.3g}" for seed, p in sorted(one.seed_tests.items()))
         numbers = (scale * found.mean, scale * found.low, scale * found.high, found.p, one.adjusted_p, one.verdict)
@@ -146,11 +157,14 @@ def total_table(records: Sequence[RunRecord], summary: pd.DataFrame) -> pd.DataF
     for method in methods:
         done = summary[(summary["method"] == method) & (summary["seeds"] > 0)]
         scores = [main_score(row)[0] for row in done.to_dict("records")]
-        alone = split_name(method)[0] in ("majority", FULL)
+        of_method = summary[summary["method"] == method].iloc[0]
+        alone = of_method["base_method"] in ("majority", FULL)
         shared = 0 if alone else max((backbones[task] for task in done["task"]), default=0)
         rows.append(
             {
                 "method": method,
+                "base_method": of_method["base_method"],
+                "swept": of_method["swept"],
                 "tasks": len(done),
                 "main_metrics_mean": statistics.fmean(scores) if len(scores) == len(backbones) else _NAN,
                 "difference_points": _mean_difference(done, len(backbones)),
@@ -166,7 +180,7 @@ def total_table(records: Sequence[RunRecord], summary: pd.DataFrame) -> pd.DataF
 
 def unswept(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of methods with settings of their own; all rows where every method was swept."""
-    own = frame[[not split_name(method)[1] for method in frame["method"]]]
+    own = frame[frame["swept"] == ""]
     trained = own[~own["method"].isin(BASELINES)]
     return own if len(trained) or len(own) == len(frame) else frame
 
@@ -262,6 +276,8 @@ def _summary_row(records: Sequence[RunRecord], task: str, method: str) -> dict[s
         "task": task,
         "split": of_task[0].split,
         "method": method,
+        "base_method": first.base_method if first else method,
+        "swept": " ".join(f"{name}={value:g}" for name, value in first.swept.items()) if first else "",
         "seeds": len(done),
         "train_rows": first.data.train_rows if first else None,
         "trainable": first.parameters.trainable if first else None,
@@ -314,11 +330,6 @@ def _mean_difference(done: pd.DataFrame, tasks: int) -> float:
     """Return the mean over all tasks of a method's differences to full fine-tuning, in points."""
     found = done["difference_points"].dropna()
     return float(found.mean()) if len(found) == tasks else _NAN
-
-
-def _comparison_order(item: tuple[tuple[str, str], Comparison]) -> tuple[Any, ...]:
-    (task, method), _ = item
-    return task, method_order(method)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from registry.bench.records import RunRecord
 from registry.bench.results import methods_of
-from registry.bench.sweep import split_name
 from registry.errors import DataError
 from registry.reports.content import ReportContent
 from registry.stats.predictions import CellPredictions
@@ -110,7 +109,7 @@ def wrong_rows(
         methods: in the order of the page; the majority class is left out, as it reads no row.
         texts: of each row by its number, for pages that stay with their reader.
     """
-    read = {method: one for method, one in methods.items() if split_name(method)[0] != _MAJORITY}
+    read = {method: one for method, one in methods.items() if method != _MAJORITY}
     first = next(iter(read.values()), None)
     if first is None or first.problem_type == "regression":
         return None

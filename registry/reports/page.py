@@ -20,7 +20,6 @@ from markupsafe import Markup
 
 from registry.bench.records import RunRecord
 from registry.bench.results import FULL, is_reference, reference_of
-from registry.bench.sweep import split_name
 from registry.reports.content import (
     ReportContent,
     SizeCurve,
@@ -161,7 +160,7 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     for row in unswept(totals).to_dict("records"):
         method, whole = row["method"], row["full_models_bytes"]
         full = None if is_reference(method) or method not in seconds else seconds.get(reference_of(method))
-        sets = "" if split_name(method)[0] == FULL else _ratio(row["bytes"], whole)
+        sets = "" if row["base_method"] == FULL else _ratio(row["bytes"], whole)
         rows.append(
             [
                 PageCell(method, method),

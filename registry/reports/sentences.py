@@ -20,7 +20,6 @@ import pandas as pd
 
 from registry.bench.records import RunRecord
 from registry.bench.results import FULL, is_dirty, not_above_majority, reference_of, why_not_averaged
-from registry.bench.sweep import has_swept_choices, split_name, swept_train_rows
 from registry.provenance import Hardware
 from registry.reports.content import Detectable, TableStatistics
 from registry.reports.frames import SAMPLE_NOTICE, main_score, missing_baselines, source_name, unswept
@@ -49,7 +48,7 @@ def sentences(summary: pd.DataFrame, totals: pd.DataFrame) -> list[str]:
 def _task_sentence(task: str, rows: Sequence[dict[Any, Any]]) -> str:
     metric, split = rows[0]["main_metric"], rows[0]["split"]
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    adapters = [row for row in rows if _is_adapter(row["method"]) and not math.isnan(main_score(row)[0])]
+    adapters = [row for row in rows if _is_adapter(row) and not math.isnan(main_score(row)[0])]
     if not adapters:
         return f"{task} ({split}): no adapter method has a mean score."
     best = max(adapters, key=lambda row: sign * main_score(row)[0])
@@ -74,7 +73,7 @@ def _total_sentence(summary: pd.DataFrame, totals: pd.DataFrame) -> str:
     rows = [
         row
         for row in totals.to_dict("records")
-        if _is_adapter(row["method"])
+        if _is_adapter(row)
         and reference_of(row["method"]) == FULL  # else means are over other numbers of training rows
         and largest.get(row["method"], math.inf) <= SMALL
         and not math.isnan(row["difference_points"])
@@ -91,8 +90,8 @@ def _total_sentence(summary: pd.DataFrame, totals: pd.DataFrame) -> str:
     )
 
 
-def _is_adapter(method: str) -> bool:
-    return split_name(method)[0] not in BASELINES
+def _is_adapter(row: Mapping[Any, Any]) -> bool:
+    return row["base_method"] not in BASELINES
 
 
 def _distance(points: float) -> str:
@@ -134,7 +133,7 @@ def notes(records: Sequence[RunRecord], measured: TableStatistics) -> list[str]:
             f"Of {len(records)} runs, {len(together)} were trained in passes of up to {max(together)} sets: their "
             "training seconds are shares of a joint pass by tokens, and their peak memory is the whole pass's."
         )
-    if any(has_swept_choices(record.method) for record in records):
+    if any(set(record.swept) - {"train_rows"} for record in records):
         found.append(
             "Methods with swept settings in their names are compared on the reported split itself: the best of them is "
             "chosen there, so its score flatters it."
@@ -202,7 +201,7 @@ def _statistics_notes(records: Sequence[RunRecord], measured: TableStatistics) -
 
 def _families(measured: TableStatistics) -> str:
     """Return over which comparisons p-values were adjusted."""
-    swept = sum(bool(split_name(method)[1]) for _, method in measured.comparisons)
+    swept = len(measured.swept)
     own = len(measured.comparisons) - swept
     if not swept or not own:
         return f"all {own or swept} comparisons of the table"
@@ -236,13 +235,13 @@ def _telling_rows(of_task: Sequence[RunRecord]) -> list[RunRecord]:
     Where there are none, those on most of them; a run that read no texts cannot say how many were cut.
     """
     read = [record for record in of_task if record.training is not None and record.status == "finished"]
-    whole = [record for record in read if swept_train_rows(record.method) is None]
+    whole = [record for record in read if "train_rows" not in record.swept]
     most = max((record.data.train_rows for record in read), default=0)
     return whole or [record for record in read if record.data.train_rows == most] or list(of_task)
 
 
 def _fewer_rows_note(of_task: Sequence[RunRecord]) -> str:
-    sizes = sorted({rows for record in of_task if (rows := swept_train_rows(record.method)) is not None})
+    sizes = sorted({record.data.train_rows for record in of_task if "train_rows" in record.swept})
     fewer = ", ".join(f"{rows:,}" for rows in sizes if rows < of_task[0].data.train_available)
     told = f"{of_task[0].task}, fewer training rows: {fewer} (drawn once, the same for all methods and seeds)."
     return told if fewer else ""

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from registry.bench.records import MOST_POINTS, CurveRecorder, HeldOutScores, LearningCurve
+from registry.bench.curves import MOST_POINTS, CurveRecorder, HeldOutScores, LearningCurve
 from registry.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from registry.bench.records import RunRecord
-from registry.bench.sweep import Variant, has_swept_choices, make_variants, parse_sweeps, split_name, swept_train_rows
+from registry.bench.sweep import Variant, make_variants, parse_sweeps, split_name, swept_settings, swept_train_rows
 from registry.errors import ConfigError, InvalidNameError
 from registry.reports.content import TableStatistics
 from registry.reports.frames import method_order
@@ -73,7 +73,8 @@ def test_numbers_of_training_rows_are_variants_of_all_that_trains() -> None:
     assert Variant(name="head_only-ep2-n300", method="head_only", training={"epochs": 2}, train_rows=300) == variants[1]
     names = ("pfeiffer", "pfeiffer-n300", "pfeiffer-ep2", "pfeiffer-ep2-n300", "houlsby-2019")
     assert [None, 300, None, 300, None] == [swept_train_rows(name) for name in names]
-    assert [False, False, True, True, False] == [has_swept_choices(name) for name in names]
+    choices = [set(swept_settings(name)) - {"train_rows"} for name in names]
+    assert [set(), set(), {"epochs"}, {"epochs"}, set()] == choices
 
 
 @pytest.mark.parametrize(

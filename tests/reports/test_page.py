@@ -14,7 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from registry.bench.records import LearningCurve, RunRecord
+from registry.bench.curves import LearningCurve
+from registry.bench.records import RunRecord
 from registry.reports.content import ReportContent, SizeCurve, amount_curves, bottleneck_curves
 from registry.reports.figures import curve_panels, forest_chart, scatter_chart, size_chart
 from registry.reports.mistakes import MOST_ROWS, confusions_of, wrong_rows
@@ -163,7 +164,8 @@ def test_far_baselines_do_not_squeeze_the_forest() -> None:
         "houlsby": make_comparison(-0.004, -0.015, 0.007, 0.6),
         "pfeiffer": make_comparison(0.025, 0.01, 0.04, 0.004),
     }
-    drawing = str(forest_chart(make_task({}), differences, 3.2, "f"))
+    task = make_task(dict.fromkeys(differences, (9, 0.5)))
+    drawing = str(forest_chart(task, differences, 3.2, "f"))
     assert ">−30.0</text>" in drawing
     assert ">+4</text>" in drawing
     assert ">−20</text>" not in drawing

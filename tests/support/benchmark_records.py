@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.bench.records import HeldOutScores, LearningCurve, RunRecord, write_record
+from registry.bench.curves import HeldOutScores, LearningCurve
+from registry.bench.records import RunRecord, write_record
 from registry.bench.sweep import split_name
 from registry.schema import AdapterConfig, HeadConfig, ProblemType, TrainingConfig
 from registry.stats.predictions import Predictions
