@@ -34,7 +34,7 @@ def test_every_promise_was_kept_in_the_long_form(name: str) -> None:
 def test_every_promise_names_a_test_that_is_there() -> None:
     """The list in docs/store.md names each test file of the experiments, and none that is not there."""
     named = set(re.findall(r"`(test_\w+\.py)`", PROMISES))
-    assert {path.name for path in (HERE / "tests" / "faults").glob("test_*.py")} <= named
+    assert {path.name for path in (HERE / "tests" / "faults").rglob("test_*.py")} <= named
     assert named <= {path.name for path in (HERE / "tests").rglob("test_*.py")}
 
 

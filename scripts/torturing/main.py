@@ -24,11 +24,15 @@ import torch
 from report import render_report
 
 from registry.provenance import code_version, hardware, library_versions
-from tests.faults import crowd, damage, defects, fuzzing, inject, listed, mismatches, names, planted, power_loss
-from tests.faults.atheris_run import run_target
-from tests.faults.frozen import try_frozen
-from tests.faults.machine import try_machine
-from tests.faults.threads import try_threads
+from tests.faults import defects
+from tests.faults.crash import inject, power_loss
+from tests.faults.crowd import crowd
+from tests.faults.crowd.threads import try_threads
+from tests.faults.damage import damage, fuzzing, mismatches, names, planted
+from tests.faults.damage.atheris_run import run_target
+from tests.faults.states import listed
+from tests.faults.states.frozen import try_frozen
+from tests.faults.states.machine import try_machine
 from tests.faults.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.stateful import scratch
+from tests.faults.states.stateful import scratch
 from tests.faults.verdict import Verdict
 from tests.support.stored_sets import ROOT
 
@@ -58,9 +58,9 @@ class Defect:
 
 
 EXPERIMENTS = {
-    "machine": Experiment("machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
-    "power loss": Experiment("power_loss", "try_power_loss", {"states": 300}, 300),
-    "edits": Experiment("edited", "try_edits", {}, 12),
+    "machine": Experiment("states.machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
+    "power loss": Experiment("crash.power_loss", "try_power_loss", {"states": 300}, 300),
+    "edits": Experiment("damage.edited", "try_edits", {}, 12),
 }
 
 IN_PLACE = """\

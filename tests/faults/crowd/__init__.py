@@ -1,0 +1,1 @@
+"""Many processes and threads at one store."""
