@@ -83,6 +83,34 @@ def test_two_setups_at_once_install_once(checkout: Path) -> None:
     assert ["venv", "install", "installed"] == log_of(checkout)
 
 
+def test_an_install_that_outlives_its_setup_is_waited_for(checkout: Path) -> None:
+    """After kill -9 of the script alone its pip goes on, and the next setup does not install beside it."""
+    killed = start(checkout, SLOW="3")
+    wait_for(checkout, "install")
+    os.kill(killed.pid, signal.SIGKILL)
+    assert 0 == finish(start(checkout))[0]
+    finish(killed)
+    assert ["venv", "install", "installed", "install", "installed"] == log_of(checkout)
+
+
+def test_an_upgrade_that_was_killed_is_not_taken_for_done(checkout: Path) -> None:
+    """The pins of an environment that was being changed are not trusted, though they are the wanted ones again."""
+    assert 0 == finish(start(checkout))[0]
+    pins = checkout / "scripts" / "constraints.txt"
+    before = pins.read_text()
+    pins.write_text(before + "# another\n")
+    killed = start(checkout, SLOW="30")
+    for _ in range(600):
+        if log_of(checkout).count("install") == 2:
+            break
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    finish(killed)
+    pins.write_text(before)
+    assert 0 == finish(start(checkout))[0]
+    assert 3 == log_of(checkout).count("install")
+
+
 @pytest.mark.parametrize("moment", ["venv", "install"])
 def test_a_killed_setup_leaves_nothing_that_the_next_cannot_mend(checkout: Path, moment: str) -> None:
     """After kill -9, while the environment has no pip yet or half its packages, the next run makes it whole."""
