@@ -20,6 +20,7 @@
     │   └── ShapeMismatchError                 5
     ├── TrainingError                          1
     │   ├── NonFiniteLossError                 1
+    │   ├── DivergedError                      1
     │   ├── CheckpointError                    1
     │   ├── TrackerError                       1  a live log that cannot be written; it never ends a training
     │   └── TrainingInterrupted              130  Ctrl-C, after the checkpoint was written
@@ -230,6 +231,17 @@ class NonFiniteLossError(TrainingError):
         )
 
 
+class DivergedError(TrainingError):
+    """A training after which the set is worse than an untrained one."""
+
+    def __init__(self, name: str, first: float, last: float) -> None:
+        self.name, self.first, self.last = name, first, last
+        super().__init__(
+            f"cannot save '{name}': expected a loss that falls, found one that rose from {first:.3g} to {last:.3g}; "
+            "try a lower --learning-rate, or give --keep-diverged"
+        )
+
+
 class CheckpointError(TrainingError):
     """A checkpoint that is damaged, made by other settings, or cannot be written."""
 
@@ -238,6 +250,7 @@ class CheckpointError(TrainingError):
         hints = {
             "resume from": "train without --resume to start anew",
             "write": "free some space, or use another --store",
+            "start anew over": "go on with --resume, or give --restart to lose it",
         }
         super().__init__(f"cannot {attempted} {path}: expected {expected}, found {found}; {hints[attempted]}")
 

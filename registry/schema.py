@@ -5,15 +5,13 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
-import re
+import codecs
+from contextlib import suppress
 from typing import Literal, get_args
 
-from registry.errors import InvalidNameError
-from registry.validation import Record, require
+from registry.errors import ConfigError
+from registry.validation import Record, check_name, require
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
-_RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store keeps beside its names
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 
@@ -48,22 +46,40 @@ class Reference(Record, frozen=True, kw_only=True):
         return self.name if self.version is None else f"{self.name}:{self.version}"
 
 
-def check_name(name: str, kind: str = "name") -> str:
-    """Return ``name`` if every door of the store may let it in.
+class Reading(Record, frozen=True, kw_only=True):
+    """How a file becomes rows; what is None is found by looking at the file.
 
-    Raises:
-        InvalidNameError: it breaks the rule of DESIGN.md, on this or any other operating system.
+    Attributes:
+        sep: what stands between the cells of a csv, tsv or txt file.
+        quoting: ``minimal`` takes quotation marks around a cell as no part of it, ``none`` as letters.
+        encoding: of a text file; None is UTF-8, or what a byte order mark says.
+        header: whether the first line names the columns; they are called 0, 1, 2 and so on where not.
+        label_sep: what stands between the labels of a cell that has several.
+        ignore_labels: rows with one of these are left out and counted.
+        skip_bad_rows: leave out and count rows without a text or label, which are refused else.
     """
-    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
-        raise InvalidNameError(name, kind)
-    return name
+
+    sep: str | None = None
+    quoting: Literal["minimal", "none"] | None = None
+    encoding: str | None = None
+    header: bool = True
+    label_sep: str | None = None
+    ignore_labels: tuple[str, ...] = ()
+    skip_bad_rows: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.sep is None or len(self.sep) == 1, "sep", "one character, such as ';'", self.sep)
+        require(self.label_sep != "", "label_sep", "a character, such as ';'", self.label_sep)
+        with suppress(LookupError):
+            return codecs.lookup(self.encoding or "utf-8") and None
+        raise ConfigError("encoding", "one that Python knows, such as latin-1", self.encoding)
 
 
 class Origin(Record, frozen=True, kw_only=True):
     """Where the rows of a training stand, and what it ran on.
 
     Attributes:
-        text_columns, label_column, train_split, folder, file, held_out: as in ``TaskSpec``.
+        text_columns to held_out_by: as in ``TaskSpec``.
         hub, hub_config, hub_revision: the data set on the Hub, where the task has one.
         together: how many sets were trained in the same pass of the backbone, this one among them.
         device: of the training.
@@ -80,7 +96,11 @@ class Origin(Record, frozen=True, kw_only=True):
     hub_revision: str | None = None
     folder: str | None = None
     file: str | None = None
+    reported_file: str | None = None
+    label_columns: tuple[str, ...] = ()
+    reading: Reading | None = None
     held_out: float
+    held_out_by: Literal["text", "row"] = "row"
     together: int
     device: str
     threads: int
@@ -142,6 +162,7 @@ class HeadConfig(Record, frozen=True, kw_only=True):
         label_names: the classes in the order of the logits; for regression the one name of the value.
         dropout: share of pooled values dropped in training, 0 to 1.
         trained: False keeps the classifier frozen at its random start.
+        target_mean, target_deviation: of the numbers to predict, which are learned as standard scores.
     """
 
     label_names: tuple[str, ...]
@@ -150,6 +171,8 @@ class HeadConfig(Record, frozen=True, kw_only=True):
     problem_type: ProblemType = "classification"
     dropout: float = 0.0
     trained: bool = True
+    target_mean: float = 0.0
+    target_deviation: float = 1.0
 
     def __post_init__(self) -> None:
         least = 2 if self.problem_type == "classification" else 1
@@ -158,6 +181,7 @@ class HeadConfig(Record, frozen=True, kw_only=True):
         require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
         if self.problem_type == "regression":
             require(len(self.label_names) == 1, "label_names", "one name for regression", self.label_names)
+        require(self.target_deviation > 0, "target_deviation", "a number above 0", self.target_deviation)
 
 
 class TrainingConfig(Record, frozen=True, kw_only=True):
@@ -250,12 +274,23 @@ class FileEntry(Record, frozen=True, kw_only=True):
 
 
 class SetInfo(Record, frozen=True, kw_only=True):
-    """What is known of a set besides its tensors and backbone; each field stands in ``Manifest`` as well."""
+    """What is known of a set besides its tensors and backbone.
+
+    Attributes:
+        task: its name, None for a set made by hand.
+        pair: whether a row has two texts; None when not known.
+        max_length: tokens a row is cut to.
+        main_metric: of ``scores``, the one that stands for the task.
+        positive_label: the class that ``f1_binary`` is of, where a task has two.
+        scores: metric names and values on ``split`` of ``data``.
+        recipe, training, data, split, origin: where the weights come from, None where not known.
+    """
 
     task: str | None = None
     pair: bool | None = None
     max_length: int = 128
     main_metric: str | None = None
+    positive_label: str | None = None
     scores: dict[str, float] = {}
     recipe: str | None = None
     training: TrainingConfig | None = None
@@ -264,19 +299,14 @@ class SetInfo(Record, frozen=True, kw_only=True):
     origin: Origin | None = None
 
 
-class Manifest(Record, frozen=True, kw_only=True):
+class Manifest(SetInfo, frozen=True, kw_only=True):
     """All there is to know of one stored version without reading its tensors.
 
     Attributes:
         name: the adapter set's name.
         created: UTC time, ISO 8601.
-        task: name of the task, or None for a set made by hand.
-        pair: whether a row has two texts; None when not known.
-        max_length: tokens a row is cut to.
         adapter: None is a head without bottlenecks.
         parameters: elements in both files.
-        scores: metric names and values on ``split`` of ``data``.
-        recipe, training, data, split, origin: where the weights come from, None where not known.
         dtype: of the backbone in training and scoring; the set itself is float32.
         library_versions: of the program that wrote it.
         files: ``adapter.safetensors`` and ``head.safetensors``.
@@ -286,19 +316,9 @@ class Manifest(Record, frozen=True, kw_only=True):
     format: int = STORE_FORMAT
     name: str
     created: str
-    task: str | None = None
-    pair: bool | None = None
-    max_length: int = 128
     adapter: AdapterConfig | None
     head: HeadConfig
     parameters: int
-    main_metric: str | None = None
-    scores: dict[str, float] = {}
-    recipe: str | None = None
-    training: TrainingConfig | None = None
-    data: DataInfo | None = None
-    split: str | None = None
-    origin: Origin | None = None
     dtype: str | None = None
     backbone: BackboneInfo
     library_versions: dict[str, str] = {}
@@ -320,6 +340,8 @@ class DataInfo(Record, frozen=True, kw_only=True):
         train_available, reported_available: how many there were.
         truncated_train, truncated_reported: rows cut to max_length.
         overlap_train, overlap_reported: rows whose texts also stand in the other split; None where not checked.
+        left_out: rows without a usable text or label, and those with a label to be ignored.
+        repeated: rows whose texts stand in an earlier row of the same file.
         fingerprint: SHA-256 over the rows used, in order.
     """
 
@@ -333,18 +355,6 @@ class DataInfo(Record, frozen=True, kw_only=True):
     truncated_reported: int = 0
     overlap_train: int | None = None
     overlap_reported: int | None = None
+    left_out: int = 0
+    repeated: int = 0
     fingerprint: str
-
-
-class ParameterCounts(Record, frozen=True, kw_only=True):
-    """Elements: what trains, what is stored per task, the backbone, and backbone + stored."""
-
-    trainable: int
-    stored: int
-    backbone: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """Return trainable elements per hundred elements of the backbone (the trainable share)."""
-        return 100.0 * self.trainable / self.backbone

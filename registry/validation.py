@@ -1,4 +1,4 @@
-"""How every noun is checked: the record base and the strict JSON form.
+"""How every noun is checked: the record base, the name rule and the strict JSON form.
 
 Records are msgspec structs: unknown keys, missing keys and wrong types are refused with the path of the field. This
 file knows nothing of what the nouns are.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from registry.errors import ConfigError, closest
+from registry.errors import ConfigError, InvalidNameError, closest
 
 _T = TypeVar("_T")
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_WINDOWS_DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+_RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store keeps beside its names
 
 # What msgspec raises on hostile bytes; a key that is no UTF-8 is told in an error message of its own and fails there.
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -35,6 +40,17 @@ def choose(value: str, options: tuple[str, ...], field: str) -> str:
     if value not in options:
         raise ConfigError(field, "one of " + ", ".join(options), value, closest(value, options))
     return value
+
+
+def check_name(name: str, kind: str = "name") -> str:
+    """Return ``name`` if every door of the store may let it in.
+
+    Raises:
+        InvalidNameError: it breaks the rule of DESIGN.md, on this or any other operating system.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
+        raise InvalidNameError(name, kind)
+    return name
 
 
 def to_json(record: Record) -> bytes:

@@ -16,7 +16,7 @@ from registry.adapters.bottleneck import PLACES, Bottleneck, join_alone
 from registry.adapters.head import Head
 from registry.adapters.interface import PLAIN, Adapters, Dropout, Kind, NormWeights, Place, Seam
 from registry.errors import ShapeMismatchError
-from registry.schema import AdapterConfig, HeadConfig
+from registry.schema import AdapterConfig, HeadConfig, SetInfo
 from registry.validation import require
 
 
@@ -91,6 +91,9 @@ class AdapterSet(nn.Module):
         head: pooling, classes and form of the classifier.
         seed: decides the initial weights, the same on every device.
 
+    Attributes:
+        info: what its training knows of it, which a store keeps; None for a set that was not trained.
+
     Raises:
         ConfigError: the reduction factor does not divide H, or a layer index is not below L.
     """
@@ -101,6 +104,7 @@ class AdapterSet(nn.Module):
         super().__init__()
         generator = torch.Generator(device="cpu").manual_seed(seed)
         self.hidden_size, self.layers = hidden_size, layers
+        self.info: SetInfo | None = None
         self.adapter = Adapter(hidden_size, layers, adapter, generator)
         self.head = Head(hidden_size, head, generator)
 

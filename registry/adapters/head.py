@@ -45,12 +45,14 @@ def _turn_into_buffers(linear: nn.Linear) -> None:
         linear.register_buffer(name, parameter.detach())
 
 
-def label_tensor(problem_type: str, labels: Sequence[object], device: torch.device) -> Tensor:
-    """Return (B,) class indices, (B, C) zeros and ones, or (B, 1) values, as the loss wants them."""
-    if problem_type == "classification":
+def label_tensor(head: HeadConfig, labels: Sequence[object], device: torch.device) -> Tensor:
+    """Return (B,) class indices, (B, C) zeros and ones, or (B, 1) standard scores, as the loss wants them."""
+    if head.problem_type == "classification":
         return torch.tensor(labels, dtype=torch.long, device=device)
-    numbers = torch.tensor(labels, dtype=torch.float32, device=device)
-    return numbers if problem_type == "multi_label" else numbers.unsqueeze(1)
+    if head.problem_type == "multi_label":
+        return torch.tensor(labels, dtype=torch.float32, device=device)
+    numbers = torch.tensor(labels, dtype=torch.float64).unsqueeze(1)
+    return ((numbers - head.target_mean) / head.target_deviation).to(device, torch.float32)
 
 
 def loss_of(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,8 +64,10 @@ def loss_of(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
     return F.mse_loss(logits, labels)
 
 
-def probabilities_of(problem_type: str, logits: Tensor) -> Tensor:
-    """Return (B, C) probabilities; for regression the values themselves."""
-    if problem_type == "classification":
+def probabilities_of(head: HeadConfig, logits: Tensor) -> Tensor:
+    """Return (B, C) probabilities; for regression the values, in the unit of the labels."""
+    if head.problem_type == "classification":
         return logits.softmax(dim=-1)
-    return logits.sigmoid() if problem_type == "multi_label" else logits
+    if head.problem_type == "multi_label":
+        return logits.sigmoid()
+    return logits * head.target_deviation + head.target_mean

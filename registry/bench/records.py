@@ -23,19 +23,11 @@ from registry.bench.curves import LearningCurve
 from registry.bench.sweep import split_name, swept_settings
 from registry.errors import ConfigError, RunError
 from registry.provenance import Hardware
-from registry.schema import (
-    AdapterConfig,
-    BackboneInfo,
-    DataInfo,
-    FileEntry,
-    HeadConfig,
-    ParameterCounts,
-    TrainingConfig,
-    check_name,
-)
+from registry.schema import AdapterConfig, BackboneInfo, DataInfo, FileEntry, HeadConfig, TrainingConfig
 from registry.stats.predictions import Predictions
 from registry.store import files
-from registry.validation import Record, from_json, require, to_json
+from registry.training.fit import ParameterCounts
+from registry.validation import Record, check_name, from_json, require, to_json
 
 RUN_FORMAT = 1
 
@@ -47,6 +39,8 @@ class RunRecord(Record, frozen=True, kw_only=True):
         status: ``finished``, or ``failed`` with ``error`` told (a diverged run is listed, never dropped).
         settings: SHA-256 over everything that decides the scores; a finished cell is reused only if equal.
         scores: on ``split``; empty when failed.
+        positive_label: the class that ``f1_binary`` is of, where the task has two.
+        diverged: whether the loss rose instead of falling; ``error`` tells how far.
         curve: how the training went, a diverged one too; None without training, and in older records.
         together: how many sets were trained in the same pass of the backbone, this one among them.
         train_seconds, evaluate_seconds: wall time; of sets trained together each has its share by tokens.
@@ -72,6 +66,8 @@ class RunRecord(Record, frozen=True, kw_only=True):
     stored_bytes: int
     steps: int = 0
     final_loss: float | None = None
+    diverged: bool = False
+    positive_label: str | None = None
     curve: LearningCurve | None = None
     together: int = 1
     train_seconds: float = 0.0

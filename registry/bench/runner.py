@@ -22,13 +22,12 @@ from registry.bench.sweep import Variant
 from registry.errors import NonFiniteLossError, RunError
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, command_line, hardware, library_versions
-from registry.schema import ParameterCounts
 from registry.stats.predictions import Predictions
 from registry.store.registry import Registry
 from registry.tasks.loading import TaskData
-from registry.training.fit import FitJob, Fitted, fit_together
+from registry.training.fit import FitJob, Fitted, ParameterCounts, fit_together
+from registry.training.origin import data_info
 from registry.training.recipes import Plan, Recipe, make_plan
-from registry.training.saving import data_info, save_fitted
 from registry.training.state import StepReport
 
 
@@ -190,10 +189,13 @@ def run_pass(
     for job, outcome in zip(due, outcomes, strict=True):
         fitted, error = (None, str(outcome)) if isinstance(outcome, NonFiniteLossError) else (outcome, None)
         curve = curves[job].curve()
+        if fitted is not None and fitted.result is not None and fitted.result.diverged:
+            error = f"the loss rose from {fitted.result.first_loss:.3g} to {fitted.result.final_loss:.3g}"
         record = make_record(job, backbone, fitted, error, started, code, together=len(due), curve=curve)
         # The set goes first: once the record is there the cell is never run again.
-        if job.keeps and keep_in is not None and fitted is not None and fitted.storable:
-            save_fitted(keep_in, job.data.spec.name, job.plan, job.data, fitted)
+        keeps = job.keeps and fitted is not None and fitted.storable and not record.diverged
+        if keeps and keep_in is not None and fitted is not None:
+            keep_in.save(job.data.spec.name, fitted)
         predictions = make_predictions(job.data, fitted.probabilities) if fitted else None
         records[job] = read_record(write_record(out, record, predictions))
     return [(records[job], job in due) for job in jobs]
@@ -241,14 +243,14 @@ def make_record(
     together: int = 1,
     curve: LearningCurve | None = None,
 ) -> RunRecord:
-    """Return the record of a cell that was fitted, or that failed with ``error``."""
+    """Return the record of a cell that was fitted, or that failed; ``error`` says why, or how a fitted one diverged."""
     cell, plan, data = job.cell, job.plan, job.data
     result = fitted.result if fitted else None
     none = ParameterCounts(trainable=0, stored=0, backbone=backbone.info.parameters, total=backbone.info.parameters)
     train_seconds = fitted.train_seconds if fitted else 0.0
     evaluate_seconds = fitted.evaluate_seconds if fitted else 0.0
     return RunRecord(
-        status="failed" if error else "finished",
+        status="finished" if fitted else "failed",
         error=error,
         settings=job.settings,
         task=cell.task,
@@ -262,6 +264,8 @@ def make_record(
         stored_bytes=fitted.stored_bytes if fitted else 0,
         steps=result.steps if result else curve.steps[-1] if curve else 0,
         final_loss=result.final_loss if result else None,
+        diverged=result.diverged if result else False,
+        positive_label=data.spec.positive_label,
         curve=curve,
         together=together,
         train_seconds=round(train_seconds, 3),
@@ -269,7 +273,7 @@ def make_record(
         rows_per_second=round(result.rows / train_seconds, 2) if result and train_seconds else 0.0,
         evaluate_rows_per_second=round(len(data.reported) / evaluate_seconds, 2) if evaluate_seconds else 0.0,
         peak_memory_bytes=fitted.peak_memory_bytes if fitted else 0,
-        data=data_info(data, fitted),
+        data=data_info(data, *((fitted.truncated_train, fitted.truncated_reported) if fitted else ())),
         backbone=backbone.info,
         adapter=plan.adapter,
         head=plan.head,

@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from registry.errors import ConfigError, closest
-from registry.schema import BASELINES, AdapterConfig, TrainingConfig, check_name
+from registry.schema import BASELINES, AdapterConfig, TrainingConfig
 from registry.training.recipes import replace_fields
-from registry.validation import Record, require
+from registry.validation import Record, check_name, require
 
 Value = int | float
 

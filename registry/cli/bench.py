@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_sweeps
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
-    DATA_OPTIONS,
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
     Settings,
-    choose_tasks,
     json_option,
     make_console,
     note,
@@ -98,7 +97,7 @@ def bench(
     from registry.training.trackers import Tracking
 
     tracking = Tracking(options["track"], options["track_to"], note)
-    loaded = settings.load_tasks(specs, options)
+    loaded = load_tasks(settings, specs, options)
     if keep is not None:
         backbone = settings.load_store_backbone(options["backbone"], "embedded")
     else:
@@ -196,6 +195,8 @@ def _run_task(
 def _outcome(record: RunRecord) -> str:
     if record.status == "failed":
         return f"failed: {record.error}"
+    if record.diverged:
+        return f"diverged: {record.error}"
     return f"{record.main_metric} {record.scores[record.main_metric]:.4f} in {record.train_seconds:.0f} s"
 
 

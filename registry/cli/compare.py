@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_for_set
 from registry.cli.options import (
-    DATA_OPTIONS,
     Settings,
-    choose_tasks,
+    is_given,
     json_option,
     make_console,
     print_json,
@@ -19,6 +19,7 @@ from registry.cli.options import (
 )
 from registry.errors import ConfigError, RequestError
 from registry.schema import Reference
+from registry.tasks.spec import find_task
 
 if TYPE_CHECKING:
     from registry.bench.pairing import CellPair, Pairing
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from registry.tasks.loading import TaskData
 
 _OF_ROWS = ("limit", "limit_reported", "reported_split")  # a report's records say this themselves
-_OF_TEXTS = ("data", "task_file", "text_col", "pair_col", "label_col", "problem_type")
+_BESIDE_FOLDERS = {"first", "second", "methods", "most", "with_text", "as_json"}
 
 
 @click.command()
@@ -66,7 +67,7 @@ def compare(
     from registry.cli.contrast import as_plain, print_contrasts
 
     if folders[0]:
-        _refuse_options(_OF_ROWS if with_text else (*_OF_ROWS, *_OF_TEXTS), with_text)
+        _refuse_options(with_text)
         contrasts, left_out = _contrast_folders(settings, [Path(one) for one in named], options, with_text)
     else:
         contrasts, left_out = [_contrast_sets(settings, first, second, options, with_text)], ()
@@ -82,11 +83,11 @@ def _is_folder(argument: str) -> bool:
     return (path / "runs").is_dir() or path.name != argument
 
 
-def _refuse_options(names: Sequence[str], with_text: bool) -> None:
+def _refuse_options(with_text: bool) -> None:
     """Refuse options that would choose rows, where the records of a report have chosen them."""
     context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+    for name in context.params.keys() - _BESIDE_FOLDERS:
+        if is_given(name) and (name in _OF_ROWS or not with_text):
             hint = "" if with_text else ", or --with-text beside it"
             expected = f"none beside report folders, whose records say which rows{'' if name in _OF_ROWS else hint}"
             raise ConfigError(f"--{name.replace('_', '-')}", expected, context.params[name])
@@ -103,9 +104,7 @@ def _contrast_sets(
     names, manifests = _find_sets(settings, (first, second))
     registry = settings.open_registry()
     sets = [registry.load(name) for name in names]
-    task = next((manifest.task for manifest in manifests if manifest.task), None)
-    own = options["task_file"] or options["text_col"] or task is None
-    data = settings.load_tasks(choose_tasks([] if own else [str(task)], options), options)[0]
+    data = load_for_set(settings, names[0], next((each for each in manifests if each.task), manifests[0]), options)
     from registry.cli.contrast import Contrast
     from registry.stats.comparison import compare_answers
     from registry.tasks.metrics import told_metrics
@@ -193,9 +192,8 @@ def _load_rows(settings: Settings, pair: CellPair, options: dict[str, Any]) -> T
     from registry.reports.mistakes import load_rows
 
     own = options["task_file"] or options["text_col"]
-    spec = choose_tasks([] if own else [pair.task], options)[0]
-    named = click.get_current_context().get_parameter_source("data") is not click.core.ParameterSource.DEFAULT
-    data = options["data"] if named else None
+    spec = choose_tasks([], options)[0] if own else find_task(pair.task)
+    data = options["data"] if is_given("data") else None
     return load_rows(pair.records[0], spec, pair.answers[0], data, offline=settings.offline)
 
 

@@ -15,8 +15,9 @@ import click
 
 from registry.cli.bench import bench, demo, report
 from registry.cli.compare import compare
+from registry.cli.evaluate import evaluate
 from registry.cli.options import Settings, printable
-from registry.cli.predict import evaluate, predict
+from registry.cli.predict import predict
 from registry.cli.store import alias, export_command, gc, import_command, init, list_command, remove, show, verify
 from registry.cli.train import train
 from registry.errors import RegistryError, closest

@@ -1,10 +1,10 @@
-"""The options that commands share: the settings in front of a command, a task's rows, a training's choices."""
+"""The options that commands share: the settings in front of a command, and a training's choices."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -13,7 +13,6 @@ import click
 
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.schema import PLACEMENTS, Activation, Pooling
-from registry.tasks.spec import TaskSpec, find_task, read_task_file, replace_split, task_from_file
 from registry.training.trackers import TRACKERS
 from registry.validation import choose
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
     from registry.store.store import Store
-    from registry.tasks.loading import TaskData
 
 
 @dataclass(frozen=True)
@@ -81,18 +79,6 @@ class Settings:
             raise BackboneMismatchError(f"store {self.store}", "backbone", info.source, backbone, hint)
         return self.load_backbone(info.source, info.revision)
 
-    def load_tasks(self, specs: Sequence[TaskSpec], options: dict[str, Any]) -> list[TaskData]:
-        """Return the tasks' rows as the data options of a command choose them.
-
-        Raises:
-            DataError: rows that cannot be used.
-            DataUnavailableError: the Hub cannot be reached and nothing is cached.
-        """
-        from registry.tasks.loading import load_task
-
-        limits = {name: options[name] for name in ("limit", "limit_reported")}
-        return [load_task(spec, options["data"], offline=self.offline, **limits) for spec in specs]
-
 
 def note(text: str) -> None:
     """Tell something that is no data on stderr, line by line."""
@@ -110,6 +96,12 @@ def print_json(content: Any) -> None:
         click.echo(json.dumps(record, ensure_ascii=False))
 
 
+def scores_text(scores: Mapping[str, float], positive_label: str | None, digits: int) -> str:
+    """Return scores for a reader, with the class that F1 is of."""
+    of = {"f1_binary": f" (of '{positive_label}')"} if positive_label is not None else {}
+    return "  ".join(f"{metric} {value:.{digits}f}{of.get(metric, '')}" for metric, value in scores.items())
+
+
 def make_console(width: int) -> Console:
     """Return a console on stdout of at least ``width`` columns; NO_COLOR takes bold letters away too."""
     from rich.console import Console
@@ -123,24 +115,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON l
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-DATA_OPTIONS = (
-    click.option("--data", default="hub", show_default=True, help="hub, sample, a folder of parquet files, or a file."),
-    click.option("--task-file", type=click.Path(path_type=Path, dir_okay=False), help="A task of your own, as TOML."),
-    click.option("--text-col", help="Column of the text in a --data file."),
-    click.option("--pair-col", help="Column of the second text."),
-    click.option("--label-col", help="Column of the label."),
-    click.option(
-        "--problem-type",
-        type=click.Choice(["classification", "multi_label", "regression"]),
-        default="classification",
-        show_default=True,
-        help="What the labels of a --data file are.",
-    ),
-    click.option("--reported-split", help="Score another split than the task's own."),
-    click.option("--limit", type=click.IntRange(min=1), help="Train on this many rows, the same for every seed."),
-    click.option("--limit-reported", type=click.IntRange(min=1), help="Score this many rows of the reported split."),
-)
 
 TRAINING_OPTIONS = (
     click.option("--recipe", default="default", show_default=True, help="A shipped recipe or the path of a TOML file."),
@@ -191,40 +165,9 @@ def with_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     return decorate
 
 
-def choose_tasks(names: Sequence[str], options: dict[str, Any]) -> list[TaskSpec]:
-    """Return the tasks that a command is about: built-in ones by name, or one of the user's own.
-
-    Raises:
-        UnknownTaskError: no such built-in task.
-        ConfigError: options that do not go together.
-        DataError: a task file that cannot be read.
-    """
-    task_file, data = options["task_file"], options["data"]
-    columns = {option: options[option] for option in ("text_col", "pair_col", "label_col") if options[option]}
-    own = task_file is not None or bool(columns)
-    if own and len(names) > (task_file is None):
-        raise ConfigError("tasks", "none beside --task-file, one at most beside --text-col", " ".join(names))
-    if task_file is not None:
-        tasks = [read_task_file(task_file)]
-    elif columns:
-        if "text_col" not in columns or "label_col" not in columns:
-            raise ConfigError("data", "--text-col and --label-col with a --data file", " ".join(sorted(columns)))
-        tasks = [
-            task_from_file(
-                data,
-                text_column=columns["text_col"],
-                pair_column=columns.get("pair_col"),
-                label_column=columns["label_col"],
-                name=names[0] if names else None,
-                problem_type=options["problem_type"],
-            )
-        ]
-    elif names:
-        tasks = [find_task(name) for name in names]
-    else:
-        raise ConfigError("tasks", "at least one task, --task-file, or --data FILE with --text-col", "none")
-    split = options["reported_split"]
-    return [replace_split(task, split) for task in tasks] if split else tasks
+def is_given(name: str) -> bool:
+    """Return whether an option of the running command was written out."""
+    return click.get_current_context().get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands that ask stored sets: predict and evaluate."""
+"""The predict command: answers to a text, or to lines of standard input."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from registry.cli.options import (
-    DATA_OPTIONS,
     Settings,
-    choose_tasks,
     json_option,
     note,
     print_json,
     printable,
-    with_options,
 )
 from registry.errors import RequestError
 from registry.schema import Reference
@@ -124,48 +121,3 @@ def _readable(label: str | tuple[str, ...] | float) -> str:
     if isinstance(label, tuple):
         return ", ".join(label) or "none"
     return label if isinstance(label, str) else f"{label:.3f}"
-
-
-@click.command()
-@click.argument("reference", metavar="REF")
-@with_options(DATA_OPTIONS)
-@json_option
-@click.pass_obj
-def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
-    """Score a stored set on the reported split of its task."""
-    from registry.tasks.loading import load_task
-    from registry.tasks.metrics import score
-    from registry.training.evaluate import answer_task
-
-    Reference.parse(reference)
-    registry = settings.open_registry()
-    manifest = registry.manifest(reference)
-    adapter_set = registry.load(reference)
-    names = [] if options["task_file"] or options["text_col"] else [manifest.task or ""]
-    spec = choose_tasks(names, options)[0]
-    data = load_task(
-        spec,
-        options["data"],
-        offline=settings.offline,
-        limit=options["limit"],
-        limit_reported=options["limit_reported"],
-    )
-    answered = answer_task(registry.backbone, reference, manifest, adapter_set, data)
-    scores = score(data.spec.problem_type, data.reported.labels, answered.probabilities, data.spec.metrics)
-    if data.sample:
-        note("scores from the bundled sample: for trying the program out, not evidence")
-    if as_json:
-        print_json(
-            {
-                "adapter": str(reference),
-                "task": data.spec.name,
-                "split": data.spec.reported_split,
-                "rows": len(data.reported),
-                "truncated": answered.truncated,
-                "sample": data.sample,
-                "scores": scores,
-            }
-        )
-        return
-    told = "  ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
-    click.echo(f"{reference} on {len(data.reported):,} rows of {data.spec.name} {data.spec.reported_split}: {told}")

@@ -7,27 +7,34 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
-    DATA_OPTIONS,
     SET_OPTIONS,
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
     Settings,
     adapter_choices,
-    choose_tasks,
     head_choices,
+    is_given,
     json_option,
     note,
     print_json,
+    scores_text,
     training_choices,
     with_options,
 )
-from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
-from registry.schema import Reference, check_name
+from registry.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    NonFiniteLossError,
+    TrainingError,
+    TrainingInterrupted,
+)
+from registry.schema import Reference
 from registry.training.recipes import Recipe, read_recipe
-from registry.validation import require
+from registry.validation import check_name, require
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
-BESIDE_FROM = {"repeated", "data", "name", "resume", "track", "track_to", "as_json"}
+BESIDE_FROM = {"repeated", "data", "name", "resume", "restart", "keep_diverged", "track", "track_to", "as_json"}
 NO_REASON = "nothing that is recorded differs"
 
 
@@ -56,6 +63,8 @@ NO_REASON = "nothing that is recorded differs"
 @click.option("--backbone", help="For a store that is still to be made: embedded, a Hub id or a folder.")
 @click.option("--together", is_flag=True, help="Train all TASKs in one pass of the backbone; each learns as if alone.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training.")
+@click.option("--restart", is_flag=True, help="Start anew, and lose the checkpoint of an interrupted training.")
+@click.option("--keep-diverged", is_flag=True, help="Save a set whose loss rose instead of falling.")
 @click.option(
     "--early-stopping",
     type=click.IntRange(min=1),
@@ -98,7 +107,7 @@ def _train_tasks(
     recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
     from registry.store.registry import Registry
 
-    loaded = settings.load_tasks(specs, options)
+    loaded = load_tasks(settings, specs, options)
     backbone = settings.load_store_backbone(options["backbone"], recipe.backbone)
     plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
     registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
@@ -114,7 +123,7 @@ def _repeat(
     """Train a stored set again as its manifest says, save it as the next version, and compare the two."""
     asked = f"--from {options['repeated']}"
     require(not tasks, asked, "no TASK beside it, as the set has one", " ".join(tasks))
-    given = [name for name in options if name not in BESIDE_FROM and _is_given(name)]
+    given = [name for name in options if name not in BESIDE_FROM and is_given(name)]
     told = " ".join(f"--{name.replace('_', '-')}" for name in given)
     require(not given, asked, "no choice beside it, as it repeats all of them", told)
     store = settings.open_store()
@@ -126,16 +135,11 @@ def _repeat(
     repetition = read_repetition(Reference(name=name, version=version), manifest)
     fits = settings.dtype in ("auto", repetition.dtype)
     require(fits, "--dtype", f"{repetition.dtype}, in which {repetition.reference} was trained", settings.dtype)
-    data = repetition.load_rows(options["data"] if _is_given("data") else None, offline=settings.offline)
+    data = repetition.load_rows(options["data"] if is_given("data") else None, offline=settings.offline)
     registry = Registry(settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(None, ""))
     options = {**options, "name": options["name"] or name}
     with tracking:
         _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
-
-
-def _is_given(name: str) -> bool:
-    """Return whether an option of the running command was written out."""
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
@@ -168,6 +172,10 @@ def _train_pass(
     names = [options["name"] or data.spec.name for data, _ in planned]
     for name, (data, plan) in zip(names, planned, strict=True):
         note(f"{name}: {len(data.train):,} rows to train on, {len(data.reported):,} to score, recipe {plan.recipe}")
+    checkpoints = [
+        _checkpoint(settings, registry, name, data, plan, options)
+        for name, (data, plan) in zip(names, planned, strict=True)
+    ]
     logs = [
         tracking.run(name, settings_of(plan, data, registry.backbone))
         for name, (data, plan) in zip(names, planned, strict=True)
@@ -177,10 +185,12 @@ def _train_pass(
             FitJob(
                 plan,
                 data,
-                _checkpoint(settings, registry, name, data, plan, options["resume"]),
+                checkpoint,
                 observers(observe, log.observe),
             )
-            for name, (data, plan), observe, log in zip(names, planned, progress.observers, logs, strict=True)
+            for (data, plan), checkpoint, observe, log in zip(
+                planned, checkpoints, progress.observers, logs, strict=True
+            )
         ]
         try:
             outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
@@ -188,38 +198,63 @@ def _train_pass(
             if len(jobs) > 1:
                 note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
             raise
-    errors = []
+    errors: list[TrainingError] = []
     for name, job, outcome, log in zip(names, jobs, outcomes, logs, strict=True):
-        if not isinstance(outcome, NonFiniteLossError):
+        if isinstance(outcome, NonFiniteLossError):
+            log.finish("failed")
+            error: TrainingError = outcome
+        else:
             log.finish("finished", outcome.scores)
-            _save(registry, name, job, outcome, as_json, repetition)
-            continue
-        log.finish("failed")
-        errors.append(outcome)
+            diverged = _error_of(name, outcome, options["keep_diverged"])
+            if diverged is None:
+                _save(registry, name, job, outcome, as_json, repetition)
+                continue
+            error = diverged
+        errors.append(error)
         if len(jobs) > 1:
-            note(f"{name}: not saved: {outcome}")
+            note(f"{name}: not saved: {error}")
     if errors:
         raise errors[0]
 
 
+def _error_of(name: str, fitted: Fitted, keep_diverged: bool) -> DivergedError | None:
+    """Return why a fitted set is not to be saved, None where it is; a diverged one that is wanted is told."""
+    if fitted.result is None or not fitted.result.diverged:
+        return None
+    error = DivergedError(name, fitted.result.first_loss, fitted.result.final_loss)
+    if not keep_diverged:
+        return error
+    note(f"{name}: diverged: the loss rose from {error.first:.3g} to {error.last:.3g}")
+    return None
+
+
 def _checkpoint(
-    settings: Settings, registry: Registry, name: str, data: TaskData, plan: Plan, resume: bool
+    settings: Settings, registry: Registry, name: str, data: TaskData, plan: Plan, options: dict[str, Any]
 ) -> Checkpoint:
+    """Return where a training keeps its state; one that would be lost there is told first.
+
+    Raises:
+        CheckpointError: a state is there, and neither --resume nor --restart was given.
+    """
     from registry.training.checkpoint import Checkpoint
 
+    path = settings.store / CHECKPOINTS / f"{name}.safetensors"
+    if path.exists() and not (options["resume"] or options["restart"]):
+        raise CheckpointError(path, "no checkpoint", "one of an interrupted training", "start anew over")
+    if options["resume"] and not path.exists():
+        note(f"{name}: no checkpoint to resume from; the training starts at its first step")
     return Checkpoint(
-        path=settings.store / CHECKPOINTS / f"{name}.safetensors",
+        path=path,
         settings=plan.digest(registry.backbone, data),
-        resume=resume,
+        resume=options["resume"],
+        told=plan.tell(registry.backbone, data),
     )
 
 
 def _save(
     registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool, repetition: Repetition | None
 ) -> None:
-    from registry.training.saving import save_fitted
-
-    reference = save_fitted(registry, name, job.plan, job.data, fitted)
+    reference = registry.save(name, fitted)
     if job.checkpoint is not None:
         job.checkpoint.discard()
     if fitted.truncated_train or fitted.truncated_reported:
@@ -227,7 +262,7 @@ def _save(
     if job.data.sample:
         note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
     compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}
-    _print_result(str(reference), fitted, as_json, compared)
+    _print_result(str(reference), fitted, job.data.spec.positive_label, as_json, compared)
     if compared and not as_json:
         same = "same weights as" if compared["same_weights"] else "other weights than"
         why = "" if compared["same_weights"] else ": " + ("; ".join(compared["differences"]) or NO_REASON)
@@ -244,12 +279,15 @@ def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
     }
 
 
-def _print_result(reference: str, fitted: Fitted, as_json: bool, more: dict[str, Any]) -> None:
+def _print_result(
+    reference: str, fitted: Fitted, positive_label: str | None, as_json: bool, more: dict[str, Any]
+) -> None:
     if as_json:
         print_json(
             {
                 "adapter": reference,
                 "scores": fitted.scores,
+                "positive_label": positive_label,
                 "trainable": fitted.parameters.trainable,
                 "percent": round(fitted.parameters.percent, 4),
                 "stored_bytes": fitted.stored_bytes,
@@ -258,7 +296,7 @@ def _print_result(reference: str, fitted: Fitted, as_json: bool, more: dict[str,
             }
         )
         return
-    scores = "  ".join(f"{metric} {value:.3f}" for metric, value in fitted.scores.items())
+    scores = scores_text(fitted.scores, positive_label, 3)
     click.echo(
         f"{reference}  {scores}  trained {fitted.parameters.trainable:,} parameters "
         f"({fitted.parameters.percent:.2f} %) in {fitted.train_seconds:.0f} s, {fitted.stored_bytes:,} bytes"

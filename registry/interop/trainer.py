@@ -1,19 +1,32 @@
 """A backbone and an adapter set as one module that Hugging Face's own ``Trainer`` trains.
 
-It takes padded tensors and answers with ``{"loss", "logits"}``, as the original lab notebook's model did. The rows
-are packed before the encoder sees them, so padding costs nothing.
+It takes padded tensors and answers with a ``SequenceClassifierOutput`` of loss and logits, as models of transformers
+do. The rows are packed before the encoder sees them, so padding costs nothing, wherever it stands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.adapters.head import loss_of
+from registry.adapters.head import label_tensor, loss_of, probabilities_of
+from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of
+from registry.schema import HeadConfig
+
+_PROBLEM_TYPES: dict[str, Any] = {
+    "classification": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 class TrainerModel(nn.Module):
@@ -32,6 +45,12 @@ class TrainerModel(nn.Module):
         backbone.check_pooling(adapter_set.head_config)
         self._backbone = (backbone,)  # in a tuple, so that it is no sub-module
         self.adapter_set = adapter_set
+        names = adapter_set.head_config.label_names
+        self.config = PretrainedConfig(
+            id2label=dict(enumerate(names)),
+            label2id={name: index for index, name in enumerate(names)},
+            problem_type=_PROBLEM_TYPES[adapter_set.head_config.problem_type],
+        )
 
     def forward(
         self,
@@ -39,33 +58,70 @@ class TrainerModel(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> SequenceClassifierOutput:
         """Return the logits, and the loss where there are labels.
 
         Args:
-            input_ids: (B, T) token ids, padded on the right.
+            input_ids: (B, T) token ids, padded on either side.
             attention_mask: (B, T), 1 for tokens and 0 for padding; None means no padding.
             token_type_ids: (B, T), 1 in the second text of a pair; None means single texts.
             labels: (B,) classes, (B, C) zeros and ones, or (B,) numbers, by problem type.
 
         Returns:
-            ``logits`` (B, C) float32 in the order of the rows, and ``loss``, a scalar.
+            ``logits`` (B, C) float32 in the order of the rows, for regression in the unit of the labels; and ``loss``,
+            a scalar.
+
+        Raises:
+            ConfigError: padding between the tokens of a row, no tokens at all, or labels that are none of the head's.
         """
         backbone = self._backbone[0]
-        lengths = [input_ids.shape[1]] * len(input_ids)
-        if attention_mask is not None:
-            lengths = attention_mask.sum(dim=1).tolist()
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        spans = [_span(row, kept) for row, kept in enumerate(mask.tolist())]
         rows = TokenRows(
-            [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)],
-            [row[:length] for row, length in zip(types.tolist(), lengths, strict=True)],
+            [row[first:last] for row, (first, last) in zip(input_ids.tolist(), spans, strict=True)],
+            [row[first:last] for row, (first, last) in zip(types.tolist(), spans, strict=True)],
         )
         batch = Batch.pack(rows, device=backbone.device)
         logits = batch.restore(logits_of(backbone.encoder, self.adapter_set, batch))
+        head = self.adapter_set.head_config
+        answers = probabilities_of(head, logits) if head.problem_type == "regression" else logits
         if labels is None:
-            return {"logits": logits}
-        problem = self.adapter_set.head_config.problem_type
-        wanted = labels.to(logits.device)
-        if problem != "classification":
-            wanted = wanted.float().reshape(logits.shape)
-        return {"loss": loss_of(problem, logits, wanted), "logits": logits}
+            return SequenceClassifierOutput(logits=answers)
+        wanted = label_tensor(head, _checked(head, labels), logits.device)
+        return SequenceClassifierOutput(loss=loss_of(head.problem_type, logits, wanted), logits=answers)
+
+
+def _span(row: int, mask: Sequence[int]) -> tuple[int, int]:
+    """Return where the tokens of a row begin and end.
+
+    Raises:
+        ConfigError: there are none, or padding stands between them.
+    """
+    count = sum(map(bool, mask))
+    first = next((place for place, kept in enumerate(mask) if kept), 0)
+    if not count or not all(mask[first : first + count]):
+        found = "none" if not count else f"padding between the tokens of row {row}"
+        raise ConfigError("attention_mask", "tokens side by side, padding before or after them", found)
+    return first, first + count
+
+
+def _checked(head: HeadConfig, labels: Tensor) -> list[Any]:
+    """Return labels as plain numbers.
+
+    Raises:
+        ConfigError: a class that the head does not have, or not a number for each label of each row.
+    """
+    classes = len(head.label_names)
+    if head.problem_type == "multi_label":
+        if labels.ndim != 2 or labels.shape[1] != classes or not bool(((labels == 0) | (labels == 1)).all()):
+            raise ConfigError("labels", f"zeros and ones of shape (rows, {classes})", list(labels.shape))
+        return list(labels.tolist())
+    values = labels.reshape(-1).tolist()
+    if head.problem_type == "classification":
+        for row, value in enumerate(values):
+            if value != int(value) or not 0 <= value < classes:
+                expected = f"a class from 0 to {classes - 1} ({', '.join(head.label_names[:5])})"
+                raise ConfigError(f"the label of row {row}", expected, value)
+        return [int(value) for value in values]
+    return values

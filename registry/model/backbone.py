@@ -138,6 +138,9 @@ class Backbone(nn.Module):
         self.check_max_length(max_length)
         marks = self.tokenizer.backend_tokenizer.num_special_tokens_to_add(pairs is not None)
         require(max_length >= marks, "max_length", f"at least the {marks} special tokens of a row", max_length)
+        require(not isinstance(texts, str), "texts", "a list of texts, [text] for one", "one text")
+        for row, text in enumerate(texts):
+            require(isinstance(text, str), f"text {row}", "a text", text)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         encodings = self._cutting_tokenizer(max_length).encode_batch(inputs)
         typed = self.encoder.token_types > 1 and "token_type_ids" in self.tokenizer.model_input_names

@@ -115,4 +115,4 @@ def predict_probabilities(
     mode = adapter_set.training
     logits = adapter_set.eval().head(pooled)
     adapter_set.train(mode)
-    return probabilities_of(adapter_set.head_config.problem_type, logits).float().cpu().numpy()
+    return probabilities_of(adapter_set.head_config, logits).float().cpu().numpy()

@@ -154,6 +154,7 @@ def missing_and_failed(records: Sequence[RunRecord]) -> list[str]:
         found.append(f"Baselines not run: {', '.join(missing)}.")
     failed = [record for record in records if record.status == "failed"]
     found += [f"Failed: {_cell(record)}: {one_line(record.error or 'no reason recorded')}" for record in failed]
+    found += [f"Diverged: {_cell(record)}: {one_line(record.error or '')}" for record in records if record.diverged]
     cells: dict[tuple[str, str], list[RunRecord]] = {}
     for record in records:
         cells.setdefault((record.task, record.method), []).append(record)

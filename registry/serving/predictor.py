@@ -6,7 +6,7 @@ is part of every question, so threads cannot disturb each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,6 +21,8 @@ from registry.schema import HeadConfig
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
+from registry.tasks.labels import BadCellError
+from registry.tasks.rows import check_text
 
 SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
 
@@ -65,18 +67,21 @@ class Predictor:
         self.registry = registry
         self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
 
-    def __call__(self, reference: str, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+    def __call__(self, reference: str, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
         """Return the answers of one set, one per text.
 
         Raises:
-            RequestError: lists of unequal length, and whatever ``mixed`` raises.
+            RequestError: one text where several are meant, lists of unequal length, and whatever ``mixed`` raises.
         """
+        if isinstance(texts, str) or isinstance(pairs, str):
+            raise RequestError(f"answer with '{reference}'", "a list of texts, [text] for one", "a text")
+        texts, pairs = list(texts), None if pairs is None else list(pairs)
         if pairs is not None and len(pairs) != len(texts):
             raise RequestError(f"answer with '{reference}'", f"{len(texts)} second texts", str(len(pairs)))
         seconds: Sequence[str | None] = pairs if pairs is not None else [None] * len(texts)
         return self.mixed([(reference, text, pair) for text, pair in zip(texts, seconds, strict=True)])
 
-    def mixed(self, requests: Sequence[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
+    def mixed(self, requests: Iterable[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
         """Return the answers to rows of any sets in any order, in that order.
 
         Args:
@@ -118,8 +123,7 @@ class Predictor:
         order = batch.order.tolist()
         answers: list[tuple[int, list[float]]] = []
         for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
-            problem_type = sets[owner].manifest.head.problem_type
-            rows = probabilities_of(problem_type, logits).tolist()
+            rows = probabilities_of(sets[owner].manifest.head, logits).tolist()
             answers += [(order[row], numbers) for row, numbers in zip(packed, rows, strict=True)]
         return answers
 
@@ -127,7 +131,7 @@ class Predictor:
         """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
-            _check_request(row, owner)
+            _check_request(index, row, owner)
             groups.setdefault((owner.manifest.max_length, row.pair is not None), []).append(index)
         input_ids: list[Sequence[int]] = [()] * len(rows)
         type_ids: list[Sequence[int]] = [()] * len(rows)
@@ -146,13 +150,13 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _check_request(row: Request, owner: ResidentSet) -> None:
-    attempted = f"answer with '{owner.reference}'"
-    for text in (row.text, row.pair):
-        if text is not None and not text.strip():
-            raise RequestError(attempted, "a text", "an empty one")
-        if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise RequestError(attempted, "a text", "half a character (a lone surrogate)")
+def _check_request(index: int, row: Request, owner: ResidentSet) -> None:
+    attempted = f"answer row {index} with '{owner.reference}'"
+    for text in (row.text, *(() if row.pair is None else (row.pair,))):
+        try:
+            check_text(text)
+        except BadCellError as err:
+            raise RequestError(attempted, err.expected, err.found) from err
     if owner.manifest.pair is True and row.pair is None:
         raise RequestError(attempted, "two texts, as its task is on pairs", "one")
     if owner.manifest.pair is False and row.pair is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from registry.errors import InvalidNameError
-from registry.schema import FileEntry, Manifest, Reference, check_name
+from registry.schema import FileEntry, Manifest, Reference
 from registry.store import files
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
 from registry.store.manifest import (
@@ -22,7 +22,7 @@ from registry.store.manifest import (
     read_store_info,
     read_tensor_file,
 )
-from registry.validation import require
+from registry.validation import check_name, require
 
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"

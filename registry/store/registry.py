@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -27,6 +27,20 @@ from registry.store.tensors import import_set, load_set, save_set
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
+
+
+class Trained(Protocol):
+    """What a training returns: the set, and whether it alone gives the answers."""
+
+    @property
+    def adapter_set(self) -> AdapterSet | None:
+        """Return the set, None where the method has none."""
+        ...
+
+    @property
+    def storable(self) -> bool:
+        """Return whether the set alone gives the method's answers."""
+        ...
 
 
 class Registry:
@@ -57,19 +71,30 @@ class Registry:
         Store.create(Path(root), backbone.info)
         return cls(root, backbone)
 
-    def save(self, name: str, adapter_set: AdapterSet, info: SetInfo | None = None) -> Reference:
+    def save(self, name: str, trained: AdapterSet | Trained, info: SetInfo | None = None) -> Reference:
         """Store a set as the next version of ``name`` and return the reference to that version.
 
         Args:
-            info: what is known of it; nothing when None.
+            name: of the set.
+            trained: a set, or what ``fit`` returned.
+            info: what is known of it; what its training knows when None.
 
         Raises:
             InvalidNameError: no set may have this name.
-            ConfigError: a tensor or a score is not a finite number.
+            ConfigError: nothing is known of it, it is no set that can be stored, or a tensor or a score is not a
+                finite number.
             ShapeMismatchError: the set is for a backbone of other H or L.
             StoreWriteError: nothing was changed.
             CommitUncertainError: the version is there, but the disk did not confirm it.
         """
+        adapter_set = trained if isinstance(trained, AdapterSet) else trained.adapter_set
+        if adapter_set is None or not (isinstance(trained, AdapterSet) or trained.storable):
+            expected = "a trained adapter set, such as a placement leaves"
+            raise ConfigError(f"what is to be saved as '{name}'", expected, "a method that leaves none")
+        info = info or adapter_set.info
+        if info is None:
+            expected = "SetInfo(max_length=…, pair=…), as this set was not trained here"
+            raise ConfigError(f"info of the set to be saved as '{name}'", expected, None)
         manifest = Manifest(
             name=name,
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -79,7 +104,7 @@ class Registry:
             dtype=str(self.backbone.dtype).removeprefix("torch."),
             backbone=self.backbone.info,
             library_versions=library_versions(),
-            **msgspec.structs.asdict(info or SetInfo()),
+            **msgspec.structs.asdict(info),
         )
         return Reference(name=name, version=save_set(self.store, adapter_set, manifest))
 

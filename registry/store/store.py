@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from registry.errors import ConfigError
-from registry.schema import BackboneInfo, Manifest, Reference, check_name
+from registry.schema import BackboneInfo, Manifest, Reference
 from registry.store import files
 from registry.store.errors import NotAStoreError, VersionInUseError
 from registry.store.manifest import TENSOR_FILES, StoreInfo, check_backbone, format_alias, seal, seal_store_info
 from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader, parse_again
-from registry.validation import require
+from registry.validation import check_name, require
 
 _LAST_VERSION = 999_999
 _RETIRED = ".removed"  # versions/000007.removed: the number is not given again

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError, shorten
-from registry.schema import BackboneInfo, Manifest, Reference, check_name
+from registry.schema import BackboneInfo, Manifest, Reference, SetInfo
 from registry.store.archive import archive_errors, read_archive
 from registry.store.errors import IntegrityError, ManifestError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, check_backbone
 from registry.store.store import Store
-from registry.validation import NOT_JSON, require
+from registry.validation import NOT_JSON, check_name, require
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header
 TENSOR_LIMIT = 4096  # tensors of one file
@@ -112,6 +112,7 @@ def _build_set(
         tensors = _from_bytes(path, contents[file])
         _check_tensors(path, part.state_dict(), tensors)
         part.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
+    adapter_set.info = SetInfo(**{field: getattr(manifest, field) for field in SetInfo.__struct_fields__})
     return adapter_set
 
 

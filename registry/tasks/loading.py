@@ -1,110 +1,39 @@
-"""The rows of a task, from the Hub, the bundled sample, a folder of one file per split, or one own file.
+"""The rows of a task, from the Hub, the bundled sample, a folder of one file per split, or files of one's own.
 
-Everything that reads rows goes through ``load_task``; whatever the source, the rows are checked by the same code.
-Tokens, batches and models are not known here.
-
-Data sets of the Hub as Arrow tables, through the datasets library and its cache.
-
-The library waits and retries for half a minute when there is no network, so the Hub is asked first whether it
-answers; if not, only the cache is read. What a task does with the tables is not known here.
+Everything that reads rows goes through ``load_task`` and ``load_to_score``; whatever the source, the rows are checked
+by the same code. Tokens, batches and models are not known here.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pyarrow as pa
-from huggingface_hub import HfApi
 
-from registry.errors import ConfigError, DataError, DataUnavailableError, closest, shorten
-from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
+from registry.errors import ConfigError, DataError, closest, shorten
 from registry.schema import DataInfo
+from registry.tasks.folders import read_split
+from registry.tasks.hub import fetch_from_hub
+from registry.tasks.label_names import find_labels
 from registry.tasks.metrics import check_metrics, default_metrics
 from registry.tasks.rows import (
     Overlap,
     Rows,
-    find_label_names,
+    count_repeated,
     find_overlap,
     hold_out,
     limit_further,
     limit_rows,
     rows_from_table,
 )
-from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec
-from registry.tasks.tables import EXTENSIONS, Table, read_table, table_from_arrow
+from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec, task_name
+from registry.tasks.tables import Table, read_table, table_from_arrow
 from registry.validation import require
-
-
-def fetch_from_hub(
-    source: HubSource,
-    splits: Sequence[str],
-    offline: bool = False,
-    *,
-    obstacle: Callable[[HubSource], str] | None = None,
-) -> dict[str, pa.Table]:
-    """Return the splits of a Hub data set, from the cache where the Hub cannot be asked.
-
-    Args:
-        source: what to fetch.
-        splits: their names.
-        offline: never ask the network; ``HF_HUB_OFFLINE`` means the same.
-        obstacle: why the Hub cannot be asked, empty if it can; the real question when None.
-
-    Raises:
-        DataUnavailableError: not cached and the Hub cannot be asked.
-        DataError: the Hub has no such data set, configuration or split.
-    """
-    if offline or is_offline():
-        reason = "offline was asked for"
-    else:
-        reason = (obstacle or _find_obstacle)(source)
-    found = _load(source, reason)
-    for split in splits:
-        if split not in found:
-            hint = closest(split, found)
-            raise DataError(f"Hub data set '{source}'", "splits", f"a split '{split}'", shorten(found), hint)
-    return {split: found[split].with_format("arrow")[:] for split in splits}
-
-
-def _find_obstacle(source: HubSource) -> str:
-    return find_obstacle(lambda: HfApi().dataset_info(source.path, timeout=ANSWER_SECONDS))
-
-
-def _load(source: HubSource, reason: str) -> Any:
-    """Return the splits by name as the datasets library has them; a ``reason`` not to ask leaves the cache only."""
-    import datasets  # takes seconds to import, and few commands get here
-
-    failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, HttpError)
-    with _quietly(datasets, offline=bool(reason)):
-        try:
-            return datasets.load_dataset(source.path, source.config, revision=source.revision)
-        except failures as err:
-            if reason or isinstance(err, ConnectionError):
-                raise DataUnavailableError(str(source), reason or "the Hub stopped answering") from err
-            found = " ".join(str(err).split()) or type(err).__name__
-            raise DataError(f"Hub data set '{source}'", "data set", "one that can be loaded", found) from err
-
-
-@contextmanager
-def _quietly(datasets: Any, offline: bool) -> Iterator[None]:
-    """Leave the library's switches as they were found: it has no argument for these two."""
-    shown, online = datasets.is_progress_bar_enabled(), datasets.config.HF_HUB_OFFLINE
-    datasets.disable_progress_bars()
-    datasets.config.HF_HUB_OFFLINE = offline
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = online
-        if shown:
-            datasets.enable_progress_bars()
-
 
 HUB = "hub"
 SAMPLE = "sample"
@@ -126,6 +55,9 @@ class TaskData:
         train_available: training rows before any limit.
         reported_available: rows to score on before any limit.
         seed: of the draw, which a smaller number of training rows repeats.
+        left_out: rows without a usable text or label, or with a label to be ignored, of both splits.
+        repeated: rows of one file whose texts stand in an earlier row, which stay on its side.
+        remarks: what a reader should know of the rows.
     """
 
     spec: TaskSpec
@@ -136,6 +68,9 @@ class TaskData:
     train_available: int
     reported_available: int
     seed: int = 0
+    left_out: int = 0
+    repeated: int = 0
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over the training rows, then the reported rows."""
@@ -202,15 +137,17 @@ def load_task(
     for field, value in (("limit", limit), ("limit_reported", limit_reported)):
         require(value is None or value >= 1, field, "at least 1 row", value)
     source = _choose_source(spec, data)
-    if spec.file is not None:
-        table = read_table(Path(spec.file).expanduser(), _columns(spec))
-        spec = _complete(spec, table)
-        rows = _training_rows(table, spec)
-        train, reported = hold_out(rows, spec.held_out, seed, stratify=spec.problem_type == "classification")
-    else:
-        train_table, reported_table = _read_splits(spec, source, offline, fetch)
-        spec = _complete(spec, train_table)
-        train, reported = _training_rows(train_table, spec), rows_from_table(reported_table, spec)
+    tables = _read_file(spec) if spec.file is not None else _read_splits(spec, source, offline, fetch)
+    found = find_labels(tables[0], spec)
+    spec = _with_metrics(found.spec)
+    rows = [rows_from_table(table, spec) for table in tables]
+    _check_training_labels(tables[0], rows[0], spec)
+    repeated = count_repeated(rows[0]) if spec.file is not None and len(rows) == 1 else 0
+    if len(rows) == 1:
+        stratify = spec.problem_type == "classification"
+        rows = [*hold_out(rows[0], spec.held_out, seed, stratify, by_text=spec.held_out_by == "text")]
+    train, reported = rows
+    left_out = sum(map(len, tables)) - len(train) - len(reported)
     return TaskData(
         spec=spec,
         train=limit_rows(train, limit, seed),
@@ -220,7 +157,70 @@ def load_task(
         train_available=len(train),
         reported_available=len(reported),
         seed=seed,
+        left_out=left_out,
+        repeated=repeated,
+        remarks=(*found.remarks, *_remarks(spec, rows, left_out, repeated)),
     )
+
+
+def load_to_score(spec: TaskSpec, path: Path | str, *, limit_reported: int | None = None, seed: int = 0) -> TaskData:
+    """Return every labelled row of a file to be scored, and none to train on.
+
+    Args:
+        spec: with the label names of the set that is to answer; a file may lack some of them.
+        path: the file.
+        limit_reported: at most this many rows.
+        seed: draws them.
+
+    Raises:
+        DataError: a file, column or row that cannot be used, or a label that is none of the set's.
+    """
+    require(limit_reported is None or limit_reported >= 1, "limit_reported", "at least 1 row", limit_reported)
+    path = Path(path).expanduser()
+    table = read_table(path, spec.columns, spec.reading)
+    spec = msgspec.structs.replace(
+        _with_metrics(find_labels(table, spec).spec),
+        name=task_name(path) or spec.name,
+        file=str(path),
+        reported_split="all",
+    )
+    rows = rows_from_table(table, spec)
+    left_out = len(table) - len(rows)
+    return TaskData(
+        spec=spec,
+        train=rows.take(()),
+        reported=limit_rows(rows, limit_reported, seed),
+        source=str(path),
+        sample=False,
+        train_available=0,
+        reported_available=len(rows),
+        seed=seed,
+        left_out=left_out,
+        remarks=tuple(_remarks(spec, [rows], left_out, 0)),
+    )
+
+
+def _read_file(spec: TaskSpec) -> list[Table]:
+    """Return the rows of a task's one file or two."""
+    paths = [spec.file, *([spec.reported_file] if spec.reported_file is not None else [])]
+    return [read_table(Path(path or "").expanduser(), spec.columns, spec.reading) for path in paths]
+
+
+def _remarks(spec: TaskSpec, rows: Sequence[Rows], left_out: int, repeated: int) -> list[str]:
+    """Return what a reader should know of the rows of a task."""
+    told = []
+    if left_out:
+        row = "row was" if left_out == 1 else "rows were"
+        told.append(f"{left_out:,} {row} left out: without a usable text or label, or with one to be ignored")
+    if repeated:
+        row = "row repeats" if repeated == 1 else "rows repeat"
+        told.append(f"{repeated:,} {row} the text of another row; equal texts are on one side of the held-out rows")
+    names = spec.label_names or ()
+    if spec.problem_type == "classification" and len(rows) > 0:
+        missing = [name for index, name in enumerate(names) if index not in set(rows[-1].labels)]
+        if missing:
+            told.append(f"no row to score has label {shorten(missing, 3)}")
+    return told
 
 
 def load_again(spec: TaskSpec, info: DataInfo, source: str | None = None, *, offline: bool = False) -> TaskData:
@@ -257,53 +257,34 @@ def _choose_source(spec: TaskSpec, data: str) -> str:
     return data
 
 
-def _columns(spec: TaskSpec) -> tuple[str, ...]:
-    return (*spec.text_columns, spec.label_column)
-
-
-def _read_splits(spec: TaskSpec, source: str, offline: bool, fetch: Fetch) -> tuple[Table, Table]:
+def _read_splits(spec: TaskSpec, source: str, offline: bool, fetch: Fetch) -> list[Table]:
     splits = (spec.train_split, spec.reported_split)
     if source == HUB and spec.hub is not None:
         tables = fetch(spec.hub, splits, offline)
-        train, reported = (
-            table_from_arrow(f"Hub data set '{spec.hub}', split {split}", tables[split], _columns(spec))
-            for split in splits
-        )
-        return train, reported
+        named = {split: f"Hub data set '{spec.hub}', split {split}" for split in splits}
+        found = [table_from_arrow(named[split], tables[split], spec.columns) for split in splits]
+        for table, split in zip(found, splits, strict=True):
+            if not tables[split].num_rows:
+                raise DataError(table.source, "content", "at least one row", "none")
+        return found
     root = SAMPLE_FOLDER if source == SAMPLE else Path(source).expanduser()
     if not root.is_dir():
         hint = closest(source, (HUB, SAMPLE)) or "--data takes hub, sample or a folder"
         raise DataError(root, "folder", "a folder of data", "a file" if root.exists() else "none", hint)
     folder = root / (spec.folder or spec.name)
-    train, reported = (read_table(_split_file(folder, split), _columns(spec)) for split in splits)
-    return train, reported
+    return [read_split(folder, split, spec) for split in splits]
 
 
-def _split_file(folder: Path, split: str) -> Path:
-    found = [folder / (split + extension) for extension in EXTENSIONS if (folder / (split + extension)).is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(folder, f"split '{split}'", "one file", shorten(path.name for path in found))
-    if not folder.is_dir():
-        raise DataError(folder, "folder", "a folder of data", "a file" if folder.exists() else "none")
-    there = {path.stem for path in folder.iterdir() if path.suffix in EXTENSIONS}
-    hint = closest(split, there)
-    raise DataError(folder, f"split '{split}'", f"{split}.parquet or {split}.jsonl", f"splits {shorten(there)}", hint)
+def _with_metrics(spec: TaskSpec) -> TaskSpec:
+    """Return the spec with the usual metrics, where it has none."""
+    count = len(spec.label_names or ())
+    metrics = spec.metrics or default_metrics(spec.problem_type, count)
+    check_metrics(spec.problem_type, count, metrics)
+    return msgspec.structs.replace(spec, metrics=metrics)
 
 
-def _complete(spec: TaskSpec, train: Table) -> TaskSpec:
-    """Return the spec with the label names of its training rows and the usual metrics, where it has none."""
-    names = spec.label_names or find_label_names(train, spec)
-    metrics = spec.metrics or default_metrics(spec.problem_type, len(names))
-    check_metrics(spec.problem_type, len(names), metrics)
-    return msgspec.structs.replace(spec, label_names=names, metrics=metrics)
-
-
-def _training_rows(table: Table, spec: TaskSpec) -> Rows:
-    rows = rows_from_table(table, spec)
+def _check_training_labels(table: Table, rows: Rows, spec: TaskSpec) -> None:
     if spec.problem_type == "classification" and len(set(rows.labels)) < 2:
         only = (spec.label_names or ())[rows.labels[0]]
         expected = "at least 2 different labels to train on"
         raise DataError(table.source, f"column '{spec.label_column}'", expected, f"only '{only}'")
-    return rows

@@ -14,9 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import random
-import re
 import string
 import sys
 import unicodedata
@@ -24,13 +22,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from registry.errors import DataError, closest, shorten
+from registry.errors import DataError
+from registry.tasks.labels import BadCellError, LabelReader
 from registry.tasks.spec import TaskSpec
 from registry.tasks.tables import Table
 from registry.validation import require
-
-_WHOLE_NUMBER = re.compile(r"-?[0-9]+")
-_SEPARATOR = "|"
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def limit_further(rows: Rows, limit: int, seed: int, available: int) -> Rows:
     return rows.take(index for index, position in enumerate(sorted(order[: len(rows)])) if position in chosen)
 
 
-def hold_out(rows: Rows, share: float, seed: int, stratify: bool) -> tuple[Rows, Rows]:
+def hold_out(rows: Rows, share: float, seed: int, stratify: bool, *, by_text: bool = False) -> tuple[Rows, Rows]:
     """Return the kept and the held-out rows, both in their old order, the same for the same seed.
 
     Args:
@@ -107,142 +103,106 @@ def hold_out(rows: Rows, share: float, seed: int, stratify: bool) -> tuple[Rows,
         share: fraction of the rows to hold out.
         seed: decides which.
         stratify: hold out that share of every label, always keeping a row of each; labels are class indices.
+        by_text: keep rows of the same normalised text on one side, whose label is then that of the first one drawn.
 
     Raises:
         ConfigError: the share leaves no rows on one side.
     """
-    groups: dict[Any, list[int]] = {}
+    keys: Sequence[Any] = _keys(rows) if by_text else range(len(rows))
+    alike: dict[Any, list[int]] = {}  # rows that stay together
+    groups: dict[Any, list[Any]] = {}
     for index in shuffled(len(rows), seed):
-        groups.setdefault(rows.labels[index] if stratify else 0, []).append(index)
+        if keys[index] not in alike:
+            groups.setdefault(rows.labels[index] if stratify else 0, []).append(keys[index])
+        alike.setdefault(keys[index], []).append(index)
     held: set[int] = set()
     due = 0.0
     for label in sorted(groups):
-        due += share * len(groups[label])  # what rounding leaves over goes to the next label
-        taken = min(round(due), len(groups[label]) - 1)
-        held.update(groups[label][:taken])
+        due += share * sum(len(alike[key]) for key in groups[label])  # what rounding leaves over goes to the next label
+        wanted, taken = round(due), 0
+        for key in groups[label][:-1]:
+            if taken + len(alike[key]) <= wanted:
+                held.update(alike[key])
+                taken += len(alike[key])
         due -= taken
+    if not held and round(share * len(rows)):  # every text stands in more rows than were to be held out
+        spare = [alike[key] for keys in groups.values() for key in keys[:-1]]
+        held.update(min(spare, key=lambda one: len(list(one)), default=[]))
     require(bool(held), "held_out", "a share that leaves rows on both sides", f"{share} of {len(rows)} rows")
     return rows.take(index for index in range(len(rows)) if index not in held), rows.take(sorted(held))
 
 
-def find_label_names(table: Table, spec: TaskSpec) -> tuple[str, ...]:
-    """Return the distinct labels of a table, sorted, whole numbers by value; for regression the column's name.
-
-    Raises:
-        DataError: a cell without a label, or with one that cannot name a class.
-    """
-    if spec.problem_type == "regression":
-        return (spec.label_column,)
-    names: set[str] = set()
-    for row, cell in enumerate(table.column(spec.label_column)):
-        cells = _split_labels(table, row, spec, cell) if spec.problem_type == "multi_label" else [cell]
-        names.update(_label_name(table, row, spec, one) for one in cells)
-    least = 1 if spec.problem_type == "multi_label" else 2
-    if len(names) < least:
-        expected = f"at least {least} different labels to train on"
-        raise DataError(table.source, f"column '{spec.label_column}'", expected, shorten(names))
-    whole = all(_WHOLE_NUMBER.fullmatch(name) for name in names)
-    return tuple(sorted(names, key=lambda name: (int(name) if whole else 0, name)))
+def count_repeated(rows: Rows) -> int:
+    """Return how many rows have the normalised text of an earlier one."""
+    return len(rows) - len(set(_keys(rows)))
 
 
 def rows_from_table(table: Table, spec: TaskSpec) -> Rows:
-    """Return all rows of a table, every cell checked.
+    """Return the rows of a table that the task takes, every cell checked.
+
+    Rows with a label to be ignored are left out, and so are those without a text or label where the task says so; the
+    others keep their numbers.
 
     Args:
         table: has the columns of ``spec``.
         spec: with its label names.
 
     Raises:
-        DataError: a missing column, or a text or label that cannot be used.
+        DataError: a missing column, or a text or label that cannot be used, at the first row that has one.
     """
-    texts = [_read_texts(table, name) for name in spec.text_columns]
-    labels = _read_labels(table, spec)
-    return Rows(texts[0], texts[1] if spec.pair else None, labels, tuple(range(len(labels))))
+    columns = [table.column(name) for name in spec.text_columns]
+    reader = LabelReader(table, spec)
+    labels: dict[int, Any] = {}
+    bad: list[tuple[int, str, BadCellError]] = []
+    for row in range(len(table)):
+        column = spec.label_column
+        try:
+            label = reader.read(row)
+            if label is None:
+                continue
+            for name, cells in zip(spec.text_columns, columns, strict=True):
+                column = name
+                check_text(cells[row])
+            labels[row] = label
+        except BadCellError as err:
+            bad.append((row, column, err))
+    if bad and not spec.reading.skip_bad_rows:
+        raise _bad_rows(table, bad)
+    reader.check_known()
+    if not labels:
+        raise DataError(table.source, "content", "at least one row with a text and a label", "none")
+    kept = tuple(labels)
+    texts = [tuple(cells[row] for row in kept) for cells in columns]
+    numbers = tuple(table.first + row for row in kept)
+    return Rows(texts[0], texts[1] if spec.pair else None, tuple(labels.values()), numbers)
 
 
-def _read_texts(table: Table, name: str) -> tuple[str, ...]:
-    cells = table.column(name)
-    for row, cell in enumerate(cells):
-        if not isinstance(cell, str):
-            found = "null" if cell is None else f"a {type(cell).__name__}"
-        elif not cell.strip():
-            found = "an empty one"
-        elif not cell.isascii() and any("\ud800" <= letter <= "\udfff" for letter in cell):
-            found = "half a character (a lone surrogate)"
-        else:
-            continue
-        raise DataError(table.source, f"{table.place(row)}, column '{name}'", "a text", found)
-    return tuple(cells)
+def check_text(cell: object) -> None:
+    """Refuse a cell that is no text, an empty one, or one with half a character.
+
+    Raises:
+        BadCellError: it is.
+    """
+    if not isinstance(cell, str):
+        found = "null" if cell is None else f"a {type(cell).__name__}"
+    elif not cell.strip():
+        found = "an empty one"
+    elif not cell.isascii() and any("\ud800" <= letter <= "\udfff" for letter in cell):
+        found = "half a character (a lone surrogate)"
+    else:
+        return
+    raise BadCellError("a text", found)
 
 
-def _read_labels(table: Table, spec: TaskSpec) -> tuple[Any, ...]:
-    cells = table.column(spec.label_column)
-    if spec.problem_type == "regression":
-        return tuple(_number(table, row, spec, cell) for row, cell in enumerate(cells))
-    classes = _class_numbers(spec.label_names or ())
-    if spec.problem_type == "classification":
-        return tuple(_class_number(table, row, spec, cell, classes) for row, cell in enumerate(cells))
-    count = len(spec.label_names or ())
-    labels = []
-    for row, cell in enumerate(cells):
-        split = _split_labels(table, row, spec, cell)
-        present = {_class_number(table, row, spec, one, classes) for one in split}
-        labels.append(tuple(int(index in present) for index in range(count)))
-    return tuple(labels)
-
-
-def _class_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Return the class index of every spelling of a label: its name, and its index unless names are numbers."""
-    numbers = {} if any(map(_WHOLE_NUMBER.fullmatch, names)) else {str(n): n for n in range(len(names))}
-    return numbers | {name: index for index, name in enumerate(names)}
-
-
-def _class_number(table: Table, row: int, spec: TaskSpec, cell: object, classes: dict[str, int]) -> int:
-    name = _label_name(table, row, spec, cell)
-    if name in classes:
-        return classes[name]
-    if name == "-1":  # how the Hub marks rows whose labels are kept secret
-        raise _label_error(table, row, spec, "a label", "-1, an unlabelled row", "choose a labelled split")
-    names = spec.label_names or ()
-    hint = closest(name, names)
-    raise _label_error(table, row, spec, f"a label seen in training ({shorten(names)})", f"'{name}'", hint)
-
-
-def _label_name(table: Table, row: int, spec: TaskSpec, cell: object) -> str:
-    if isinstance(cell, bool):
-        return str(cell).lower()
-    if isinstance(cell, float) and cell.is_integer():  # whole numbers become floats where a column has gaps
-        return str(int(cell))
-    if isinstance(cell, int):
-        return str(cell)
-    if isinstance(cell, str) and cell.strip():
-        return cell.strip()
-    if cell is None or isinstance(cell, str) or (isinstance(cell, float) and math.isnan(cell)):
-        raise _label_error(table, row, spec, "a label", "none, an unlabelled row", "leave unlabelled rows out")
-    raise _label_error(table, row, spec, "a class name or whole number", repr(cell)[:80])
-
-
-def _split_labels(table: Table, row: int, spec: TaskSpec, cell: object) -> list[Any]:
-    if isinstance(cell, list):
-        return cell
-    if isinstance(cell, str):
-        return [part for part in cell.split(_SEPARATOR) if part.strip()]
-    expected = f"a list of labels, or a text with {_SEPARATOR} between them"
-    raise _label_error(table, row, spec, expected, "null" if cell is None else repr(cell)[:80])
-
-
-def _number(table: Table, row: int, spec: TaskSpec, cell: object) -> float:
-    try:
-        number = float(cell) if isinstance(cell, (int, float, str)) and not isinstance(cell, bool) else math.nan
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise _label_error(table, row, spec, "a finite number", "null" if cell is None else repr(cell)[:80])
-    return number
-
-
-def _label_error(table: Table, row: int, spec: TaskSpec, expected: str, found: str, hint: str = "") -> DataError:
-    return DataError(table.source, f"{table.place(row)}, column '{spec.label_column}'", expected, found, hint)
+def _bad_rows(table: Table, bad: Sequence[tuple[int, str, BadCellError]]) -> DataError:
+    row, column, first = bad[0]
+    count = len(bad)
+    others = (
+        f", and {count - 1:,} more row{'s' if count > 2 else ''} of {len(table):,} cannot be used" if count > 1 else ""
+    )
+    which = "such rows" if count > 1 else "it"
+    hint = first.hint or f"--skip-bad-rows leaves {which} out and counts {'them' if count > 1 else 'it'}"
+    return DataError(table.source, f"{table.place(row)}, column '{column}'", first.expected, first.found + others, hint)
 
 
 _DIGEST_BYTES = 16

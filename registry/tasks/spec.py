@@ -11,13 +11,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from registry.errors import ConfigError, DataError, UnknownTaskError, closest, shorten
-from registry.schema import ProblemType, check_name
-from registry.validation import Record, choose, from_plain, require
+from registry.schema import ProblemType, Reading
+from registry.tasks.files import stem_of
+from registry.validation import Record, check_name, choose, from_plain, require
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -66,36 +67,50 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         name: follows the name rule of the store.
         text_columns: one column, or two for a task on pairs.
         label_column: class names or numbers, lists of them, or numbers to predict.
+        label_columns: of a multi-label task with a column of 0 and 1 for each label, in the place of one column.
         label_names: the classes in the order of the logits; None until seen in the training rows.
+        positive_label: the class of two that ``f1_binary`` is of; the rarer one, or 1, true or yes, when None.
         problem_type: one class, any number of classes, or a number per row.
+        problem_type_given: whether it was said; else labels that look like another type are asked about.
         metrics: names from METRICS, the main one first; empty is the usual ones of the problem type.
         train_split: where training rows come from.
         reported_split: where scores come from, never used to choose anything.
         hub: the data set on the Hub.
         folder: holds one file per split; relative to the ``--data`` folder.
         file: one labelled file, of which ``held_out`` is reported.
+        reported_file: a second one that is reported instead.
         held_out: share of ``file``'s rows that is reported, a fraction.
+        held_out_by: draw it by distinct texts, or by rows as sets of older versions did.
+        reading: how files become rows.
     """
 
     name: str
     text_columns: tuple[str, ...]
     label_column: str = "label"
+    label_columns: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None
+    positive_label: str | None = None
     problem_type: ProblemType = "classification"
+    problem_type_given: bool = False
     metrics: tuple[str, ...] = ()
     train_split: str = "train"
     reported_split: str = "validation"
     hub: HubSource | None = None
     folder: str | None = None
     file: str | None = None
+    reported_file: str | None = None
     held_out: float = 0.2
+    held_out_by: Literal["text", "row"] = "text"
+    reading: Reading = Reading()
 
     def __post_init__(self) -> None:
         check_name(self.name, "task name")
         columns = self.text_columns
         require(len(columns) in (1, 2) and all(columns), "text_columns", "one or two column names", columns)
-        used = (*columns, self.label_column)
+        used = self.columns
         require(len(set(used)) == len(used), "label_column", "a column beside text_columns, none twice", used)
+        several = self.problem_type == "multi_label"
+        require(several or not self.label_columns, "label_columns", "none but in a multi-label task", used)
         _check_label_names(self.label_names, self.problem_type)
         for metric in self.metrics:
             choose(metric, METRICS[self.problem_type], "metrics")
@@ -104,6 +119,11 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         differs = self.reported_split != self.train_split
         require(differs, "reported_split", f"a split other than '{self.train_split}'", self.reported_split)
         require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows are made of."""
+        return (*self.text_columns, *(self.label_columns or (self.label_column,)))
 
     @property
     def pair(self) -> bool:
@@ -168,33 +188,45 @@ def replace_split(spec: TaskSpec, split: str) -> TaskSpec:
     return msgspec.structs.replace(spec, reported_split=split)
 
 
+def task_name(path: Path | str) -> str:
+    """Return a file's or folder's name in the letters that names allow."""
+    return re.sub(r"[^a-z0-9._-]+", "-", stem_of(Path(path)).lower()).strip("._-")
+
+
 def task_from_file(
     path: Path | str,
     *,
     text_column: str,
     pair_column: str | None = None,
-    label_column: str,
+    label_column: str = "label",
     name: str | None = None,
-    problem_type: ProblemType = "classification",
+    problem_type: ProblemType | None = None,
+    reported_file: Path | str | None = None,
+    **fields: Any,
 ) -> TaskSpec:
-    """Return the task that one labelled file makes; label names are those seen in it.
+    """Return the task that one labelled file makes, or two; label names are those seen in it.
 
     Args:
-        path: csv, tsv, jsonl or parquet.
+        path: of a format that tables.py reads.
         name: the file's name in the letters that names allow when None.
+        problem_type: classification when None, after a look at the labels.
+        reported_file: whose rows are scored; held-out ones of the first when None.
+        fields: other fields of ``TaskSpec``.
 
     Raises:
         ConfigError: a column twice, or a name that the store cannot have.
     """
-    stem = re.sub(r"[^a-z0-9._-]+", "-", Path(path).stem.lower()).strip("._-")
     columns = (text_column,) if pair_column is None else (text_column, pair_column)
     return TaskSpec(
-        name=stem if name is None else name,
+        name=task_name(path) if name is None else name,
         text_columns=columns,
         label_column=label_column,
-        problem_type=problem_type,
-        reported_split="held_out",
+        problem_type=problem_type or "classification",
+        problem_type_given=problem_type is not None,
+        reported_split="held_out" if reported_file is None else "validation",
         file=str(path),
+        reported_file=None if reported_file is None else str(reported_file),
+        **fields,
     )
 
 
@@ -215,11 +247,12 @@ def read_task_file(path: Path) -> TaskSpec:
     sources = [key for key in ("hub", "folder", "file") if key in plain]
     if len(sources) != 1:
         raise DataError(path, "task file", "one of the keys hub, folder and file", " and ".join(sources) or "none")
-    for key in ("folder", "file"):
+    for key in ("folder", "file", "reported_file"):
         if isinstance(plain.get(key), str):
             plain[key] = str(path.absolute().parent / plain[key])
-    if "file" in plain:
+    if "file" in plain and "reported_file" not in plain:
         plain.setdefault("reported_split", "held_out")
+    plain.setdefault("problem_type_given", "problem_type" in plain)
     try:
         return from_plain(TaskSpec, {"name": path.stem, **plain})
     except ConfigError as err:

@@ -5,7 +5,8 @@ One safetensors file, replaced whole: tensors by name, and everything else as JS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     step: int
     losses: list[float]
+    first_loss: float
     best_step: int
     best_score: float
     since_best: int
@@ -34,6 +36,8 @@ class _Meta(Record, frozen=True, kw_only=True):
     settings: str
     step: int
     losses: tuple[float, ...]
+    first_loss: float | None = None
+    told: dict[str, str] = {}
     best_step: int
     best_score: float | None
     since_best: int
@@ -49,12 +53,14 @@ class Checkpoint:
         settings: SHA-256 of everything that decides the run; a state of other settings is refused.
         resume: whether a state that is there is continued; otherwise it is overwritten at the first write.
         every: steps between two writes.
+        told: the settings by name, to say which of them differ.
     """
 
     path: Path
     settings: str
     resume: bool = False
     every: int = 50
+    told: dict[str, str] = field(default_factory=dict)
 
     def is_due(self, step: int) -> bool:
         """Return whether a state is written after this step."""
@@ -70,6 +76,8 @@ class Checkpoint:
             settings=self.settings,
             step=snapshot.step,
             losses=tuple(snapshot.losses),
+            first_loss=None if math.isnan(snapshot.first_loss) else snapshot.first_loss,
+            told=self.told,
             best_step=snapshot.best_step,
             best_score=snapshot.best_score if snapshot.best_step else None,
             since_best=snapshot.since_best,
@@ -97,11 +105,17 @@ class Checkpoint:
         except (SafetensorError, OSError, ConfigError) as err:
             raise CheckpointError(self.path, "a whole checkpoint", str(err)) from err
         if meta.settings != self.settings:
-            raise CheckpointError(self.path, "a checkpoint of the same task, data and settings", "other settings")
+            differ = [
+                name for name in sorted(meta.told.keys() | self.told) if meta.told.get(name) != self.told.get(name)
+            ]
+            told = [f"{name} {meta.told.get(name, 'none')} instead of {self.told.get(name, 'none')}" for name in differ]
+            found = f"other settings: {', '.join(told)}" if told else "other settings"
+            raise CheckpointError(self.path, "a checkpoint of the same task, data and settings", found)
         return Snapshot(
             tensors=tensors,
             step=meta.step,
             losses=list(meta.losses),
+            first_loss=math.nan if meta.first_loss is None else meta.first_loss,
             best_step=meta.best_step,
             best_score=meta.best_score if meta.best_score is not None else float("-inf"),
             since_best=meta.since_best,

@@ -23,15 +23,16 @@ from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, predict_probabilities
-from registry.schema import ParameterCounts
 from registry.store.tensors import stored_bytes
 from registry.tasks.loading import TaskData
 from registry.tasks.metrics import score
 from registry.tasks.rows import Rows, hold_out
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train_together
+from registry.training.origin import data_info, set_info
 from registry.training.recipes import Plan
 from registry.training.state import StepReport, TrainingJob, TrainingResult
+from registry.validation import Record
 
 _PROCESS = Path("/proc/self")
 
@@ -75,6 +76,20 @@ class Stopwatch:
 
 
 FLOAT32_BYTES = 4
+
+
+class ParameterCounts(Record, frozen=True, kw_only=True):
+    """Elements: what trains, what is stored per task, the backbone, and backbone + stored."""
+
+    trainable: int
+    stored: int
+    backbone: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """Return trainable elements per hundred elements of the backbone (the trainable share)."""
+        return 100.0 * self.trainable / self.backbone
 
 
 @dataclass(frozen=True)
@@ -220,11 +235,14 @@ class _Learning:
             probabilities = predict_probabilities(encoder, adapter_set.eval(), self.asked.tokens, autocast)
         whole = encoder.parameter_count if plan.unfreezes else 0
         trainable, stored = whole + adapter_set.trainable_count, whole + adapter_set.stored_count
+        scores = score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics)
+        rows = data_info(data, self.truncated, self.asked.tokens.truncated)
+        adapter_set.info = None if plan.unfreezes else set_info(plan, data, self.backbone, scores, rows, together)
         return Fitted(
             adapter_set=adapter_set,
             storable=not plan.unfreezes,
             probabilities=probabilities,
-            scores=score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics),
+            scores=scores,
             result=result,
             parameters=_count(self.backbone, trainable, stored, whole),
             stored_bytes=stored_bytes(adapter_set) + FLOAT32_BYTES * whole,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
@@ -87,9 +88,13 @@ class HeadChoices(Record, frozen=True, kw_only=True):
     dropout: float = 0.0
     trained: bool = True
 
-    def for_task(self, label_names: tuple[str, ...], problem_type: ProblemType) -> HeadConfig:
-        """Return the head for a task's labels."""
+    def for_task(
+        self, label_names: tuple[str, ...], problem_type: ProblemType, targets: Sequence[float] = ()
+    ) -> HeadConfig:
+        """Return the head for a task's labels, or for the numbers of its training rows."""
         fields = {**msgspec.structs.asdict(self), "label_names": label_names, "problem_type": problem_type}
+        if targets:
+            fields.update(target_mean=fmean(targets), target_deviation=pstdev(targets) or 1.0)
         return from_plain(HeadConfig, fields)
 
 
@@ -193,6 +198,18 @@ class Plan(Record, frozen=True, kw_only=True):
     training: TrainingConfig | None = None
     unfreezes: bool = False
 
+    def tell(self, backbone: Backbone, data: TaskData) -> dict[str, str]:
+        """Return by name all that decides the scores; see ``digest``."""
+        told = {
+            "rows": data.fingerprint()[:12],
+            "backbone": backbone.info.fingerprint[:12],
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "reported split": data.spec.reported_split,
+        }
+        for part in ("adapter", "head", "training"):
+            told.update({name: str(value) for name, value in (msgspec.to_builtins(getattr(self, part)) or {}).items()})
+        return told
+
     def digest(self, backbone: Backbone, data: TaskData) -> str:
         """Return the SHA-256 of all that decides the scores: choices, rows, backbone, precision, metrics."""
         parts = (
@@ -250,7 +267,8 @@ def make_plan(
         base = base.with_choices(bottlenecks, {})
     kind = method if method in BASELINES else base.adapter.placement
     adapter = None if method in BASELINES else base.adapter.for_hidden_size(backbone.info.hidden_size)
-    head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type)
+    targets = data.train.labels if data.spec.problem_type == "regression" else ()
+    head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type, targets)
     if method in BASELINES:
         head = msgspec.structs.replace(head, trained=True)
     training = base.training_for(data.spec.name, kind, **{**overrides, "seed": seed})

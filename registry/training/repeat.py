@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from registry.errors import ConfigError, DataError
-from registry.schema import DataInfo, Manifest, Reference
+from registry.schema import DataInfo, Manifest, Reading, Reference
 from registry.tasks.loading import TaskData, load_again
 from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec
 from registry.training.recipes import Plan
@@ -85,13 +85,18 @@ def read_repetition(reference: Reference, manifest: Manifest) -> Repetition:
         head=manifest.head,
         training=training,
     )
-    spec = _task_spec(reference, manifest, task, split)
+    spec = task_of(str(reference), manifest)
     return Repetition(reference, manifest, spec, plan, data, dtype)
 
 
-def _task_spec(reference: Reference, manifest: Manifest, task: str, split: str) -> TaskSpec:
-    """Return the task as it was: from the manifest, or a built-in one of manifests that do not hold it."""
+def task_of(reference: str, manifest: Manifest) -> TaskSpec:
+    """Return the task as it was: from the manifest, or a built-in one of manifests that do not hold it.
+
+    Raises:
+        ConfigError: the manifest does not say where the rows stand.
+    """
     origin, head = manifest.origin, manifest.head
+    task, split = manifest.task or "", manifest.split or ""
     main = (manifest.main_metric,) if manifest.main_metric is not None else ()
     metrics = (*main, *(metric for metric in manifest.scores if metric not in main))
     if origin is None:
@@ -105,15 +110,21 @@ def _task_spec(reference: Reference, manifest: Manifest, task: str, split: str) 
         name=task,
         text_columns=origin.text_columns,
         label_column=origin.label_column,
+        label_columns=origin.label_columns,
+        positive_label=manifest.positive_label,
         label_names=head.label_names,
         problem_type=head.problem_type,
+        problem_type_given=True,
         metrics=metrics,
         train_split=origin.train_split,
         reported_split=split,
         hub=hub,
         folder=origin.folder,
         file=origin.file,
+        reported_file=origin.reported_file,
         held_out=origin.held_out,
+        held_out_by=origin.held_out_by,
+        reading=origin.reading or Reading(),
     )
 
 

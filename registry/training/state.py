@@ -20,13 +20,14 @@ from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
 from registry.model.batching import shuffled_batches
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, predict_probabilities
-from registry.schema import TrainingConfig
+from registry.schema import SetInfo, TrainingConfig
 from registry.tasks.metrics import check_metrics, score
 from registry.tasks.spec import METRICS
 from registry.training.checkpoint import Checkpoint, Snapshot
 from registry.validation import require
 
 _RECENT_STEPS = 20
+_DIVERGED = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class TrainingResult:
         final_loss: mean loss of the last epoch's steps.
         seconds: wall time of the loop; of sets trained together each has its share by tokens.
         rows: rows seen, every epoch counted, in this process.
+        first_loss: of the first step.
+        diverged: whether the weights kept are worse than none: the last epoch's loss is more than twice the first one
+            and that of answering all rows alike.
         best_step: the step whose weights were kept; the last one without ``select_best``.
         history: (step, held-out scores) of each evaluation.
     """
@@ -74,6 +78,8 @@ class TrainingResult:
     rows: int
     best_step: int
     history: tuple[tuple[int, dict[str, float]], ...]
+    first_loss: float = math.nan
+    diverged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +135,7 @@ class TrainingState:
         self.step, self.rows_seen, self.seconds = 0, 0, 0.0
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self.losses: list[float] = []
+        self.first_loss = math.nan
         self.best_step, self.best_score, self.since_best = 0, -math.inf, 0
         self.best_state: list[Tensor] | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
@@ -159,9 +166,9 @@ class TrainingState:
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
         """Return the mean loss of (B, C) logits for the rows at ``indices``."""
-        problem = self.adapter_set.head_config.problem_type
-        labels = label_tensor(problem, [self.job.rows.labels[i] for i in indices], self.device)
-        return loss_of(problem, logits, labels)
+        head = self.adapter_set.head_config
+        labels = label_tensor(head, [self.job.rows.labels[i] for i in indices], self.device)
+        return loss_of(head.problem_type, logits, labels)
 
     def accept(self, loss: float) -> bool:
         """Return whether a loss can be learned from; otherwise the run ends here with its error."""
@@ -189,6 +196,7 @@ class TrainingState:
         self.step += 1
         self.rows_seen += rows
         self.losses.append(loss)
+        self.first_loss = loss if self.step == 1 else self.first_loss
         scores = self._score_held_out()
         return StepReport(self.step, self.steps, loss, rows, rate, float(norm), self.seconds, scores)
 
@@ -218,14 +226,26 @@ class TrainingState:
         selects = self.config.select_best is not None
         if selects and self.best_state is not None:
             self._load_weights(self.best_state)
+        if self.adapter_set.info is None:
+            self.adapter_set.info = SetInfo(max_length=self.config.max_length, training=self.config)
+        final_loss = sum(self.losses) / max(1, len(self.losses))
         return TrainingResult(
             steps=self.step,
-            final_loss=sum(self.losses) / max(1, len(self.losses)),
+            final_loss=final_loss,
+            first_loss=self.first_loss,
+            diverged=not selects and final_loss > _DIVERGED * self._usual_loss(),
             seconds=self.seconds,
             rows=self.rows_seen,
             best_step=self.best_step if selects else self.step,
             history=tuple(self.history),
         )
+
+    def _usual_loss(self) -> float:
+        """Return the first step's loss, or that of answering all rows alike where that is more."""
+        head = self.adapter_set.head_config
+        alike = {"classification": math.log(max(2, len(head.label_names))), "multi_label": math.log(2)}
+        first = 0.0 if math.isnan(self.first_loss) else self.first_loss
+        return max(first, alike.get(head.problem_type, 1.0))  # of standard scores the variance is 1
 
     def write_checkpoint(self, is_last: bool) -> None:
         """Write the state where it is wanted: every so many steps, and before stopping."""
@@ -254,6 +274,7 @@ class TrainingState:
             tensors=tensors,
             step=self.step,
             losses=self.losses,
+            first_loss=self.first_loss,
             best_step=self.best_step,
             best_score=self.best_score,
             since_best=self.since_best,
@@ -289,6 +310,7 @@ class TrainingState:
         if self.device.type == "cuda" and "rng.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
         self.step, self.losses, self.history = saved.step, list(saved.losses), list(saved.history)
+        self.first_loss = saved.first_loss
         self.best_step, self.best_score, self.since_best = saved.best_step, saved.best_score, saved.since_best
 
 

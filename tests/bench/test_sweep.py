@@ -13,7 +13,7 @@ from registry.errors import ConfigError, InvalidNameError
 from registry.reports.content import TableStatistics
 from registry.reports.frames import method_order
 from registry.reports.sentences import notes, sentences
-from registry.schema import check_name
+from registry.validation import check_name
 from tests.support.run_records import BACKBONE, make_record, report_of, summary_of, totals_of
 
 JOINED = "Of 3 runs, 2 were trained in passes of up to 5 sets: their training seconds are shares of a joint pass"

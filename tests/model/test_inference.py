@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_loss_is_its_formula_and_reaches_every_parameter(tiny_backbone: Backbone
     adapter_set = randomise(tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4), head))
     batch = Batch.pack(random_rows(words=100))
     logits = logits_of(tiny_backbone.encoder, adapter_set, batch)
-    labels = label_tensor(head.problem_type, LABELS[name], CPU)[batch.order]
+    labels = label_tensor(head, LABELS[name], CPU)[batch.order]
     loss = loss_of(head.problem_type, logits, labels)
     expected = plain_loss(head.problem_type, batch.restore(logits), LABELS[name])
     assert expected == pytest.approx(loss.item(), rel=1e-5)
@@ -90,11 +91,17 @@ def test_answers_are_the_softmax_of_the_head_over_the_mean(tiny_backbone: Backbo
 
 
 def test_probabilities_follow_the_problem_type() -> None:
-    """Classes share one, labels are independent, and a value is given as it is."""
+    """Classes share one, labels are independent, and a value is given in the unit of its labels."""
     logits = torch.tensor([[0.0, math.log(3.0)]])
-    assert [[0.25, 0.75]] == [pytest.approx(row) for row in probabilities_of("classification", logits).tolist()]
-    assert [[0.5, 0.75]] == [pytest.approx(row) for row in probabilities_of("multi_label", logits).tolist()]
-    assert torch.equal(logits, probabilities_of("regression", logits))
+    classes, labels = HeadConfig(label_names=("a", "b")), HeadConfig(label_names=("a", "b"), problem_type="multi_label")
+    assert [[0.25, 0.75]] == [pytest.approx(row) for row in probabilities_of(classes, logits).tolist()]
+    assert [[0.5, 0.75]] == [pytest.approx(row) for row in probabilities_of(labels, logits).tolist()]
+    value = HeadConfig(label_names=("y",), problem_type="regression")
+    assert torch.equal(logits, probabilities_of(value, logits))
+    prices = msgspec.structs.replace(value, target_mean=300_000.0, target_deviation=80_000.0)
+    answers = probabilities_of(prices, torch.tensor([[-1.0], [0.5]]))
+    assert [220_000.0, 340_000.0] == answers.squeeze(1).tolist()
+    assert [-1.0, 0.5] == label_tensor(prices, answers.squeeze(1).tolist(), CPU).squeeze(1).tolist()
 
 
 def test_answering_leaves_the_modes_as_they_were(tiny_backbone: Backbone) -> None:

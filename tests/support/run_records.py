@@ -14,9 +14,10 @@ from registry.bench.records import RunRecord, find_records, read_record, write_f
 from registry.provenance import Hardware
 from registry.reports.content import ReportContent, gather_evidence
 from registry.reports.report import render_terminal, write_report
-from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo, ParameterCounts, TrainingConfig
+from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo, TrainingConfig
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import score
+from registry.training.fit import ParameterCounts
 from registry.validation import to_json
 
 BACKBONE = 22_713_216

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from registry.errors import DataUnavailableError
-from registry.tasks.loading import fetch_from_hub
+from registry.tasks.hub import fetch_from_hub
 from registry.tasks.spec import HubSource
 
 UNKNOWN = HubSource(path="adapter-registry-tests/no-such-data-set", config="none")

@@ -14,13 +14,14 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.bench.records import read_predictions, record_path, write_record
 from registry.errors import RegistryError
 from registry.model.backbone import Backbone
-from registry.schema import FileEntry, Manifest, Reference, check_name
+from registry.schema import FileEntry, Manifest, Reference
 from registry.serving.predictor import Predictor, Request
 from registry.store.archive import MEMBERS, export_version, pack, unpack
 from registry.store.files import sha256
 from registry.store.registry import Registry
 from registry.store.tensors import import_set, load_set
 from registry.tasks.spec import TaskSpec, read_task_file, task_from_file
+from registry.validation import check_name
 from tests.support.command_line import call
 from tests.support.run_records import make_record
 from tests.support.stored_sets import ADAPTER, CONTENTS, HEAD, new_manifest

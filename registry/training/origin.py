@@ -1,16 +1,15 @@
-"""A fitted set into a registry, with what is known of its data and training."""
+"""What is known of a trained set: its rows, its training, and what it ran on."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from registry.errors import RunError
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
-from registry.schema import DataInfo, Origin, Reference, SetInfo
-from registry.store.registry import Registry
+from registry.schema import DataInfo, Origin, SetInfo, TrainingConfig
 from registry.tasks.loading import TaskData
-from registry.training.fit import Fitted
 from registry.training.recipes import Plan
 
 
@@ -31,8 +30,12 @@ def origin_of(data: TaskData, backbone: Backbone, together: int) -> Origin:
         hub_config=spec.hub.config if spec.hub else None,
         hub_revision=spec.hub.revision if spec.hub else None,
         folder=spec.folder,
-        file=spec.file,
+        file=_absolute(spec.file),
+        reported_file=_absolute(spec.reported_file),
+        label_columns=spec.label_columns,
+        reading=spec.reading,
         held_out=spec.held_out,
+        held_out_by=spec.held_out_by,
         together=together,
         device=str(backbone.device),
         threads=threads,
@@ -41,7 +44,12 @@ def origin_of(data: TaskData, backbone: Backbone, together: int) -> Origin:
     )
 
 
-def data_info(data: TaskData, fitted: Fitted | None = None) -> DataInfo:
+def _absolute(path: str | None) -> str | None:
+    """Return a file's place wherever the next command is given."""
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def data_info(data: TaskData, truncated_train: int = 0, truncated_reported: int = 0) -> DataInfo:
     """Return which rows a run saw, and how many of them were cut."""
     return DataInfo(
         source=data.source,
@@ -50,33 +58,40 @@ def data_info(data: TaskData, fitted: Fitted | None = None) -> DataInfo:
         reported_rows=len(data.reported),
         train_available=data.train_available,
         reported_available=data.reported_available,
-        truncated_train=fitted.truncated_train if fitted else 0,
-        truncated_reported=fitted.truncated_reported if fitted else 0,
+        truncated_train=truncated_train,
+        truncated_reported=truncated_reported,
         overlap_train=len(data.overlap.train),
         overlap_reported=len(data.overlap.reported),
+        left_out=data.left_out,
+        repeated=data.repeated,
         fingerprint=data.fingerprint(),
     )
 
 
-def save_fitted(registry: Registry, name: str, plan: Plan, data: TaskData, fitted: Fitted) -> Reference:
-    """Store a fitted set with everything about where it comes from, and return the reference to it.
+def set_info(
+    plan: Plan, data: TaskData, backbone: Backbone, scores: dict[str, float], rows: DataInfo, together: int
+) -> SetInfo:
+    """Return all that a manifest is to know of a set that a plan has trained.
 
-    Raises:
-        RunError: the method leaves no set to store.
-        StoreWriteError: nothing was changed.
+    Args:
+        plan: that was carried out.
+        data: the task with its rows.
+        backbone: of the training.
+        scores: on the reported rows.
+        rows: see ``data_info``.
+        together: how many sets were trained in the same pass.
     """
-    if fitted.adapter_set is None or not fitted.storable or plan.training is None:
-        raise RunError(registry.store.root, "a method that trains a set", plan.method, "train a placement instead")
-    info = SetInfo(
+    training = plan.training or TrainingConfig()
+    return SetInfo(
         task=data.spec.name,
         pair=data.spec.pair,
-        max_length=plan.training.max_length,
+        max_length=training.max_length,
         main_metric=data.spec.main_metric,
-        scores=fitted.scores,
+        positive_label=data.spec.positive_label,
+        scores=scores,
         recipe=plan.recipe,
-        training=plan.training,
-        data=data_info(data, fitted),
+        training=training,
+        data=rows,
         split=data.spec.reported_split,
-        origin=origin_of(data, registry.backbone, fitted.together),
+        origin=origin_of(data, backbone, together),
     )
-    return registry.save(name, fitted.adapter_set, info)
