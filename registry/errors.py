@@ -26,6 +26,7 @@
     │   └── TrainingInterrupted              130  Ctrl-C, after the checkpoint was written
     ├── RunError                               1  run records that cannot be made or read
     │   └── ReportMismatchError                4  a report that does not follow from its predictions
+    ├── UnansweredError                        1  some rows of many that have an error instead of an answer
     └── RequestError           (ValueError)    2  a question that a predictor cannot answer
 
 Messages say what was attempted, on what; what was expected and found; and what to do next.
@@ -296,3 +297,11 @@ class RequestError(RegistryError, ValueError):
 
     def __init__(self, attempted: str, expected: str, found: str) -> None:
         super().__init__(f"cannot {attempted}: expected {expected}, found {found}")
+
+
+class UnansweredError(RegistryError):
+    """Rows that have an error in the place of an answer; all others are answered."""
+
+    def __init__(self, what: str, errors: int, rows: int) -> None:
+        self.errors, self.rows = errors, rows
+        super().__init__(f"{errors:,} of {rows:,} {what} have no answer; each says why in its place")

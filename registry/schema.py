@@ -5,12 +5,9 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
-import codecs
-from contextlib import suppress
 from typing import Literal, get_args
 
-from registry.errors import ConfigError
-from registry.validation import Record, check_name, require
+from registry.validation import Record, check_name, is_encoding, require
 
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
@@ -50,11 +47,10 @@ class Reading(Record, frozen=True, kw_only=True):
     """How a file becomes rows; what is None is found by looking at the file.
 
     Attributes:
-        sep: what stands between the cells of a csv, tsv or txt file.
+        sep, label_sep: what stands between the cells of a line, and between the labels of a cell.
         quoting: ``minimal`` takes quotation marks around a cell as no part of it, ``none`` as letters.
         encoding: of a text file; None is UTF-8, or what a byte order mark says.
         header: whether the first line names the columns; they are called 0, 1, 2 and so on where not.
-        label_sep: what stands between the labels of a cell that has several.
         ignore_labels: rows with one of these are left out and counted.
         skip_bad_rows: leave out and count rows without a text or label, which are refused else.
     """
@@ -70,9 +66,7 @@ class Reading(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require(self.sep is None or len(self.sep) == 1, "sep", "one character, such as ';'", self.sep)
         require(self.label_sep != "", "label_sep", "a character, such as ';'", self.label_sep)
-        with suppress(LookupError):
-            return codecs.lookup(self.encoding or "utf-8") and None
-        raise ConfigError("encoding", "one that Python knows, such as latin-1", self.encoding)
+        require(is_encoding(self.encoding), "encoding", "one that Python knows, such as latin-1", self.encoding)
 
 
 class Origin(Record, frozen=True, kw_only=True):
@@ -82,9 +76,8 @@ class Origin(Record, frozen=True, kw_only=True):
         text_columns to held_out_by: as in ``TaskSpec``.
         hub, hub_config, hub_revision: the data set on the Hub, where the task has one.
         together: how many sets were trained in the same pass of the backbone, this one among them.
-        device: of the training.
+        device, processor: of the training.
         threads: that torch computed with; another number may round differently.
-        processor: its name.
         code: commit or release of this package.
     """
 
@@ -245,11 +238,9 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
     """What identifies a backbone.
 
     Attributes:
-        source: ``embedded``, a Hub id or a folder, as given.
-        revision: the Hub revision asked for, or None.
+        source, revision: ``embedded``, a Hub id or a folder, as given; the Hub revision asked for, or None.
         family: the transformers model type.
-        hidden_size: H.
-        layers: L.
+        hidden_size, layers: H and L.
         parameters: elements of the encoder, its pooler included where it has one.
         fingerprint: SHA-256 of config and weights as stored.
         tokenizer_digest: SHA-256 of what decides the token ids.
@@ -340,8 +331,7 @@ class DataInfo(Record, frozen=True, kw_only=True):
         train_available, reported_available: how many there were.
         truncated_train, truncated_reported: rows cut to max_length.
         overlap_train, overlap_reported: rows whose texts also stand in the other split; None where not checked.
-        left_out: rows without a usable text or label, and those with a label to be ignored.
-        repeated: rows whose texts stand in an earlier row of the same file.
+        left_out, repeated: rows that were not usable or to be ignored; rows with the text of an earlier one.
         fingerprint: SHA-256 over the rows used, in order.
     """
 

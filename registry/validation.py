@@ -6,6 +6,7 @@ file knows nothing of what the nouns are.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -51,6 +52,14 @@ def check_name(name: str, kind: str = "name") -> str:
     if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
         raise InvalidNameError(name, kind)
     return name
+
+
+def is_encoding(name: str | None) -> bool:
+    """Return whether Python knows a text encoding of this name; None is UTF-8."""
+    try:
+        return codecs.lookup(name or "utf-8")._is_text_encoding
+    except (LookupError, ValueError):
+        return False
 
 
 def to_json(record: Record) -> bytes:

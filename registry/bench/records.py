@@ -26,7 +26,7 @@ from registry.provenance import Hardware
 from registry.schema import AdapterConfig, BackboneInfo, DataInfo, FileEntry, HeadConfig, TrainingConfig
 from registry.stats.predictions import Predictions
 from registry.store import files
-from registry.training.fit import ParameterCounts
+from registry.training.recipes import ParameterCounts
 from registry.validation import Record, check_name, from_json, require, to_json
 
 RUN_FORMAT = 1

@@ -25,9 +25,9 @@ from registry.provenance import code_version, command_line, hardware, library_ve
 from registry.stats.predictions import Predictions
 from registry.store.registry import Registry
 from registry.tasks.loading import TaskData
-from registry.training.fit import FitJob, Fitted, ParameterCounts, fit_together
+from registry.training.fit import FitJob, Fitted, fit_together
 from registry.training.origin import data_info
-from registry.training.recipes import Plan, Recipe, make_plan
+from registry.training.recipes import ParameterCounts, Plan, Recipe, make_plan
 from registry.training.state import StepReport
 
 

@@ -127,7 +127,7 @@ def _own_task(name: str | None, options: dict[str, Any]) -> TaskSpec:
     if not options["text_col"] or not labelled:
         missing = [] if options["text_col"] else ["--text-col"]
         missing += [] if labelled else ["--label-col"]
-        hint = _told_columns(data, options)
+        hint = told_columns(options)
         raise ConfigError(f"--data {data}", f"{' and '.join(missing)} beside it", "none", hint)
     chosen = name or task_name(data.removeprefix(HUB).replace(":", "-"))
     fields = {"name": chosen, **_fields(options), "reading": read_reading(options)}
@@ -169,10 +169,11 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _told_columns(data: str, options: dict[str, Any]) -> str:
-    """Return which columns a file has, where it can be read."""
+def told_columns(options: dict[str, Any]) -> str:
+    """Return which columns the file of ``--data`` has, where it can be read."""
     from registry.tasks.tables import column_names
 
+    data = options["data"]
     if not is_data_file(data):
         return ""
     try:

@@ -39,7 +39,10 @@ class Commands(click.Group):
         if name and not name.startswith("-") and name not in self.commands:
             hint = closest(name, self.commands) or f"expected one of {', '.join(self.commands)}"
             raise click.UsageError(f"no command '{name}'; {hint}", ctx)
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        if found[1] is not None:
+            _refuse_repeated(found[1], ctx, found[2])
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a reader that has gone away (``| head``) is a good end, where click would exit with 1."""
@@ -47,6 +50,26 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError as err:
             raise click.exceptions.Exit(0) from err
+
+
+def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]) -> None:
+    """Refuse an option of one value that is given twice, of which only the last would count.
+
+    Raises:
+        UsageError: there is one.
+    """
+    try:
+        parser = command.make_parser(click.Context(command, info_name=command.name, parent=ctx))
+        given = parser.parse_args(list(args))[2]
+    except click.UsageError:
+        return  # told when the command itself parses
+    for parameter in given:
+        several = isinstance(parameter, click.Option) and (parameter.multiple or parameter.is_flag or parameter.count)
+        if isinstance(parameter, click.Option) and not several and given.count(parameter) > 1:
+            hint = "; --label-cols a,b,… takes several" if parameter.name == "label_col" else ""
+            raise click.UsageError(
+                f"expected {parameter.opts[0]} once, found it {given.count(parameter)} times{hint}", ctx
+            )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -83,6 +106,8 @@ def _show(err: click.ClickException) -> None:
     if "\n" in message:
         err.show()
         return
+    if isinstance(err, click.NoSuchOption) and err.ctx is not None and err.ctx.info_name == "predict":
+        message += "; a text that begins with a dash stands after --"
     path = err.ctx.command_path if isinstance(err, click.UsageError) and err.ctx else "adapter-registry"
     click.echo(f"adapter-registry: {message}; see '{path} --help'", err=True)
 

@@ -93,7 +93,7 @@ def printable(value: object) -> str:
 def print_json(content: Any) -> None:
     """Print data for programs on stdout, one line per record when it is a list."""
     for record in content if isinstance(content, list) else [content]:
-        click.echo(json.dumps(record, ensure_ascii=False))
+        click.echo(json.dumps(record, ensure_ascii=False, default=str))
 
 
 def scores_text(scores: Mapping[str, float], positive_label: str | None, digits: int) -> str:

@@ -1,77 +1,117 @@
-"""The predict command: answers to a text, or to lines of standard input."""
+"""The predict command: answers to a text, to lines of standard input, or to the rows of a file."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+import time
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from registry.cli.options import (
-    Settings,
-    json_option,
-    note,
-    print_json,
-    printable,
-)
-from registry.errors import RequestError
+from registry.cli.data import READING_OPTIONS, read_reading, told_columns
+from registry.cli.options import Settings, json_option, note, print_json, printable, with_options
+from registry.errors import ConfigError, RegistryError, RequestError, UnansweredError
 from registry.schema import Reference
+from registry.validation import require
 
 if TYPE_CHECKING:
-    from registry.serving.predictor import Prediction, Request
+    from registry.schema import Manifest
+    from registry.serving.answer_file import Journal
+    from registry.serving.predictor import Prediction
 
 CHUNK_ROWS = 1_024
-_KEYS = {"adapter", "text", "pair"}
+SECONDS = 5.0  # between two notes of progress
+_KEYS = ("adapter", "text", "pair")
+_ANSWER_KEYS = {"label", "probabilities", "truncated", "error"}
 
 
 @click.command()
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="[REF]", required=False)
 @click.argument("text", required=False)
 @click.argument("pair", required=False)
+@click.option("--data", help="Answer every row of this file: csv, tsv, txt, jsonl, json, parquet, Excel, .gz, .zst.")
+@click.option("--text-col", help="Column of the text in --data; the set's own by default.")
+@click.option("--pair-col", help="Column of the second text.")
+@click.option("--ref", "more", multiple=True, help="Answer with this set as well; may be repeated.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="csv, tsv, jsonl or parquet; else stdout.")
+@click.option("--prefix", default="", help="In front of the names of added columns.")
+@click.option("--restart", is_flag=True, help="Forget what an unfinished run has written beside --out.")
+@with_options(READING_OPTIONS)
+@click.option("--strict", is_flag=True, help="End at the first line of standard input that cannot be answered.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the N likeliest labels alone.")
 @json_option
 @click.pass_obj
-def predict(settings: Settings, reference: str, text: str | None, pair: str | None, as_json: bool) -> None:
-    """Answer TEXT (and PAIR) with a stored set; '-' reads JSON lines, each naming its own set.
+def predict(
+    settings: Settings, /, reference: str | None, text: str | None, pair: str | None, as_json: bool, **options: Any
+) -> None:
+    """Answer TEXT (and PAIR) with a stored set, or every row of a file; '-' reads JSON lines, each naming its own set.
 
     \b
     adapter-registry predict sst2 "a gripping film"
     adapter-registry predict mrpc "He left." "He went away."
+    adapter-registry predict mails --data mails.csv --text-col body --out answers.csv
     echo '{"adapter": "sst2", "text": "dull"}' | adapter-registry predict -
     """
     from registry.serving.predictor import Predictor, Request
 
-    if reference == "-" and text is None:
-        chunks = _chunks(sys.stdin.buffer, None)
-        as_json = True
-    elif text == "-":
-        Reference.parse(reference)
-        chunks = _chunks(sys.stdin.buffer, reference)
-        as_json = True
-    else:
-        Reference.parse(reference)
-        if text is None:
-            raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines", "none")
-        chunks = iter([[Request(reference, text, pair)]])
+    if options["data"] is not None:
+        require(text is None, "TEXT", "none beside --data", text)
+        _answer_file(settings, [each for each in (reference, *options["more"]) if each is not None], options)
+        return
+    if reference is None:
+        raise RequestError("answer", "a stored set and a text, '-', or --data FILE", "none")
+    if reference == "-" or text == "-":
+        own = None if reference == "-" else reference
+        if own is not None:
+            Reference.parse(own)
+        _answer_lines(settings, sys.stdin.buffer, own, options)
+        return
+    Reference.parse(reference)
+    if text is None:
+        raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines, or --data FILE", "none")
+    if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
+        raise RequestError(f"answer with '{reference}'", f"a text, or --data {text} for its rows", "the name of a file")
+    registry = settings.open_registry()
+    for answer in Predictor(registry.backbone, registry).mixed([Request(reference, text, pair)]):
+        _print_answer(answer, as_json, options["top"])
+
+
+def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options: dict[str, Any]) -> None:
+    """Print for each line its answer or its error, in order, and tell at the end how many errors there were."""
+    from registry.serving.predictor import Predictor, Request
+
     registry = settings.open_registry()
     predictor = Predictor(registry.backbone, registry)
-    for chunk in chunks:
-        for answer in predictor.mixed(chunk):
-            _print_answer(answer, as_json)
-
-
-def _chunks(stream: BinaryIO, reference: str | None) -> Iterator[list[Request]]:
-    from registry.serving.predictor import Request
-
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
+    lines = errors = 0
     while chunk := list(islice(numbered, CHUNK_ROWS)):
-        requests = []
-        for number, line in chunk:
-            row = _parse_row(number, line, reference)
-            requests.append(Request(row["adapter"], row["text"], row.get("pair")))
-        yield requests
+        parsed = [_parse_or_error(number, line, own) for number, line in chunk]
+        rows = [row for row in parsed if isinstance(row, dict)]
+        answers = iter(predictor.answer_each([Request(row["adapter"], row["text"], row.get("pair")) for row in rows]))
+        for (number, _), row in zip(chunk, parsed, strict=True):
+            answer = next(answers) if isinstance(row, dict) else row
+            more = {key: row[key] for key in row if key not in _KEYS} if isinstance(row, dict) else {}
+            lines += 1
+            if not isinstance(answer, RegistryError):
+                print_json({**more, **_as_plain(answer, options["top"])})
+                continue
+            if options["strict"]:
+                raise answer
+            errors += 1
+            print_json({**more, "line": number, "error": str(answer)})
+    if errors:
+        raise UnansweredError("lines of standard input", errors, lines)
+
+
+def _parse_or_error(number: int, line: bytes, reference: str | None) -> dict[str, Any] | RegistryError:
+    try:
+        return _parse_row(number, line, reference)
+    except RegistryError as err:
+        return err
 
 
 def _parse_row(number: int, line: bytes, reference: str | None) -> dict[str, Any]:
@@ -82,14 +122,15 @@ def _parse_row(number: int, line: bytes, reference: str | None) -> dict[str, Any
     except UnicodeDecodeError as err:
         raise RequestError(attempted, "UTF-8", f"byte {line[err.start]:#04x}") from err
     except (ValueError, RecursionError) as err:
-        raise RequestError(attempted, expected, "no JSON") from err
+        hint = " (--data FILE answers csv and other files)" if number == 1 else ""
+        raise RequestError(attempted, f"{expected}{hint}", "no JSON") from err
     if not isinstance(row, dict):
         raise RequestError(attempted, expected, type(row).__name__)
     if reference is not None:
         row = {"adapter": reference, **row}
-    unknown = sorted(set(row) - _KEYS)
-    if unknown:
-        raise RequestError(attempted, "the keys adapter, text and pair", f"'{unknown[0]}'")
+    taken = sorted(_ANSWER_KEYS & row.keys())
+    if taken:
+        raise RequestError(attempted, "no key that the answer has", f"'{taken[0]}'")
     for key in ("adapter", "text"):
         if not isinstance(row.get(key), str):
             raise RequestError(attempted, f"a text under '{key}'", json.dumps(row.get(key))[:80])
@@ -99,18 +140,85 @@ def _parse_row(number: int, line: bytes, reference: str | None) -> dict[str, Any
     return row
 
 
-def _print_answer(answer: Prediction, as_json: bool) -> None:
+def _answer_file(settings: Settings, references: list[str], options: dict[str, Any]) -> None:
+    """Answer every row of a file, into another file or as JSON lines on stdout."""
+    from registry.serving.answer_file import FileQuestion, answer_chunks, write_answers
+    from registry.serving.predictor import Predictor
+
+    path = Path(options["data"]).expanduser()
+    require(bool(references), f"--data {path}", "a stored set that answers its rows", "none")
+    store = settings.open_store()
+    found = {each: store.resolve(each) for each in references}
+    exact = tuple(f"{name}:{version}" for name, version in found.values())
+    manifest = store.manifest(*found[references[0]])
+    registry = settings.open_registry()
+    question = FileQuestion(path, exact, _text_columns(manifest, options), read_reading(options), options["prefix"])
+    predictor = Predictor(registry.backbone, registry)
+    if options["out"] is None:
+        rows = errors = 0
+        for chunk in answer_chunks(predictor, question):
+            print_json(chunk)
+            rows, errors = rows + len(chunk), errors + question.count_errors(chunk)
+    else:
+        watch = _Watch()
+        journal = write_answers(predictor, question, options["out"], restart=options["restart"], observe=watch.observe)
+        rows, errors = journal.rows, journal.errors
+        note(f"{rows - errors:,} of {rows:,} rows answered, in {options['out']}")
+    if errors:
+        raise UnansweredError(f"rows of {path}", errors, rows)
+
+
+def _text_columns(manifest: Manifest, options: dict[str, Any]) -> tuple[str, ...]:
+    """Return the columns of the texts: those given, else those that the set was trained on."""
+    own = manifest.origin.text_columns if manifest.origin is not None else ()
+    if options["text_col"] is None and not own:
+        raise ConfigError(f"--data {options['data']}", "--text-col beside it", "none", told_columns(options))
+    first = options["text_col"] or own[0]
+    second = options["pair_col"] or (own[1] if len(own) > 1 else None)
+    return (first,) if second is None else (first, second)
+
+
+class _Watch:
+    """Tells now and then how far the answers to a file have come."""
+
+    def __init__(self) -> None:
+        self._started, self._told, self._first = time.monotonic(), time.monotonic(), -1
+
+    def observe(self, journal: Journal) -> None:
+        """Tell the rows answered so far, at the first call that a run is continued."""
+        now = time.monotonic()
+        if self._first < 0:
+            self._first = journal.rows
+            if journal.rows:
+                note(f"{journal.rows:,} rows were answered before; going on after them")
+            return
+        if now - self._told >= SECONDS:
+            rate = (journal.rows - self._first) / (now - self._started)
+            note(f"{journal.rows:,} rows answered, {rate:,.0f} rows/s")
+            self._told = now
+
+
+def _as_plain(answer: Prediction, top: int | None) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "adapter": answer.reference,
+        "label": answer.label,
+        "probabilities": {name: round(share, 6) for name, share in _likeliest(answer, top)},
+    }
+    return {**content, "truncated": True} if answer.truncated else content
+
+
+def _likeliest(answer: Prediction, top: int | None) -> list[tuple[str, float]]:
+    """Return labels and probabilities in the order of the logits, or the ``top`` likeliest from the first on."""
+    if top is None:
+        return list(answer.probabilities.items())
+    return sorted(answer.probabilities.items(), key=lambda item: -item[1])[:top]
+
+
+def _print_answer(answer: Prediction, as_json: bool, top: int | None) -> None:
     if as_json:
-        content: dict[str, Any] = {
-            "adapter": answer.reference,
-            "label": answer.label,
-            "probabilities": {name: round(share, 6) for name, share in answer.probabilities.items()},
-        }
-        if answer.truncated:
-            content["truncated"] = True
-        print_json(content)
+        print_json(_as_plain(answer, top))
         return
-    shares = sorted(answer.probabilities.items(), key=lambda item: -item[1])
+    shares = _likeliest(answer, top or len(answer.probabilities))
     told = "  ".join(f"{name} {share:.3f}" for name, share in shares)
     click.echo(printable(f"{_readable(answer.label)}  {told}"))
     if answer.truncated:

@@ -13,11 +13,11 @@ from itertools import islice
 import torch
 
 from registry.adapters.head import probabilities_of
-from registry.errors import RequestError
+from registry.errors import RegistryError, RequestError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
-from registry.schema import HeadConfig
+from registry.schema import HeadConfig, Manifest
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
@@ -105,6 +105,40 @@ class Predictor:
                     answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
+    def answer_each(self, requests: Sequence[Request]) -> list[Prediction | RegistryError]:
+        """Return the answers to rows of any sets, in order; a row that cannot be answered has its error instead."""
+        answers: dict[int, Prediction | RegistryError] = {}
+        manifests: dict[str, Manifest | RegistryError] = {}
+        for index, row in enumerate(requests):
+            try:
+                manifest = manifests.get(row.reference) or self._find_manifest(row.reference)
+                manifests[row.reference] = manifest
+                if isinstance(manifest, RegistryError):
+                    raise manifest
+                _check_request(index, row, manifest)
+            except RegistryError as err:
+                answers[index] = err
+        good = [index for index in range(len(requests)) if index not in answers]
+        try:
+            answers.update(zip(good, self.mixed([requests[index] for index in good]), strict=True))
+        except RegistryError:  # a set whose files are damaged answers none of its rows, and the others answer theirs
+            for reference in dict.fromkeys(requests[index].reference for index in good):
+                own = [index for index in good if requests[index].reference == reference]
+                answers.update(zip(own, self._answers_or_error([requests[index] for index in own]), strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _find_manifest(self, reference: str) -> Manifest | RegistryError:
+        try:
+            return self.registry.manifest(reference)
+        except RegistryError as err:
+            return err
+
+    def _answers_or_error(self, requests: Sequence[Request]) -> Sequence[Prediction | RegistryError]:
+        try:
+            return self.mixed(requests)
+        except RegistryError as err:
+            return [err] * len(requests)
+
     def _answer(self, rows: Sequence[Request], owners: Sequence[int], sets: Sequence[ResidentSet]) -> list[Prediction]:
         """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
         tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
@@ -131,7 +165,7 @@ class Predictor:
         """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
-            _check_request(index, row, owner)
+            _check_request(index, row, owner.manifest)
             groups.setdefault((owner.manifest.max_length, row.pair is not None), []).append(index)
         input_ids: list[Sequence[int]] = [()] * len(rows)
         type_ids: list[Sequence[int]] = [()] * len(rows)
@@ -150,16 +184,16 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _check_request(index: int, row: Request, owner: ResidentSet) -> None:
-    attempted = f"answer row {index} with '{owner.reference}'"
+def _check_request(index: int, row: Request, manifest: Manifest) -> None:
+    attempted = f"answer row {index} with '{row.reference}'"
     for text in (row.text, *(() if row.pair is None else (row.pair,))):
         try:
             check_text(text)
         except BadCellError as err:
             raise RequestError(attempted, err.expected, err.found) from err
-    if owner.manifest.pair is True and row.pair is None:
+    if manifest.pair is True and row.pair is None:
         raise RequestError(attempted, "two texts, as its task is on pairs", "one")
-    if owner.manifest.pair is False and row.pair is not None:
+    if manifest.pair is False and row.pair is not None:
         raise RequestError(attempted, "one text, as its task is on single texts", "two")
 
 

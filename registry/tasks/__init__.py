@@ -1,5 +1,6 @@
 """What a task is, its rows and its metrics; nothing here knows torch.
 
-Reading order: ``spec``, ``tables``, ``rows``, ``loading``, ``metrics``; ``sample`` holds the bundled rows. To the
-left: ``store``. To the right: ``stats``.
+Reading order: ``spec``, ``loading``, ``rows``, ``labels``, ``label_names``, ``tables`` over ``delimited`` and
+``files``, ``folders``, ``hub``, ``metrics``; ``sample`` holds the bundled rows. To the left: ``store``. To the right:
+``stats``.
 """

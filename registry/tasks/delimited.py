@@ -86,19 +86,29 @@ def _quoting(quoted: bool) -> Literal[0, 3]:
 
 def _quotes_whole_cells(path: Path, reading: Reading) -> bool:
     """Return whether every quotation mark of a tab file stands around a whole cell, doubled inside of it."""
-    with open_text(path, reading.encoding, newline="") as text:
-        for line in text:
-            if '"' not in line:
-                continue
-            for cell in line.rstrip("\r\n").split("\t"):
-                whole = len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
-                if '"' in cell and not whole:
-                    return False
-    return True
+    try:
+        return all(_has_whole_quotes(line) for _, _, line in _cut_rows(path, reading, "\t", quoted=True))
+    except DataError:
+        return False
+
+
+def _has_whole_quotes(line: str) -> bool:
+    """Return whether the marks of a line are such; of a row of several lines the strict reader knows."""
+    if '"' not in line or "\n" in line[:-1]:
+        return True
+    cells = [cell for cell in line.rstrip("\r\n").split("\t") if '"' in cell]
+    return all(len(cell) >= 2 and cell[0] == cell[-1] == '"' for cell in cells) and all(
+        '"' not in cell[1:-1].replace('""', "") for cell in cells
+    )
 
 
 def _rows(path: Path, reading: Reading, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a file, the first line among them, each as wide as that."""
+    """Yield the rows of a file, the first line among them, each as wide as that, with the line where it starts."""
+    return ((start, row) for start, row, _ in _cut_rows(path, reading, separator, quoted))
+
+
+def _cut_rows(path: Path, reading: Reading, separator: str, quoted: bool) -> Iterator[tuple[int, list[str], str]]:
+    """Yield what ``_rows`` does, and what each row was cut from."""
     with open_text(path, reading.encoding, newline="") as text:
         seen: list[str] = []  # the lines of the row that is being cut
         reader = csv.reader(_remember(text, seen), delimiter=separator, quoting=_quoting(quoted), strict=True)
@@ -119,7 +129,7 @@ def _rows(path: Path, reading: Reading, separator: str, quoted: bool) -> Iterato
                     raise DataError(path, f"line {start}", expected, str(len(row)), hint)
                 if len(seen) > 1 and width > 1 and reading.quoting is None:
                     _refuse_swallowed(path, start, seen, separator, width)
-                yield start, row
+                yield start, row, "".join(seen)
             start = reader.line_num + 1
 
 

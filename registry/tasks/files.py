@@ -64,11 +64,17 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise DataError(path, "content", "rows", "an empty file")
     _, compression = split_ending(path)
     try:
-        with pa.input_stream(str(path), compression=compression) as stream:
+        stream = pa.input_stream(str(path), compression=compression)
+    except OSError as err:
+        raise DataError(path, "file", "one that can be read", err.strerror or str(err)) from err
+    with stream:
+        try:
             yield cast(BinaryIO, io.BufferedReader(stream))
-    except (pa.ArrowException, OSError) as err:
-        found = str(err).splitlines()[0] if str(err) else type(err).__name__
-        raise DataError(path, "content", f"a readable {compression or 'file'}", found) from err
+        except (pa.ArrowException, OSError) as err:
+            if compression is None:
+                raise
+            found = str(err).splitlines()[0] if str(err) else type(err).__name__
+            raise DataError(path, "content", f"a whole {compression} file", found) from err
     after = os.stat(path)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(path, "file", "one that stays as it is while it is read", "one that was written to meanwhile")

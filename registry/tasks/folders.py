@@ -72,6 +72,6 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     if len(found) > 1:
         raise DataError(folder, f"split '{split}'", "one file", shorten(path.name for path in found))
     if not found:
-        expected = f"{split}.parquet, {split}.csv or another of {', '.join(ENDINGS)}"
+        expected = f"{split}.parquet, {split}.jsonl, {split}.csv or another format"
         raise DataError(folder, f"split '{split}'", expected, f"splits {shorten(there)}", closest(split, there))
     return found

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 import msgspec
 
 from registry.errors import DataError, shorten
-from registry.tasks.labels import WHOLE, BadCellError, Classes, canonical, holds_vectors, shorten_names, spell, split
+from registry.tasks.labels import (
+    WHOLE,
+    BadCellError,
+    Classes,
+    NoLabelError,
+    canonical,
+    holds_vectors,
+    shorten_names,
+    spell,
+    split,
+)
 from registry.tasks.spec import TaskSpec
 from registry.tasks.tables import Table
 from registry.validation import require
@@ -65,7 +75,19 @@ def find_labels(table: Table, spec: TaskSpec) -> FoundLabels:
 
 def _few(table: Table, spec: TaskSpec, names: Sequence[str], least: int) -> DataError:
     expected = f"at least {least} different label{'s' if least > 1 else ''} to train on"
-    return DataError(table.source, f"column '{spec.label_column}'", expected, shorten(shorten_names(names)))
+    empty = sum(_is_empty(cell) for cell in table.column(spec.label_column))
+    more = f", and {empty:,} row{'s' if empty > 1 else ''} without a label" if empty else ""
+    return DataError(table.source, f"column '{spec.label_column}'", expected, shorten(shorten_names(names)) + more)
+
+
+def _is_empty(cell: object) -> bool:
+    try:
+        spell(cell)
+    except NoLabelError:
+        return True
+    except BadCellError:
+        return False
+    return False
 
 
 def _count(table: Table, spec: TaskSpec) -> Counter[str]:

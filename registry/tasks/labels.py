@@ -180,10 +180,10 @@ class LabelReader:
         first = next(iter(self.unknown))
         place = self.table.place(self.unknown[first][0])
         known = shorten(shorten_names(self.classes.names))
-        hint = (
-            closest(first[:MOST_NAME], self.classes.names)
-            or f"--ignore-label {shorten_names([first])[0]} leaves such rows out"
-        )
+        name = shorten_names([first])[0]
+        hint = closest(first[:MOST_NAME], self.classes.names) or f"--ignore-label {name} leaves such rows out"
+        if first == "-1":  # how the Hub marks rows whose labels are kept secret
+            hint = "-1 marks rows without a label: choose a labelled split, or give --ignore-label -1"
         field = f"{place}, column '{self.spec.label_column}'"
         found = told.replace(" in 1 rows", " in 1 row") + more
         raise DataError(self.table.source, field, f"a label seen in training ({known})", found, hint)

@@ -30,9 +30,8 @@ from registry.tasks.rows import Rows, hold_out
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train_together
 from registry.training.origin import data_info, set_info
-from registry.training.recipes import Plan
+from registry.training.recipes import ParameterCounts, Plan
 from registry.training.state import StepReport, TrainingJob, TrainingResult
-from registry.validation import Record
 
 _PROCESS = Path("/proc/self")
 
@@ -76,20 +75,6 @@ class Stopwatch:
 
 
 FLOAT32_BYTES = 4
-
-
-class ParameterCounts(Record, frozen=True, kw_only=True):
-    """Elements: what trains, what is stored per task, the backbone, and backbone + stored."""
-
-    trainable: int
-    stored: int
-    backbone: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """Return trainable elements per hundred elements of the backbone (the trainable share)."""
-        return 100.0 * self.trainable / self.backbone
 
 
 @dataclass(frozen=True)

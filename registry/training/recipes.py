@@ -223,6 +223,20 @@ class Plan(Record, frozen=True, kw_only=True):
         return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
+class ParameterCounts(Record, frozen=True, kw_only=True):
+    """Elements: what trains, what is stored per task, the backbone, and backbone + stored."""
+
+    trainable: int
+    stored: int
+    backbone: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """Return trainable elements per hundred elements of the backbone (the trainable share)."""
+        return 100.0 * self.trainable / self.backbone
+
+
 def method_names() -> tuple[str, ...]:
     """Return every method a benchmark knows: baselines, placements, and shipped recipes but the default."""
     return (*BASELINES, *PLACEMENTS, *(name for name in recipe_names() if name != DEFAULT))

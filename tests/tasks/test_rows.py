@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from registry.errors import ConfigError, DataError
-from registry.tasks.rows import Rows, find_label_names, hold_out, limit_rows, rows_from_table
+from registry.tasks.label_names import find_labels
+from registry.tasks.rows import Rows, hold_out, limit_rows, rows_from_table
 from registry.tasks.spec import TaskSpec
 from registry.tasks.tables import Table
 
@@ -26,6 +27,11 @@ def make_table(labels: list[Any], texts: list[Any] | None = None) -> Table:
     """Return a table as read from a csv file."""
     texts = [f"text {index}" for index in range(len(labels))] if texts is None else texts
     return Table("rows.csv", ("body", "y"), {"body": texts, "y": labels}, range(2, len(labels) + 2))
+
+
+def find_label_names(table: Table, spec: TaskSpec) -> tuple[str, ...] | None:
+    """Return the labels that a task has after a look at its training rows."""
+    return find_labels(table, spec).spec.label_names
 
 
 def spec_of(problem_type: str = "classification", names: tuple[str, ...] | None = None) -> TaskSpec:
@@ -108,7 +114,10 @@ def test_hold_out_refuses_an_empty_side() -> None:
 @pytest.mark.parametrize(
     ("cells", "names"),
     [
-        (["spam", "ham", "spam"], ("ham", "spam")),
+        (["spam", "ham", "eggs"], ("eggs", "ham", "spam")),
+        (["1.0", "0.0", "1"], ("0", "1")),
+        (["1.0", "1.5", "2.0"], ("1.0", "1.5", "2.0")),
+        (["True", "false", "False"], ("false", "true")),
         (["10", "9", "-1"], ("-1", "9", "10")),
         ([2, 0, 1], ("0", "1", "2")),
         ([1.0, 0.0], ("0", "1")),
@@ -117,7 +126,7 @@ def test_hold_out_refuses_an_empty_side() -> None:
 )
 def test_label_names_are_the_sorted_labels(cells: list[Any], names: tuple[str, ...]) -> None:
     """Names are sorted, whole numbers by value, and labels are their indices."""
-    assert names == find_label_names(make_table(cells), SPEC)
+    assert names == find_label_names(make_table(cells), msgspec.structs.replace(SPEC, problem_type_given=True))
     found = rows_from_table(make_table(cells), spec_of(names=names)).labels
     assert tuple(names.index(str(cell).lower().removesuffix(".0")) for cell in cells) == found
 
@@ -166,11 +175,16 @@ def test_cell_without_text_is_refused(text: object, found: str) -> None:
     ("problem_type", "names", "cell", "message"),
     [
         ("classification", ("no", "yes"), None, "line 3, column 'y': expected a label, found none, an unlabelled row"),
-        ("classification", ("no", "yes"), "", "found none, an unlabelled row; leave unlabelled rows out"),
+        ("classification", ("no", "yes"), "", "found none, an unlabelled row; --skip-bad-rows leaves it out"),
         ("classification", ("no", "yes"), float("nan"), "found none, an unlabelled row"),
-        ("classification", ("no", "yes"), -1, "found -1, an unlabelled row; choose a labelled split"),
+        (
+            "classification",
+            ("no", "yes"),
+            -1,
+            "found '-1' in 1 row; -1 marks rows without a label: choose a labelled split",
+        ),
         ("classification", ("no", "yes"), 2, r"a label seen in training \(no, yes\), found '2'"),
-        ("classification", ("no", "yes"), "yess", "found 'yess'; did you mean 'yes'"),
+        ("classification", ("no", "yes"), "yess", "found 'yess' in 1 row; did you mean 'yes'"),
         ("classification", ("1", "2"), 0, r"a label seen in training \(1, 2\), found '0'"),
         ("classification", ("no", "yes"), 0.5, "a class name or whole number, found 0.5"),
         ("multi_label", ("love", "war"), None, "a list of labels, or a text with | between them, found null"),

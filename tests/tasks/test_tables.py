@@ -58,13 +58,26 @@ def test_spreadsheet_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path
         ("rows.csv", b"body,y\nfine,1\ncaf\xe9,0\n", "line 3: expected UTF-8, found byte 0xe9 at offset 17"),
         ("rows.jsonl", b'{"body": "\xff"}\n', "line 1: expected UTF-8, found byte 0xff at offset 10"),
         ("rows.csv", b"body,y\na,b,1\n", "line 2: expected 2 fields, as in the first line, found 3"),
-        ("rows.csv", b'body,y\na,1\n"open,1\n', "line 3: expected fields of at most 131072 characters, quoted"),
-        ("rows.csv", b"body,body,y\na,b,1\n", "columns: expected every name once, found 'body' twice"),
+        (
+            "rows.csv",
+            b'body,y\na,1\n"open,1\n',
+            "line 3: expected quotation marks around whole cells, doubled inside them",
+        ),
         ("rows.jsonl", b'{"body": "a"}\n{"body": \n', "line 2: expected a JSON object, found Expecting value"),
         ("rows.jsonl", b'["a", 1]\n', "line 1: expected a JSON object, found a list"),
         ("rows.parquet", b"PAR1 not really", "content: expected a parquet file"),
-        ("rows.json", b"{}", "one ending in .csv, .tsv, .jsonl or .parquet, found 'rows.json'; did you mean '.jsonl'"),
-        ("rows.xlsx", b"PK", "one ending in .csv, .tsv, .jsonl or .parquet, found 'rows.xlsx'"),
+        ("rows.json", b'[{"body": "a"}', "content: expected a JSON array of objects, found Expecting ',' delimiter"),
+        ("rows.jsonl", b'{"body": "a", "body": "b"}', "line 1: expected every key once, found 'body' twice"),
+        ("rows.xlsx", b"PK", "content: expected an Excel book"),
+        (
+            "rows.docx",
+            b"PK",
+            "expected one ending in .parquet, .jsonl, .csv, .tsv, .txt, .json, .feather, .arrow, .xlsx",
+        ),
+        ("rows.csv.gz", b"body,y", "content: expected a whole gzip file"),
+        ("rows.csv", "body,y\na,1\n".encode("utf-16-le"), "found NUL characters; name the encoding with --encoding"),
+        ("rows.tsv", b'body\ty\n"a\t1\nb"\t0\tc\n', "line 3: expected 2 fields, as in the first line, found 3"),
+        ("rows.csv", b'body,y\n"a,1\nb,0\nc",1\n', "line 2: expected one row on each line, as every one has the right"),
     ],
 )
 def test_damaged_file_is_told_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -90,5 +103,5 @@ def test_missing_column_names_the_columns_there_are(tmp_path: Path) -> None:
     """A typing error in a column's name is answered with the nearest column."""
     path = tmp_path / "rows.csv"
     path.write_text("text,label\na,1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="a column 'txt', found label, text; did you mean 'text'"):
+    with pytest.raises(DataError, match="a column 'txt', found label, text in the first line; did you mean 'text'"):
         read_table(path, ("txt", "label")).column("txt")

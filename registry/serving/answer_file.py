@@ -1,0 +1,268 @@
+"""The answers to every row of a file, written beside its own columns, a chunk at a time.
+
+What is written is confirmed by a journal after each chunk, so a run that was killed goes on where it stood: no row is
+lost, doubled or out of order. Memory is that of a chunk, however long the file is.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from registry.errors import ConfigError, RegistryError, RequestError
+from registry.schema import Manifest, Reading
+from registry.serving.predictor import Prediction, Predictor, Request
+from registry.store import files
+from registry.tasks.tables import CHUNK_ROWS, Table, read_chunks
+from registry.validation import Record, from_json, require, to_json
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+class Journal(Record, frozen=True, kw_only=True):
+    """How far an answer file has come: rows answered, rows with an error, bytes that hold them, and of what."""
+
+    settings: str
+    rows: int = 0
+    errors: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class FileQuestion:
+    """What is asked of a file.
+
+    Attributes:
+        path: of the rows.
+        references: of the sets that answer each row, with their versions.
+        text_columns: one, or two for pairs.
+        reading: how the file becomes rows.
+        prefix: in front of the names of added columns; the reference and a dot where several sets answer.
+    """
+
+    path: Path
+    references: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    reading: Reading
+    prefix: str = ""
+
+    def prefix_of(self, reference: str) -> str:
+        """Return what stands in front of the columns that one set adds."""
+        return self.prefix if len(self.references) == 1 else f"{self.prefix}{reference}."
+
+    def count_errors(self, rows: Sequence[dict[str, Any]]) -> int:
+        """Return how many of the answered rows have an error."""
+        names = [f"{self.prefix_of(each)}error" for each in self.references]
+        return sum(any(row[name] for name in names) for row in rows)
+
+    def digest(self) -> str:
+        """Return what tells one question from another: the file as it is now, and all that is asked."""
+        stat = os.stat(self.path)
+        told = [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, self.references, self.text_columns]
+        plain = json.dumps([*told, self.prefix, to_json(self.reading).decode()])
+        return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def answer_chunks(
+    predictor: Predictor, question: FileQuestion, first: int = 0, rows: int = CHUNK_ROWS
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a file with their answers, from the ``first``-th row on.
+
+    Each is a dictionary of the file's own columns, then for every set ``label``, ``probability.NAME`` for each label,
+    and ``error``, which is empty where there is an answer.
+
+    Raises:
+        DataError: the file, or the rows up to where it is damaged.
+        ConfigError: an added column has the name of one of the file's.
+    """
+    added = {each: added_columns(question, each, predictor.registry.manifest(each)) for each in question.references}
+    for table in read_chunks(question.path, question.text_columns, question.reading, rows=rows, with_rest=True):
+        taken = {name for names in added.values() for name in names} & set(table.names)
+        if taken:
+            field, hint = f"columns of {question.path}", "--prefix answer. names the added ones answer.label and so on"
+            raise ConfigError(field, "none that is called like an added one", sorted(taken)[0], hint)
+        start = max(0, first - table.first)
+        if start >= len(table):
+            continue
+        yield _answer_table(predictor, question, table, start, added)
+
+
+def added_columns(question: FileQuestion, reference: str, manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of the columns that one set adds."""
+    prefix = question.prefix_of(reference)
+    names = tuple(f"{prefix}probability.{name}" for name in manifest.head.label_names)
+    if manifest.head.problem_type == "regression":
+        names = ()
+    return (f"{prefix}label", *names, f"{prefix}error")
+
+
+def _answer_table(
+    predictor: Predictor, question: FileQuestion, table: Table, start: int, added: dict[str, tuple[str, ...]]
+) -> list[dict[str, Any]]:
+    places = range(start, len(table))
+    names = [name for name in table.names if name in table.columns]
+    answered: list[dict[str, Any]] = [{name: table.columns[name][place] for name in names} for place in places]
+    columns = [table.column(name) for name in question.text_columns]
+    for reference in question.references:
+        asked = [Request(reference, *(cells[place] for cells in columns)) for place in places]
+        for row, answer in zip(answered, predictor.answer_each(asked), strict=True):
+            row.update(_cells(added[reference], answer))
+    return answered
+
+
+def _cells(names: Sequence[str], answer: Prediction | RegistryError) -> dict[str, Any]:
+    """Return the added cells of one row under their names."""
+    if isinstance(answer, RegistryError):
+        return {**dict.fromkeys(names), names[-1]: str(answer)}
+    label = "|".join(answer.label) if isinstance(answer.label, tuple) else answer.label
+    shares = [] if isinstance(answer.label, float) else [round(share, 6) for share in answer.probabilities.values()]
+    return dict(zip(names, [label, *shares, None], strict=True))
+
+
+def write_answers(
+    predictor: Predictor,
+    question: FileQuestion,
+    out: Path,
+    *,
+    restart: bool = False,
+    observe: Callable[[Journal], None] | None = None,
+    rows: int = CHUNK_ROWS,
+) -> Journal:
+    """Write the rows of a file with their answers to ``out``, and return how many rows and errors there are.
+
+    A run that was stopped is continued by the same question. The file appears under its name when it is whole.
+
+    Args:
+        predictor: answers.
+        question: what is asked.
+        out: csv, tsv, jsonl or parquet; must not be there.
+        restart: forget what an unfinished run of another question has written.
+        observe: called at the start, with what an earlier run has done, and after each chunk.
+        rows: of a chunk.
+
+    Raises:
+        ConfigError: ``out`` is there, has another ending, or is begun with another question.
+        DataError, AdapterNotFoundError: see ``answer_chunks``.
+        RequestError: ``out`` cannot be written.
+    """
+    require(out.suffix.lower() in FORMATS, f"--out {out}", f"a file ending in {', '.join(FORMATS)}", out.suffix)
+    if out.exists():
+        raise ConfigError(f"--out {out}", "a name that is free", "a file", "name another, or remove it")
+    part, path = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
+    settings = question.digest()
+    journal = Journal(settings=settings) if restart else _read_journal(path, settings)
+    encoder = _ENCODERS[out.suffix.lower()]
+    try:
+        if observe is not None:
+            observe(journal)
+        with part.open("r+b" if part.exists() else "w+b") as file:
+            file.truncate(journal.bytes)  # what a killed run wrote after its last chunk was confirmed
+            file.seek(journal.bytes)
+            for chunk in answer_chunks(predictor, question, journal.rows, rows):
+                encoder(file, chunk, journal.rows == 0)
+                file.flush()
+                os.fsync(file.fileno())
+                journal = Journal(
+                    settings=settings,
+                    rows=journal.rows + len(chunk),
+                    errors=journal.errors + question.count_errors(chunk),
+                    bytes=file.tell(),
+                )
+                files.replace_file(path, to_json(journal))
+                if observe is not None:
+                    observe(journal)
+        if out.suffix.lower() == ".parquet":
+            _to_parquet(part, out)
+            part.unlink()
+        else:
+            os.replace(part, out)
+        path.unlink(missing_ok=True)
+    except OSError as err:
+        expected = "a place that can be written"
+        raise RequestError(f"write {out}", expected, f"{files.reason(err)}; what was written is kept") from err
+    return journal
+
+
+def _read_journal(path: Path, settings: str) -> Journal:
+    """Return how far an earlier run of the same question has come; nowhere where there is none.
+
+    Raises:
+        ConfigError: it was another question.
+    """
+    if not path.exists():
+        return Journal(settings=settings)
+    try:
+        journal = from_json(Journal, path.read_bytes())
+    except (ConfigError, OSError):
+        return Journal(settings=settings)
+    if journal.settings != settings:
+        expected, found = "an unfinished run of the same file, sets and options", "one of others"
+        raise ConfigError(str(path), expected, found, "--restart forgets it")
+    return journal
+
+
+def _write_delimited(separator: str) -> Callable[[BinaryIO, list[dict[str, Any]], bool], None]:
+    def write(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+        if is_first:
+            writer.writerow(rows[0])
+        writer.writerows([_plain(value) for value in row.values()] for row in rows)
+        file.write(text.getvalue().encode())
+
+    return write
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+def _write_lines(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
+    file.write("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
+
+
+def _write_arrow(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
+    """Write messages of Arrow's stream format; each chunk with its own schema, as types may only show later."""
+    table = pa.Table.from_pylist(rows)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    file.write(len(content).to_bytes(8, "little") + content)
+
+
+def _to_parquet(part: Path, out: Path) -> None:
+    """Write the chunks of an unfinished file as parquet, all with the columns' common types."""
+    schema = pa.unify_schemas([table.schema for table in _arrow_chunks(part)], promote_options="permissive")
+    schema = pa.schema([pa.field(each.name, pa.string()) if pa.types.is_null(each.type) else each for each in schema])
+    beside = out.with_name(f"{out.name}.tmp")
+    with pq.ParquetWriter(beside, schema) as writer:
+        for table in _arrow_chunks(part):
+            writer.write_table(table.cast(schema))
+    with beside.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, out)
+
+
+def _arrow_chunks(part: Path) -> Iterator[pa.Table]:
+    with part.open("rb") as file:
+        while head := file.read(8):
+            yield pa.ipc.open_stream(file.read(int.from_bytes(head, "little"))).read_all()
+
+
+_ENCODERS: dict[str, Callable[[BinaryIO, list[dict[str, Any]], bool], None]] = {
+    ".csv": _write_delimited(","),
+    ".tsv": _write_delimited("\t"),
+    ".jsonl": _write_lines,
+    ".parquet": _write_arrow,
+}
