@@ -296,6 +296,7 @@ class RequestError(RegistryError, ValueError):
     exit_code = 2
 
     def __init__(self, attempted: str, expected: str, found: str) -> None:
+        self.attempted, self.expected, self.found = attempted, expected, found
         super().__init__(f"cannot {attempted}: expected {expected}, found {found}")
 
 

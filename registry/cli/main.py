@@ -58,18 +58,17 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]
     Raises:
         UsageError: there is one.
     """
+    own = click.Context(command, info_name=command.name, parent=ctx)
     try:
-        parser = command.make_parser(click.Context(command, info_name=command.name, parent=ctx))
-        given = parser.parse_args(list(args))[2]
+        given = command.make_parser(own).parse_args(list(args))[2]
     except click.UsageError:
         return  # told when the command itself parses
     for parameter in given:
         several = isinstance(parameter, click.Option) and (parameter.multiple or parameter.is_flag or parameter.count)
         if isinstance(parameter, click.Option) and not several and given.count(parameter) > 1:
             hint = "; --label-cols a,b,… takes several" if parameter.name == "label_col" else ""
-            raise click.UsageError(
-                f"expected {parameter.opts[0]} once, found it {given.count(parameter)} times{hint}", ctx
-            )
+            found = f"found it {given.count(parameter)} times{hint}"
+            raise click.UsageError(f"expected {parameter.opts[0]} once, {found}", own)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

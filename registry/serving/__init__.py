@@ -1,4 +1,4 @@
 """Sets that are resident and answer requests, several tasks in one pass.
 
-Reading order: ``pool``, ``predictor``. To the left: ``training``. To the right: ``interop``.
+Reading order: ``pool``, ``predictor``, ``answer_file``. To the left: ``training``. To the right: ``interop``.
 """

@@ -115,13 +115,15 @@ def _answer_table(
     columns = [table.column(name) for name in question.text_columns]
     for reference in question.references:
         asked = [Request(reference, *(cells[place] for cells in columns)) for place in places]
-        for row, answer in zip(answered, predictor.answer_each(asked), strict=True):
-            row.update(_cells(added[reference], answer))
+        for place, row, answer in zip(places, answered, predictor.answer_each(asked), strict=True):
+            row.update(_cells(added[reference], answer, table.place(place)))
     return answered
 
 
-def _cells(names: Sequence[str], answer: Prediction | RegistryError) -> dict[str, Any]:
+def _cells(names: Sequence[str], answer: Prediction | RegistryError, place: str) -> dict[str, Any]:
     """Return the added cells of one row under their names."""
+    if isinstance(answer, RequestError):
+        return {**dict.fromkeys(names), names[-1]: f"{place}: expected {answer.expected}, found {answer.found}"}
     if isinstance(answer, RegistryError):
         return {**dict.fromkeys(names), names[-1]: str(answer)}
     label = "|".join(answer.label) if isinstance(answer.label, tuple) else answer.label
@@ -181,11 +183,7 @@ def write_answers(
                 files.replace_file(path, to_json(journal))
                 if observe is not None:
                     observe(journal)
-        if out.suffix.lower() == ".parquet":
-            _to_parquet(part, out)
-            part.unlink()
-        else:
-            os.replace(part, out)
+        _finish(part, out)
         path.unlink(missing_ok=True)
     except OSError as err:
         expected = "a place that can be written"
@@ -239,6 +237,15 @@ def _write_arrow(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> 
         writer.write_table(table)
     content = sink.getvalue().to_pybytes()
     file.write(len(content).to_bytes(8, "little") + content)
+
+
+def _finish(part: Path, out: Path) -> None:
+    """Put what was written under its name, in the format that this tells."""
+    if out.suffix.lower() != ".parquet":
+        os.replace(part, out)
+        return
+    _to_parquet(part, out)
+    part.unlink()
 
 
 def _to_parquet(part: Path, out: Path) -> None:

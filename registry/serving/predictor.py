@@ -115,7 +115,7 @@ class Predictor:
                 manifests[row.reference] = manifest
                 if isinstance(manifest, RegistryError):
                     raise manifest
-                _check_request(index, row, manifest)
+                _check_request(index, row, row.reference, manifest)
             except RegistryError as err:
                 answers[index] = err
         good = [index for index in range(len(requests)) if index not in answers]
@@ -165,7 +165,7 @@ class Predictor:
         """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
-            _check_request(index, row, owner.manifest)
+            _check_request(index, row, owner.reference, owner.manifest)
             groups.setdefault((owner.manifest.max_length, row.pair is not None), []).append(index)
         input_ids: list[Sequence[int]] = [()] * len(rows)
         type_ids: list[Sequence[int]] = [()] * len(rows)
@@ -184,8 +184,8 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _check_request(index: int, row: Request, manifest: Manifest) -> None:
-    attempted = f"answer row {index} with '{row.reference}'"
+def _check_request(index: int, row: Request, reference: str, manifest: Manifest) -> None:
+    attempted = f"answer row {index} with '{reference}'"
     for text in (row.text, *(() if row.pair is None else (row.pair,))):
         try:
             check_text(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -249,17 +249,16 @@ def _read_json(
     path: Path, wanted: Sequence[str], reading: Reading, ending: str, rows: int, with_rest: bool
 ) -> Iterator[Table]:
     with open_text(path, reading.encoding, newline="\n") as text:  # no other sign ends a line: U+2028 is a letter
-        start = text.readline()
-        while start and not start.strip():
-            start = text.readline()
+        blank = 0
+        while (start := text.readline()) and not start.strip():
+            blank += 1
         if ending == ".json" and start.lstrip().startswith("["):
             found = _parse(path, "content", start + text.read(), "a JSON array of objects")
             numbered = ((place, _check_object(path, f"row {place}", row)) for place, row in enumerate(found))
         else:
-            text.seek(0)
             numbered = (
                 (number, _check_object(path, f"line {number}", _parse(path, f"line {number}", line)))
-                for number, line in enumerate(text, start=1)
+                for number, line in enumerate(chain([start], text), start=blank + 1)
                 if line.strip()
             )
         names: dict[str, None] = {}

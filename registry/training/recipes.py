@@ -8,13 +8,14 @@ Recipes are TOML files; those in ``recipes/`` ship with the package. Command-lin
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
+import numpy
 
 from registry.errors import ConfigError, UnknownRecipeError, closest
 from registry.schema import (
@@ -94,7 +95,10 @@ class HeadChoices(Record, frozen=True, kw_only=True):
         """Return the head for a task's labels, or for the numbers of its training rows."""
         fields = {**msgspec.structs.asdict(self), "label_names": label_names, "problem_type": problem_type}
         if targets:
-            fields.update(target_mean=fmean(targets), target_deviation=pstdev(targets) or 1.0)
+            values = numpy.asarray(targets, dtype=numpy.float64)
+            mean, deviation = float(values.mean()), float(values.std())
+            require(math.isfinite(mean + deviation), "labels", "numbers below 1e150", max(targets, key=abs))
+            fields.update(target_mean=mean, target_deviation=deviation or 1.0)
         return from_plain(HeadConfig, fields)
 
 

@@ -138,7 +138,7 @@ DEFECTS = (
     Defect("a taken number is not tried again", "store/store.py", RETRY, NO_RETRY, "machine"),
     Defect("one staging name for all", "store/store.py", "return staging / uuid.uuid4().hex",
            'return staging / "stage"', "machine"),
-    Defect("names are not checked", "schema.py", NAME_RULE, "    if False:\n", "machine"),
+    Defect("names are not checked", "validation.py", NAME_RULE, "    if False:\n", "machine"),
     Defect("links are followed", "store/reader.py",
            '                if files.kind(path) == "symbolic link":\n', "                if False:\n", "machine"),
     Defect("backbones are not compared", "store/manifest.py",

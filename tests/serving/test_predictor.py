@@ -254,9 +254,15 @@ def test_set_of_unknown_form_takes_one_text_or_two(predictor: Predictor) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("task0", "good", "bad"), "cannot answer with 'task0:1': expected one text, as its task is on single texts"),
-        (("task1", "good"), "cannot answer with 'task1:1': expected two texts, as its task is on pairs, found one"),
-        (("task0", " \n"), "cannot answer with 'task0:1': expected a text, found an empty one"),
+        (
+            ("task0", "good", "bad"),
+            "cannot answer row 1 with 'task0:1': expected one text, as its task",
+        ),
+        (
+            ("task1", "good"),
+            "cannot answer row 1 with 'task1:1': expected two texts, as its task",
+        ),
+        (("task0", " \n"), "cannot answer row 1 with 'task0:1': expected a text, found an empty one"),
         (("task1", "good", ""), "expected a text, found an empty one"),
         (("task0", "half \ud83d"), "expected a text, found half a character"),
     ],

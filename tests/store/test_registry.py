@@ -36,8 +36,10 @@ def registry(tmp_path: Path, tiny_backbone: Backbone) -> Registry:
 
 
 def new_set(seed: int = 0) -> AdapterSet:
-    """Return a set that fits the tiny backbone."""
-    return AdapterSet(32, 2, ADAPTER, HEAD, seed=seed)
+    """Return a set that fits the tiny backbone, and is known to have been trained at 16 tokens."""
+    fresh = AdapterSet(32, 2, ADAPTER, HEAD, seed=seed)
+    fresh.info = SetInfo(max_length=16)
+    return fresh
 
 
 def test_saved_set_is_loaded(registry: Registry) -> None:
@@ -134,7 +136,9 @@ def test_refused_saves_leave_nothing(registry: Registry) -> None:
     with pytest.raises(InvalidNameError, match=r"cannot use name '../mrpc'"):
         registry.save("../mrpc", new_set())
     with pytest.raises(ShapeMismatchError, match="hidden states"):
-        registry.save("mrpc", AdapterSet(64, 2, ADAPTER, HEAD))
+        registry.save("mrpc", AdapterSet(64, 2, ADAPTER, HEAD), SetInfo())
+    with pytest.raises(ConfigError, match=r"expected SetInfo\(max_length=…, pair=…\), as this set was not"):
+        registry.save("mrpc", AdapterSet(32, 2, ADAPTER, HEAD))
     with pytest.raises(ConfigError, match="`float`, got `null`"):
         registry.save("mrpc", new_set(), SetInfo(scores={"f1": float("inf")}))
     assert 0 == len(registry)

@@ -66,7 +66,7 @@ def test_what_is_spelled_is_what_is_read(name: str) -> None:
 def test_choices_of_a_recipe_are_those_of_the_configurations() -> None:
     """A new field of a configuration cannot be forgotten in recipes."""
     assert {*AdapterConfig.__struct_fields__, "bottleneck_size"} == set(AdapterChoices.__struct_fields__)
-    of_the_task = {"label_names", "problem_type"}
+    of_the_task = {"label_names", "problem_type", "target_mean", "target_deviation"}
     assert set(HeadConfig.__struct_fields__) == {*HeadChoices.__struct_fields__, *of_the_task}
 
 

@@ -149,7 +149,7 @@ def test_log_that_cannot_be_written_any_more_loses_no_training(
     tmp_path: Path, train: Callable[..., Any], folder: Path
 ) -> None:
     """A disk that is full in the middle is told once, and the set is saved with the weights it has without a log."""
-    more = ("sst2", "--epochs", "150", "--reduction-factor", "8")
+    more = ("sst2", "--reduction-factor", "8")
     process = start(
         *train(*more, "--track", "tensorboard", store="full"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE)),

@@ -14,7 +14,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.bench.records import read_predictions, record_path, write_record
 from registry.errors import RegistryError
 from registry.model.backbone import Backbone
-from registry.schema import FileEntry, Manifest, Reference
+from registry.schema import FileEntry, Manifest, Reference, SetInfo
 from registry.serving.predictor import Predictor, Request
 from registry.store.archive import MEMBERS, export_version, pack, unpack
 from registry.store.files import sha256
@@ -75,7 +75,7 @@ class World:
         self.store = self.registry.store
         self.predictor = Predictor(backbone, self.registry)
         self.adapter_set: AdapterSet = backbone.new_adapter_set(ADAPTER, HEAD)
-        self.registry.save("mrpc", self.adapter_set)
+        self.registry.save("mrpc", self.adapter_set, SetInfo(max_length=16))
         self.registry.alias("mrpc", "best", 1)
         self.registry.export_set("mrpc", self.archive)
         self.members = unpack(self.archive, self.archive.read_bytes())
@@ -152,7 +152,7 @@ def _registry_doors(world: World) -> list[Door]:
         return None
 
     return [
-        Door("Registry.save", lambda text: registry.save(text, world.adapter_set)),
+        Door("Registry.save", lambda text: registry.save(text, world.adapter_set, SetInfo(max_length=16))),
         Door("Registry.alias of a name", lambda text: registry.alias(text, "best", 1)),
         Door("Registry.alias to an alias", lambda text: registry.alias("mrpc", text, 1)),
         Door("Registry.versions", registry.versions),

@@ -179,7 +179,6 @@ def _wrong_sets(world: World) -> list[Trial]:
 def _wrong_labels(world: World) -> list[Trial]:
     """Return tasks that a stored set does not answer."""
     tasks = {
-        "labels in another order": ('label_names = ["yes", "no"]\n', ("labels no, yes", "no, yes")),
         "a label more": ('label_names = ["no", "yes", "maybe"]\n', ("labels no, yes", "maybe")),
         "other labels": ('label_names = ["bad", "good"]\n', ("labels no, yes", "bad, good")),
         "labels of another type": (
@@ -194,7 +193,8 @@ def _wrong_labels(world: World) -> list[Trial]:
 
 
 def _evaluate(world: World, kind: str) -> None:
-    rows = "text,label,mood\n" + "good film,yes,good\nbad film,no,bad\n" * 8
+    pairs = (f"good film {place},yes,good\nbad film {place},no,bad\n" for place in range(8))
+    rows = "text,label,mood\n" + "".join(pairs)
     (world.folder / "rows.csv").write_text(rows)
     path = world.folder / "task.toml"
     path.write_text(TASK.format(kind=kind, column="mood" if "good" in kind else "label"))
