@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
     from registry.model.mixed import MixedAdapters
-    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reference, SetInfo, TrainingConfig
+    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reading, Reference, SetInfo, TrainingConfig
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
     from registry.tasks.loading import load_task
     from registry.tasks.spec import TaskSpec, find_task
+    from registry.tasks.task_data import TaskData
     from registry.training.fit import FitJob, fit, fit_together
     from registry.training.loop import train, train_together
     from registry.training.recipes import Recipe, make_plan, read_recipe
@@ -40,6 +41,7 @@ _HOMES = {
     "MixedAdapters": "model.mixed",
     "Prediction": "serving.predictor",
     "Predictor": "serving.predictor",
+    "Reading": "schema",
     "Recipe": "training.recipes",
     "Reference": "schema",
     "Registry": "store.registry",
@@ -47,6 +49,7 @@ _HOMES = {
     "Request": "serving.predictor",
     "RunRecord": "bench.records",
     "SetInfo": "schema",
+    "TaskData": "tasks.task_data",
     "TaskSpec": "tasks.spec",
     "TrainerModel": "interop.trainer",
     "TrainingConfig": "schema",
@@ -72,6 +75,7 @@ __all__ = [
     "MixedAdapters",
     "Prediction",
     "Predictor",
+    "Reading",
     "Recipe",
     "Reference",
     "Registry",
@@ -79,6 +83,7 @@ __all__ = [
     "Request",
     "RunRecord",
     "SetInfo",
+    "TaskData",
     "TaskSpec",
     "TrainerModel",
     "TrainingConfig",

@@ -24,7 +24,7 @@ from registry.model.backbone import Backbone
 from registry.provenance import code_version, command_line, hardware, library_versions
 from registry.stats.predictions import Predictions
 from registry.store.registry import Registry
-from registry.tasks.loading import TaskData
+from registry.tasks.task_data import TaskData
 from registry.training.fit import FitJob, Fitted, fit_together
 from registry.training.origin import data_info
 from registry.training.recipes import ParameterCounts, Plan, Recipe, make_plan

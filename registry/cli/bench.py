@@ -14,6 +14,7 @@ from registry.cli.options import (
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
     Settings,
+    backbone_option,
     json_option,
     make_console,
     note,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from registry.bench.runner import CellJob
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
     from registry.training.trackers import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
@@ -49,7 +50,7 @@ TOML = click.Path(path_type=Path, dir_okay=False)
 @click.option("--task", "more_tasks", multiple=True, help="A task; may be given more than once.")
 @click.option("--method", "methods", multiple=True, help=f"{', '.join(METHODS)} (all these by default) or a recipe.")
 @click.option("--seeds", default="0", show_default=True, help="Seeds with commas, or a range such as 0-4.")
-@click.option("--backbone", help="embedded, a Hub id or a folder; the store's by default, or embedded.")
+@backbone_option
 @click.option("--out", type=FOLDER, default=OUT, show_default=True, help="Folder of records and report.")
 @click.option(
     "--together",

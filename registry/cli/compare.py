@@ -11,6 +11,7 @@ import click
 from registry.cli.data import DATA_OPTIONS, choose_tasks, load_for_set
 from registry.cli.options import (
     Settings,
+    backbone_option,
     is_given,
     json_option,
     make_console,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from registry.bench.pairing import CellPair, Pairing
     from registry.cli.contrast import Contrast
     from registry.schema import Manifest
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
 
 _OF_ROWS = ("limit", "limit_reported", "reported_split")  # a report's records say this themselves
 _BESIDE_FOLDERS = {"first", "second", "methods", "most", "with_text", "as_json"}
@@ -42,6 +43,7 @@ _BESIDE_FOLDERS = {"first", "second", "methods", "most", "with_text", "as_json"}
     help="Show the texts of the rows listed; for folders, from where the runs had them, or --data.",
 )
 @with_options(DATA_OPTIONS)
+@backbone_option
 @json_option
 @click.pass_obj
 def compare(
@@ -102,7 +104,7 @@ def _contrast_sets(
     if second is None:
         raise RequestError(f"compare '{first}'", "a second set", "none")
     names, manifests = _find_sets(settings, (first, second))
-    registry = settings.open_registry()
+    registry = settings.open_registry(options["backbone"])
     sets = [registry.load(name) for name in names]
     data = load_for_set(settings, names[0], next((each for each in manifests if each.task), manifests[0]), options)
     from registry.cli.contrast import Contrast

@@ -26,7 +26,7 @@ from registry.tasks.spec import (
 
 if TYPE_CHECKING:
     from registry.schema import Manifest
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
 
 HUB = "hub:"  # in front of a data set's name
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "space": " "}

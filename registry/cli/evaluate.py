@@ -7,13 +7,22 @@ from typing import Any
 import click
 
 from registry.cli.data import DATA_OPTIONS, load_for_set
-from registry.cli.options import Settings, json_option, note, print_json, scores_text, with_options
+from registry.cli.options import (
+    Settings,
+    backbone_option,
+    json_option,
+    note,
+    print_json,
+    scores_text,
+    with_options,
+)
 from registry.schema import Reference
 
 
 @click.command()
 @click.argument("reference", metavar="REF")
 @with_options(DATA_OPTIONS)
+@backbone_option
 @json_option
 @click.pass_obj
 def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
@@ -22,7 +31,7 @@ def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: An
     from registry.training.evaluate import answer_task
 
     Reference.parse(reference)
-    registry = settings.open_registry()
+    registry = settings.open_registry(options["backbone"])
     manifest = registry.manifest(reference)
     adapter_set = registry.load(reference)
     data = load_for_set(settings, reference, manifest, options)

@@ -6,8 +6,10 @@ runs, so ``--help`` answers at once. Errors of ours end as one line and an exit 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +113,35 @@ def _show(err: click.ClickException) -> None:
     click.echo(f"adapter-registry: {message}; see '{path} --help'", err=True)
 
 
+_NO_OUTPUT = (errno.ENOSPC, errno.EBADF, errno.EIO)
+
+
+class _Stderr:
+    """Standard error that may be full or closed: a note that cannot be written ends no training."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with the code that tells what happened."""
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = _Stderr(sys.stderr)  # type: ignore[assignment]
     try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         code = cli.main(args=arguments, prog_name="adapter-registry", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as err:
@@ -127,7 +155,14 @@ def main(arguments: list[str] | None = None) -> Any:
     except RegistryError as err:
         click.echo(f"adapter-registry: {printable(err)}", err=True)
         code = err.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so do we, quietly
-        code = 0
+    except OSError as err:
+        if isinstance(err, BrokenPipeError):
+            code = 0
+        elif err.filename is None and err.errno in _NO_OUTPUT:
+            click.echo(f"adapter-registry: cannot write to standard output: {err.strerror}", err=True)
+            code = 1
+        else:
+            raise
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again when it ends
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from registry.errors import BackboneMismatchError, ConfigError
+from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
 from registry.schema import PLACEMENTS, Activation, Pooling
 from registry.training.trackers import TRACKERS
 from registry.validation import choose
@@ -49,6 +49,7 @@ class Settings:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from registry.model.backbone import Backbone
 
+        source = _whole_path(source)
         backbone = Backbone.load(source, device=self.device, dtype=self.dtype, revision=revision, offline=self.offline)
         info = backbone.info
         precision = str(backbone.dtype).removeprefix("torch.")
@@ -58,26 +59,54 @@ class Settings:
         )
         return backbone
 
-    def open_registry(self) -> Registry:
-        """Return the registry of the store, with the backbone it belongs to."""
+    def open_registry(self, backbone: str | None = None) -> Registry:
+        """Return the registry of the store, with the backbone it belongs to.
+
+        Args:
+            backbone: where that is now; where it was when the store was made when None.
+
+        Raises:
+            BackboneNotFoundError: it is not there.
+            BackboneMismatchError: another backbone is there.
+        """
         from registry.store.registry import Registry
 
-        info = self.open_store().info.backbone
-        return Registry(self.store, self.load_backbone(info.source, info.revision))
+        return Registry(self.store, self.load_store_backbone(backbone, ""))
 
     def load_store_backbone(self, backbone: str | None, fallback: str) -> Backbone:
         """Return the backbone of the store, or ``backbone`` (else ``fallback``) where a store is still to be made.
 
         Raises:
-            BackboneMismatchError: the store is there and belongs to another backbone than the one named.
+            BackboneNotFoundError: it is not where it was when the store was made.
+            BackboneMismatchError: the one named is not the one of the store.
         """
         if not self.has_store():
             return self.load_backbone(backbone or fallback)
         info = self.open_store().info.backbone
-        if backbone is not None and backbone != info.source:
-            hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
-            raise BackboneMismatchError(f"store {self.store}", "backbone", info.source, backbone, hint)
-        return self.load_backbone(info.source, info.revision)
+        if backbone is not None:
+            found = self.load_backbone(backbone)
+            if found.info.fingerprint != info.fingerprint:
+                hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
+                expected, there = (
+                    f"{info.source} ({info.fingerprint[:12]})",
+                    f"{backbone} ({found.info.fingerprint[:12]})",
+                )
+                raise BackboneMismatchError(f"store {self.store}", "backbone", expected, there, hint)
+            return found
+        beside = self.store.absolute().parent / info.source
+        source = str(beside) if not Path(info.source).exists() and beside.is_dir() else info.source
+        try:
+            return self.load_backbone(source, info.revision)
+        except BackboneNotFoundError as err:
+            hint = "--backbone or ADAPTER_REGISTRY_BACKBONE names the place where it is now"
+            expected = f"the backbone that store {self.store} was made with"
+            raise BackboneNotFoundError(info.source, expected, "no such folder", hint) from err
+
+
+def _whole_path(source: str) -> str:
+    """Return the absolute path of a local folder, so that a store finds it from wherever the next command is given."""
+    is_folder = source != "embedded" and Path(source).is_dir()
+    return str(Path(source).absolute()) if is_folder else source
 
 
 def note(text: str) -> None:
@@ -111,6 +140,12 @@ def make_console(width: int) -> Console:
     return console
 
 
+backbone_option = click.option(
+    "--backbone",
+    envvar="ADAPTER_REGISTRY_BACKBONE",
+    show_envvar=True,
+    help="Where the store's backbone is now, if not where it was; for a store still to be made, which one.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
 
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from registry.cli.data import READING_OPTIONS, read_reading, told_columns
-from registry.cli.options import Settings, json_option, note, print_json, printable, with_options
+from registry.cli.options import (
+    Settings,
+    backbone_option,
+    json_option,
+    note,
+    print_json,
+    printable,
+    with_options,
+)
 from registry.errors import ConfigError, RegistryError, RequestError, UnansweredError
 from registry.schema import Reference
 from registry.validation import require
@@ -43,6 +51,7 @@ _ANSWER_KEYS = {"label", "probabilities", "truncated", "error"}
 @with_options(READING_OPTIONS)
 @click.option("--strict", is_flag=True, help="End at the first line of standard input that cannot be answered.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the N likeliest labels alone.")
+@backbone_option
 @json_option
 @click.pass_obj
 def predict(
@@ -68,6 +77,8 @@ def predict(
         own = None if reference == "-" else reference
         if own is not None:
             Reference.parse(own)
+        if sys.stdin is None:
+            raise RequestError("answer lines of standard input", "an open one", "a closed one")
         _answer_lines(settings, sys.stdin.buffer, own, options)
         return
     Reference.parse(reference)
@@ -75,7 +86,7 @@ def predict(
         raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines, or --data FILE", "none")
     if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
         raise RequestError(f"answer with '{reference}'", f"a text, or --data {text} for its rows", "the name of a file")
-    registry = settings.open_registry()
+    registry = settings.open_registry(options["backbone"])
     for answer in Predictor(registry.backbone, registry).mixed([Request(reference, text, pair)]):
         _print_answer(answer, as_json, options["top"])
 
@@ -84,7 +95,7 @@ def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options
     """Print for each line its answer or its error, in order, and tell at the end how many errors there were."""
     from registry.serving.predictor import Predictor, Request
 
-    registry = settings.open_registry()
+    registry = settings.open_registry(options["backbone"])
     predictor = Predictor(registry.backbone, registry)
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
     lines = errors = 0
@@ -151,7 +162,7 @@ def _answer_file(settings: Settings, references: list[str], options: dict[str, A
     found = {each: store.resolve(each) for each in references}
     exact = tuple(f"{name}:{version}" for name, version in found.values())
     manifest = store.manifest(*found[references[0]])
-    registry = settings.open_registry()
+    registry = settings.open_registry(options["backbone"])
     question = FileQuestion(path, exact, _text_columns(manifest, options), read_reading(options), options["prefix"])
     predictor = Predictor(registry.backbone, registry)
     if options["out"] is None:

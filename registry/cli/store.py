@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from registry.cli.options import Settings, json_option, note, print_json, printable
+from registry.cli.options import Settings, backbone_option, json_option, note, print_json, printable
 from registry.errors import RegistryError
 from registry.schema import Reference
 from registry.store.errors import IntegrityError, StoreError
@@ -147,11 +147,12 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("references", nargs=-1)
+@backbone_option
 @json_option
 @click.pass_obj
-def verify(settings: Settings, references: tuple[str, ...], as_json: bool) -> None:
+def verify(settings: Settings, references: tuple[str, ...], backbone: str | None, as_json: bool) -> None:
     """Re-hash, load and check what is stored: all of it, or the sets named."""
-    registry = settings.open_registry()
+    registry = settings.open_registry(backbone)
     problems = registry.verify(references or None)
     checked = len(references) or len(registry)
     if as_json:

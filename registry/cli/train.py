@@ -15,6 +15,7 @@ from registry.cli.options import (
     TRAINING_OPTIONS,
     Settings,
     adapter_choices,
+    backbone_option,
     head_choices,
     is_given,
     json_option,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.schema import Manifest
     from registry.store.registry import Registry
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
     from registry.training.checkpoint import Checkpoint
     from registry.training.fit import FitJob, Fitted
     from registry.training.recipes import Plan
@@ -49,7 +50,18 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
-BESIDE_FROM = {"repeated", "data", "name", "resume", "restart", "keep_diverged", "track", "track_to", "as_json"}
+BESIDE_FROM = {
+    "repeated",
+    "backbone",
+    "data",
+    "name",
+    "resume",
+    "restart",
+    "keep_diverged",
+    "track",
+    "track_to",
+    "as_json",
+}
 NO_REASON = "nothing that is recorded differs"
 
 
@@ -60,7 +72,7 @@ NO_REASON = "nothing that is recorded differs"
 @with_options(DATA_OPTIONS)
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides initial weights, row order, dropout.")
 @click.option("--name", help="Name to save under; the task's name by default.")
-@click.option("--backbone", help="For a store that is still to be made: embedded, a Hub id or a folder.")
+@backbone_option
 @click.option("--together", is_flag=True, help="Train all TASKs in one pass of the backbone; each learns as if alone.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint of an interrupted training.")
 @click.option("--restart", is_flag=True, help="Start anew, and lose the checkpoint of an interrupted training.")
@@ -136,7 +148,9 @@ def _repeat(
     fits = settings.dtype in ("auto", repetition.dtype)
     require(fits, "--dtype", f"{repetition.dtype}, in which {repetition.reference} was trained", settings.dtype)
     data = repetition.load_rows(options["data"] if is_given("data") else None, offline=settings.offline)
-    registry = Registry(settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(None, ""))
+    registry = Registry(
+        settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(options["backbone"], "")
+    )
     options = {**options, "name": options["name"] or name}
     with tracking:
         _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
+from typing import Any, cast, get_args
 
+import numpy
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -17,10 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
-from registry.errors import ConfigError
+from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.families import FAMILIES
+from registry.model.inference import pool_rows
 from registry.model.machine import choose_device, choose_dtype, keep_freed_memory
 from registry.model.pretrained import (
     Hub,
@@ -32,8 +35,8 @@ from registry.model.pretrained import (
     read_supported_config,
     tokenizer_digest,
 )
-from registry.schema import AdapterConfig, BackboneInfo, HeadConfig
-from registry.validation import require
+from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, Pooling
+from registry.validation import choose, require
 
 
 class Backbone(nn.Module):
@@ -103,6 +106,15 @@ class Backbone(nn.Module):
         )
         return cls(encoder.to(place, precision), tokenizer, info)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Load the checkpoint again in another process, or for a copy, in the same precision and on the same device."""
+        return _load_again, (self.info, str(self.device), str(self.dtype).removeprefix("torch."))
+
+    def __repr__(self) -> str:
+        info, precision = self.info, str(self.dtype).removeprefix("torch.")
+        shape = f"{info.family}, {info.layers} layers, H {info.hidden_size}, {info.parameters:,} parameters"
+        return f"Backbone({info.source!r}: {shape}, {precision} on {self.device})"
+
     @property
     def device(self) -> torch.device:
         """Return where the encoder is."""
@@ -126,6 +138,22 @@ class Backbone(nn.Module):
         """
         hidden: Tensor = self.encoder(batch, adapters)
         return hidden
+
+    def embed(self, texts: Sequence[str], pooling: str = "mean", max_length: int = 128) -> numpy.ndarray:
+        """Return the (R, H) float32 states of texts in their order, without any adapter.
+
+        Args:
+            texts: a list, an empty one gives (0, H).
+            pooling: ``mean`` of the tokens, ``cls`` for the first, or the checkpoint's own ``pooler``.
+            max_length: tokens a text is cut to.
+
+        Raises:
+            ConfigError: texts that are none, or a pooling that this checkpoint does not have.
+        """
+        head = HeadConfig(label_names=("a", "b"), pooling=cast(Pooling, choose(pooling, get_args(Pooling), "pooling")))
+        self.check_pooling(head)
+        rows = self.tokenize(texts, None, max_length)
+        return pool_rows(self.encoder, self.new_adapter_set(None, head), rows).cpu().numpy()
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> TokenRows:
         """Return the token rows of ``texts``, each with its pair where there is one, cut to ``max_length``.
@@ -189,3 +217,15 @@ class Backbone(nn.Module):
     def memory_digest(self) -> str:
         """Return the SHA-256 of the weights as they are in memory now; it never changes."""
         return fingerprint(self.encoder.config, dict(self.encoder.state_dict()))
+
+
+def _load_again(info: BackboneInfo, device: str, dtype: str) -> Backbone:
+    """Return a backbone that was pickled or copied, from where its checkpoint stands.
+
+    Raises:
+        BackboneMismatchError: another checkpoint stands there now.
+    """
+    backbone = Backbone.load(info.source, device=device, dtype=dtype, revision=info.revision)
+    if backbone.info.fingerprint != info.fingerprint:
+        raise BackboneMismatchError("a copied backbone", "backbone", info.fingerprint, backbone.info.fingerprint)
+    return backbone

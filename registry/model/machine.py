@@ -7,6 +7,7 @@ when they are freed, so every layer would pay for fresh pages again.
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 from typing import Any
@@ -17,6 +18,10 @@ from torch.nn import functional as F
 
 from registry.errors import DeviceError
 from registry.validation import choose
+
+if hasattr(os, "register_at_fork"):
+    # A forked child has the parent's pool of threads without its threads, and would wait for them for good.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -14,9 +14,10 @@ from registry.bench.results import methods_of
 from registry.errors import DataError
 from registry.reports.content import ReportContent
 from registry.stats.predictions import CellPredictions
-from registry.tasks.loading import TaskData, load_again
+from registry.tasks.loading import load_again
 from registry.tasks.metrics import predicted_labels
 from registry.tasks.spec import TaskSpec, find_task, replace_split
+from registry.tasks.task_data import TaskData
 
 MOST_ROWS = 2000  # of one task; the page stays a size that mail and repositories take
 

@@ -6,11 +6,15 @@ is part of every question, so threads cannot disturb each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
+import numpy
 import torch
+from torch import Tensor
 
 from registry.adapters.head import probabilities_of
 from registry.errors import RegistryError, RequestError
@@ -67,19 +71,64 @@ class Predictor:
         self.registry = registry
         self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open store and backbone again in another process, or for a copy."""
+        return _open_again, (self.backbone, self.registry, self.pool.capacity)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.registry!r})"
+
+    async def answer(
+        self, reference: str, texts: Iterable[str], pairs: Iterable[str] | None = None
+    ) -> list[Prediction]:
+        """Return what a call returns, from a thread, so that an event loop goes on meanwhile."""
+        return await asyncio.to_thread(self, reference, texts, pairs)
+
+    def predict_frame(self, reference: str, frame: Any, *, text: str, pair: str | None = None, prefix: str = "") -> Any:
+        """Return a copy of a pandas frame with ``label`` and ``probability.NAME`` for each label, in its rows' order.
+
+        Args:
+            reference: of the set.
+            frame: a ``DataFrame``.
+            text, pair: its columns.
+            prefix: in front of the names of added columns.
+
+        Raises:
+            RequestError: no such column, a column that is there already, or a row that cannot be answered.
+        """
+        for column in (text, *(() if pair is None else (pair,))):
+            if column not in frame.columns:
+                found = ", ".join(map(str, frame.columns))
+                raise RequestError(f"answer a frame with '{reference}'", f"a column '{column}'", found)
+        answers = self(reference, frame[text].tolist(), None if pair is None else frame[pair].tolist())
+        added = {f"{prefix}label": [answer.label for answer in answers]}
+        if answers and not isinstance(answers[0].label, float):
+            for name in answers[0].probabilities:
+                added[f"{prefix}probability.{name}"] = [answer.probabilities[name] for answer in answers]
+        taken = [name for name in added if name in frame.columns]
+        if taken:
+            raise RequestError(f"answer a frame with '{reference}'", "no column called like an added one", taken[0])
+        return frame.assign(**added)
+
+    def logits(self, reference: str, texts: Iterable[str], pairs: Iterable[str] | None = None) -> numpy.ndarray:
+        """Return the (R, C) float32 logits of one set, in the order of the texts and of its label names.
+
+        Raises:
+            RequestError: whatever a call raises.
+        """
+        rows = _requests(reference, texts, pairs)
+        with self.pool.hold([self.registry.identify(reference)]) as sets:
+            numbers, _ = self._numbers(rows, [0] * len(rows), sets, lambda head, logits: logits)
+            labels = len(sets[0].manifest.head.label_names)
+        return numpy.asarray(numbers, dtype=numpy.float32).reshape(len(rows), labels)
+
     def __call__(self, reference: str, texts: Iterable[str], pairs: Iterable[str] | None = None) -> list[Prediction]:
         """Return the answers of one set, one per text.
 
         Raises:
             RequestError: one text where several are meant, lists of unequal length, and whatever ``mixed`` raises.
         """
-        if isinstance(texts, str) or isinstance(pairs, str):
-            raise RequestError(f"answer with '{reference}'", "a list of texts, [text] for one", "a text")
-        texts, pairs = list(texts), None if pairs is None else list(pairs)
-        if pairs is not None and len(pairs) != len(texts):
-            raise RequestError(f"answer with '{reference}'", f"{len(texts)} second texts", str(len(pairs)))
-        seconds: Sequence[str | None] = pairs if pairs is not None else [None] * len(texts)
-        return self.mixed([(reference, text, pair) for text, pair in zip(texts, seconds, strict=True)])
+        return self.mixed(_requests(reference, texts, pairs))
 
     def mixed(self, requests: Iterable[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
         """Return the answers to rows of any sets in any order, in that order.
@@ -141,23 +190,36 @@ class Predictor:
 
     def _answer(self, rows: Sequence[Request], owners: Sequence[int], sets: Sequence[ResidentSet]) -> list[Prediction]:
         """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
+        numbers, truncated = self._numbers(rows, owners, sets, probabilities_of)
+        each = zip(owners, numbers, truncated, strict=True)
+        return [_interpret(sets[owner], probabilities, cut) for owner, probabilities, cut in each]
+
+    def _numbers(
+        self,
+        rows: Sequence[Request],
+        owners: Sequence[int],
+        sets: Sequence[ResidentSet],
+        read: Callable[[HeadConfig, Tensor], Tensor],
+    ) -> tuple[list[list[float]], list[bool]]:
+        """Return what ``read`` makes of the logits of each row, and whether the row was cut."""
         tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
         lengths = [len(ids) for ids in tokens.input_ids]
         numbers: list[list[float]] = [[]] * len(rows)
         for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
             batch = Batch.pack(tokens.take(indices), [owners[i] for i in indices], self.backbone.device)
-            for place, answer in self._forward(batch, sets):
+            for place, answer in self._forward(batch, sets, read):
                 numbers[indices[place]] = answer
-        each = zip(owners, numbers, truncated, strict=True)
-        return [_interpret(sets[owner], probabilities, cut) for owner, probabilities, cut in each]
+        return numbers, truncated
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch, sets: Sequence[ResidentSet]) -> list[tuple[int, list[float]]]:
-        """Return the probabilities of each row of a batch and its place in the caller's order."""
+    def _forward(
+        self, batch: Batch, sets: Sequence[ResidentSet], read: Callable[[HeadConfig, Tensor], Tensor]
+    ) -> list[tuple[int, list[float]]]:
+        """Return the numbers of each row of a batch and its place in the caller's order."""
         order = batch.order.tolist()
         answers: list[tuple[int, list[float]]] = []
         for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
-            rows = probabilities_of(sets[owner].manifest.head, logits).tolist()
+            rows = read(sets[owner].manifest.head, logits).tolist()
             answers += [(order[row], numbers) for row, numbers in zip(packed, rows, strict=True)]
         return answers
 
@@ -182,6 +244,25 @@ class Predictor:
     def _load(self, key: StoredVersion) -> ResidentSet:
         exact = f"{key.name}:{key.version}"
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
+
+
+def _open_again(backbone: Backbone, registry: Registry, capacity: int) -> Predictor:
+    return Predictor(backbone, registry, capacity=capacity)
+
+
+def _requests(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
+    """Return a request for each text.
+
+    Raises:
+        RequestError: one text where several are meant, or lists of unequal length.
+    """
+    if isinstance(texts, str) or isinstance(pairs, str):
+        raise RequestError(f"answer with '{reference}'", "a list of texts, [text] for one", "a text")
+    texts, pairs = list(texts), None if pairs is None else list(pairs)
+    if pairs is not None and len(pairs) != len(texts):
+        raise RequestError(f"answer with '{reference}'", f"{len(texts)} second texts", str(len(pairs)))
+    seconds: Sequence[str | None] = pairs if pairs is not None else [None] * len(texts)
+    return [Request(reference, text, pair) for text, pair in zip(texts, seconds, strict=True)]
 
 
 def _check_request(index: int, row: Request, reference: str, manifest: Manifest) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -27,6 +28,9 @@ from registry.store.tensors import import_set, load_set, save_set
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
+    from registry.tasks.task_data import TaskData
+    from registry.training.recipes import Recipe
+    from registry.training.train_set import StoredTraining
 
 
 class Trained(Protocol):
@@ -107,6 +111,27 @@ class Registry:
             **msgspec.structs.asdict(info),
         )
         return Reference(name=name, version=save_set(self.store, adapter_set, manifest))
+
+    def train(self, name: str, data: TaskData, recipe: str | Recipe = "default", **choices: Any) -> StoredTraining:
+        """Train a set on a task's rows, score it, and store it as the next version of ``name``.
+
+        Args:
+            name: of the set.
+            data: from ``TaskData.from_pandas``, ``from_dataset``, ``from_lists`` or ``load_task``.
+            recipe: a shipped recipe, the path of a TOML file, or a ``Recipe``.
+            choices: fields of ``TrainingConfig`` (epochs, learning_rate and so on); ``adapter`` and ``head`` with
+                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``, and ``observe``, which is
+                called with a ``StepReport`` after every step.
+
+        Raises:
+            ConfigError, UnknownRecipeError: choices that do not fit, and whatever ``save`` raises.
+            NonFiniteLossError, DivergedError: nothing was stored.
+        """
+        # The one step to the right on the street: people look for training here.
+        trained: StoredTraining = import_module("registry.training.train_set").train_set(
+            self, name, data, recipe, **choices
+        )
+        return trained
 
     def load(self, reference: str | Reference) -> AdapterSet:
         """Return a stored set on the backbone's device, in evaluation mode.
@@ -204,6 +229,14 @@ class Registry:
 
     def __len__(self) -> int:
         return len(self.store.names())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the store again in another process, or for a copy."""
+        return Registry, (str(self.store.root.absolute()), self.backbone)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{name}</td><td>{self.versions(name)[-1]}</td></tr>" for name in self)
+        return f"<table><caption>{self.store.root}</caption><tr><th>set</th><th>version</th></tr>{rows}</table>"
 
     def __repr__(self) -> str:
         return f"Registry({str(self.store.root)!r}, {self.backbone.info.source!r}: {len(self)} names)"

@@ -68,9 +68,9 @@ def canonical(name: str) -> str:
 class Classes:
     """The classes of a task by every spelling that means one of them."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], by_place: bool = True) -> None:
         self.names = tuple(names)
-        numbers = {} if any(map(WHOLE.fullmatch, names)) else {str(n): n for n in range(len(names))}
+        numbers = {} if not by_place or any(map(WHOLE.fullmatch, names)) else {str(n): n for n in range(len(names))}
         plain = Counter(map(canonical, names))
         alike = {canonical(name): index for index, name in enumerate(names) if plain[canonical(name)] == 1}
         self._index = numbers | alike | {name: index for index, name in enumerate(names)}
@@ -125,9 +125,9 @@ class LabelReader:
         unknown: labels that the task does not have, with the rows that have them.
     """
 
-    def __init__(self, table: Table, spec: TaskSpec) -> None:
+    def __init__(self, table: Table, spec: TaskSpec, by_place: bool = True) -> None:
         self.spec, self.table = spec, table
-        self.classes = Classes(spec.label_names or ())
+        self.classes = Classes(spec.label_names or (), by_place)
         self.ignored = {canonical(name) for name in spec.reading.ignore_labels}
         several = spec.problem_type == "multi_label" and not spec.label_columns
         self.vectors = several and holds_vectors(table, spec)

@@ -137,7 +137,7 @@ def count_repeated(rows: Rows) -> int:
     return len(rows) - len(set(_keys(rows)))
 
 
-def rows_from_table(table: Table, spec: TaskSpec) -> Rows:
+def rows_from_table(table: Table, spec: TaskSpec, *, by_place: bool = True) -> Rows:
     """Return the rows of a table that the task takes, every cell checked.
 
     Rows with a label to be ignored are left out, and so are those without a text or label where the task says so; the
@@ -146,12 +146,13 @@ def rows_from_table(table: Table, spec: TaskSpec) -> Rows:
     Args:
         table: has the columns of ``spec``.
         spec: with its label names.
+        by_place: whether a number may mean the class of that place, where names are no numbers.
 
     Raises:
         DataError: a missing column, or a text or label that cannot be used, at the first row that has one.
     """
     columns = [table.column(name) for name in spec.text_columns]
-    reader = LabelReader(table, spec)
+    reader = LabelReader(table, spec, by_place)
     labels: dict[int, Any] = {}
     bad: list[tuple[int, str, BadCellError]] = []
     for row in range(len(table)):

@@ -12,7 +12,7 @@ from registry.model.backbone import Backbone
 from registry.model.inference import predict_probabilities
 from registry.schema import Manifest
 from registry.stats.predictions import CellPredictions
-from registry.tasks.loading import TaskData
+from registry.tasks.task_data import TaskData
 
 
 @dataclass(frozen=True, eq=False)

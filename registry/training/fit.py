@@ -24,9 +24,9 @@ from registry.model.backbone import Backbone
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, predict_probabilities
 from registry.store.tensors import stored_bytes
-from registry.tasks.loading import TaskData
 from registry.tasks.metrics import score
 from registry.tasks.rows import Rows, hold_out
+from registry.tasks.task_data import TaskData
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train_together
 from registry.training.origin import data_info, set_info

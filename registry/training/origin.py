@@ -9,7 +9,7 @@ import torch
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
 from registry.schema import DataInfo, Origin, SetInfo, TrainingConfig
-from registry.tasks.loading import TaskData
+from registry.tasks.task_data import TaskData
 from registry.training.recipes import Plan
 
 

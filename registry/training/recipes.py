@@ -34,7 +34,7 @@ from registry.validation import Record, choose, from_plain, require, to_json
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,8 +13,9 @@ import msgspec
 
 from registry.errors import ConfigError, DataError
 from registry.schema import DataInfo, Manifest, Reading, Reference
-from registry.tasks.loading import TaskData, load_again
+from registry.tasks.loading import load_again
 from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec
+from registry.tasks.task_data import TaskData
 from registry.training.recipes import Plan
 
 _CIRCUMSTANCES = {"code": "code", "device": "device", "threads": "number of threads", "processor": "processor"}

@@ -26,7 +26,7 @@ from registry.validation import choose
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
-    from registry.tasks.loading import TaskData
+    from registry.tasks.task_data import TaskData
     from registry.training.recipes import Plan
     from registry.training.state import StepReport
 

@@ -22,10 +22,11 @@ from registry.bench.records import write_file
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows, predict_probabilities
 from registry.provenance import code_version
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
 from registry.tasks.rows import Rows
 from registry.tasks.spec import find_task
+from registry.tasks.task_data import TaskData
 from registry.training.loop import train
 
 METRICS = ("accuracy", "f1_binary")

@@ -15,9 +15,10 @@ from registry.errors import ConfigError, RunError
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, command_line, library_versions
 from registry.store.registry import Registry
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
 from registry.tasks.spec import find_task, task_from_file
+from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
 from registry.training.recipes import make_plan
 from registry.validation import to_json

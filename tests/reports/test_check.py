@@ -23,8 +23,9 @@ from registry.reports.content import read_evidence
 from registry.reports.report import write_report
 from registry.schema import REPORT_FORMATS, FileEntry
 from registry.stats.predictions import Predictions
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task, task_from_file
+from registry.tasks.task_data import TaskData
 from registry.validation import to_json
 from tests.support.command_line import call, own_rows, succeed, write_csv, write_data_folder
 from tests.support.run_records import pass_as_committed

@@ -16,8 +16,9 @@ import pytest
 
 from registry.errors import DataError
 from registry.schema import Reading
-from registry.tasks.loading import TaskData, load_task, load_to_score
+from registry.tasks.loading import load_task, load_to_score
 from registry.tasks.spec import task_from_file
+from registry.tasks.task_data import TaskData
 
 COUNT = 20
 TEXTS = [f"note {number} about {word}" for number, word in zip(range(COUNT), ["rain", "wind"] * COUNT, strict=False)]

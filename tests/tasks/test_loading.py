@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from registry.errors import ConfigError, DataError
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import load_task
 from registry.tasks.spec import BUILT_IN, HubSource, find_task, read_task_file, replace_split, task_from_file
+from registry.tasks.task_data import TaskData
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -15,8 +15,9 @@ import torch
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.schema import BASELINES, PLACEMENTS
-from registry.tasks.loading import TaskData, load_task
+from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task, task_from_file
+from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
 from registry.training.recipes import Plan, make_plan, method_names, read_recipe
 from tests.support.command_line import own_rows, write_csv, write_data_folder
