@@ -266,7 +266,8 @@ def _file_spec(spec: TaskSpec | None, options: dict[str, Any]) -> TaskSpec:
 def _labelled_as(manifest: Manifest, spec: TaskSpec) -> TaskSpec:
     """Return the task with the labels of a set, which are matched by name."""
     head = manifest.head
-    if spec.label_names is not None and set(spec.label_names) != set(head.label_names):
+    other_names = spec.label_names is not None and set(spec.label_names) != set(head.label_names)
+    if other_names or (spec.problem_type_given and spec.problem_type != head.problem_type):
         return spec  # told when the set is asked
     return msgspec.structs.replace(
         spec,

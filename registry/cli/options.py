@@ -87,11 +87,10 @@ class Settings:
             found = self.load_backbone(backbone)
             if found.info.fingerprint != info.fingerprint:
                 hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
-                expected, there = (
-                    f"{info.source} ({info.fingerprint[:12]})",
-                    f"{backbone} ({found.info.fingerprint[:12]})",
-                )
-                raise BackboneMismatchError(f"store {self.store}", "backbone", expected, there, hint)
+                told = [
+                    f"{each} ({one.fingerprint[:12]})" for each, one in ((info.source, info), (backbone, found.info))
+                ]
+                raise BackboneMismatchError(f"store {self.store}", "backbone", told[0], told[1], hint)
             return found
         beside = self.store.absolute().parent / info.source
         source = str(beside) if not Path(info.source).exists() and beside.is_dir() else info.source

@@ -51,16 +51,8 @@ if TYPE_CHECKING:
 CHECKPOINTS = ".checkpoints"
 EVALUATION_STEPS = 50
 BESIDE_FROM = {
-    "repeated",
-    "backbone",
-    "data",
-    "name",
-    "resume",
-    "restart",
-    "keep_diverged",
-    "track",
-    "track_to",
-    "as_json",
+    *("repeated", "backbone", "data", "name", "resume", "restart"),
+    *("keep_diverged", "track", "track_to", "as_json"),
 }
 NO_REASON = "nothing that is recorded differs"
 
@@ -141,16 +133,13 @@ def _repeat(
     store = settings.open_store()
     name, version = store.resolve(options["repeated"])
     manifest = store.manifest(name, version)
-    from registry.store.registry import Registry
     from registry.training.repeat import read_repetition
 
     repetition = read_repetition(Reference(name=name, version=version), manifest)
     fits = settings.dtype in ("auto", repetition.dtype)
     require(fits, "--dtype", f"{repetition.dtype}, in which {repetition.reference} was trained", settings.dtype)
     data = repetition.load_rows(options["data"] if is_given("data") else None, offline=settings.offline)
-    registry = Registry(
-        settings.store, replace(settings, dtype=repetition.dtype).load_store_backbone(options["backbone"], "")
-    )
+    registry = replace(settings, dtype=repetition.dtype).open_registry(options["backbone"])
     options = {**options, "name": options["name"] or name}
     with tracking:
         _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)

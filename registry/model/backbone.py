@@ -139,20 +139,20 @@ class Backbone(nn.Module):
         hidden: Tensor = self.encoder(batch, adapters)
         return hidden
 
-    def embed(self, texts: Sequence[str], pooling: str = "mean", max_length: int = 128) -> numpy.ndarray:
+    def embed(self, texts: Sequence[str], pooling: str = "mean", max_length: int | None = None) -> numpy.ndarray:
         """Return the (R, H) float32 states of texts in their order, without any adapter.
 
         Args:
             texts: a list, an empty one gives (0, H).
             pooling: ``mean`` of the tokens, ``cls`` for the first, or the checkpoint's own ``pooler``.
-            max_length: tokens a text is cut to.
+            max_length: tokens a text is cut to; as many as the checkpoint takes when None.
 
         Raises:
             ConfigError: texts that are none, or a pooling that this checkpoint does not have.
         """
         head = HeadConfig(label_names=("a", "b"), pooling=cast(Pooling, choose(pooling, get_args(Pooling), "pooling")))
         self.check_pooling(head)
-        rows = self.tokenize(texts, None, max_length)
+        rows = self.tokenize(texts, None, max_length or self.encoder.max_length)
         return pool_rows(self.encoder, self.new_adapter_set(None, head), rows).cpu().numpy()
 
     def tokenize(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128) -> TokenRows:

@@ -1,6 +1,6 @@
 """How sets are trained, alone or several in one pass, and what a method's name means.
 
 Reading order: ``loop``, ``state`` (one training between two steps), ``checkpoint``, ``cached_states``, ``recipes``,
-``fit``, ``evaluate``, ``origin``, ``repeat``, ``trackers``. To the left: ``stats``. To the right:
+``fit``, ``train_set``, ``evaluate``, ``origin``, ``repeat``, ``trackers``. To the left: ``stats``. To the right:
 ``serving``.
 """

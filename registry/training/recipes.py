@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
-import numpy
 
 from registry.errors import ConfigError, UnknownRecipeError, closest
 from registry.schema import (
@@ -95,6 +94,8 @@ class HeadChoices(Record, frozen=True, kw_only=True):
         """Return the head for a task's labels, or for the numbers of its training rows."""
         fields = {**msgspec.structs.asdict(self), "label_names": label_names, "problem_type": problem_type}
         if targets:
+            import numpy  # not at once: the command line reads recipes for its help
+
             values = numpy.asarray(targets, dtype=numpy.float64)
             mean, deviation = float(values.mean()), float(values.std())
             require(math.isfinite(mean + deviation), "labels", "numbers below 1e150", max(targets, key=abs))

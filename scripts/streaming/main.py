@@ -1,0 +1,151 @@
+"""A long csv answered whole: how fast, in how much memory, and the same after two kills. See ``scripts/stream``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from registry.model.backbone import Backbone
+from registry.provenance import code_version, hardware
+from registry.schema import AdapterConfig, HeadConfig, SetInfo
+from registry.serving.answer_file import Journal
+from registry.store.registry import Registry
+from registry.validation import from_json
+from tests.support.tiny_backbone import WORDS, save_tiny_checkpoint
+
+LIMIT = 1 << 30  # bytes of one process
+TELL = "from registry.cli.main import main; main()"
+
+
+def make_rows(path: Path, rows: int) -> None:
+    """Write a csv of invented rows: a number, a text with commas and quotation marks here and there, a note."""
+    chance = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("id,text,note\n")
+        for number in range(rows):
+            text = " ".join(chance.choices(WORDS, k=chance.randint(3, 20)))
+            if number % 7 == 0:
+                text = f'"{text}, said ""no"""'
+            file.write(f"{number},{text},n{number % 5}\n")
+
+
+def make_store(folder: Path) -> None:
+    """Make a store with one set on a tiny random backbone."""
+    save_tiny_checkpoint(folder / "tiny")
+    backbone = Backbone.load(str(folder / "tiny"))
+    fresh = backbone.new_adapter_set(
+        AdapterConfig(reduction_factor=4, init="normal"), HeadConfig(label_names=("no", "yes"))
+    )
+    with torch.no_grad():
+        fresh.head.out.weight.mul_(50)
+    Registry.create(folder / "store", backbone).save("set", fresh, SetInfo(pair=False, max_length=64))
+
+
+def answer(folder: Path, out: Path, kills: list[int]) -> dict[str, Any]:
+    """Answer all rows, killing the process when so many rows are confirmed; return what it took."""
+    started, peaks = time.perf_counter(), []
+    command = [sys.executable, "-c", TELL, "--store", str(folder / "store"), "predict", "set"]
+    command += ["--data", str(folder / "rows.csv"), "--text-col", "text", "--out", str(out)]
+    journal = out.with_name(f"{out.name}.journal")
+    for kill_at in [*kills, None]:
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while kill_at is not None and rows_done(journal) < kill_at:
+            time.sleep(0.05)
+        if kill_at is not None:
+            process.send_signal(signal.SIGKILL)
+        _, status, usage = os.wait4(process.pid, 0)
+        peaks.append(usage.ru_maxrss * 1024)
+        ended = os.waitstatus_to_exitcode(status)
+        if ended != (0 if kill_at is None else -signal.SIGKILL):
+            raise SystemExit(f"a run ended with {ended}")
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    return {"seconds": round(time.perf_counter() - started, 1), "peak_bytes": max(peaks), "sha256": digest}
+
+
+def rows_done(journal: Path) -> int:
+    """Return how many rows a run has confirmed."""
+    try:
+        return from_json(Journal, journal.read_bytes()).rows
+    except OSError:
+        return 0
+
+
+def count_rows(out: Path) -> int:
+    """Return the rows of the answers, of which each must have its own number in order."""
+    with out.open(encoding="utf-8") as file:
+        next(file)
+        count = 0
+        for count, line in enumerate(file, start=1):
+            if int(line.partition(",")[0]) != count - 1:
+                raise SystemExit(f"row {count} of the answers is out of order")
+    return count
+
+
+def main() -> None:
+    """Make rows and store, answer twice, compare, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--out", type=Path, default=Path("reports"))
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_rows(folder / "rows.csv", wanted.rows)
+        make_store(folder)
+        undisturbed = answer(folder, folder / "undisturbed.csv", [])
+        killed = answer(folder, folder / "killed.csv", [wanted.rows // 5, wanted.rows // 2])
+        rows, size = count_rows(folder / "killed.csv"), (folder / "rows.csv").stat().st_size
+    machine = hardware(torch.get_num_threads(), None)
+    found = {
+        "rows": wanted.rows,
+        "bytes": size,
+        "answered": rows,
+        "equal": undisturbed["sha256"] == killed["sha256"],
+        "limit_bytes": LIMIT,
+        "undisturbed": undisturbed,
+        "killed_twice": killed,
+        "processor": machine.processor,
+        "threads": machine.threads,
+        "code": code_version(),
+    }
+    wanted.out.mkdir(parents=True, exist_ok=True)
+    (wanted.out / "streaming.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (wanted.out / "streaming.md").write_text(render(found), encoding="utf-8")
+    print(render(found))
+    good = found["equal"] and rows == wanted.rows and max(undisturbed["peak_bytes"], killed["peak_bytes"]) < LIMIT
+    sys.exit(0 if good else 1)
+
+
+def render(found: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    lines = [
+        "# A long file answered whole",
+        "",
+        f"`predict --data` on a csv of {found['rows']:,} invented rows ({found['bytes'] / 1e6:,.0f} MB) with a tiny "
+        "random backbone: what matters is memory and order, not the answers.",
+        "",
+        "| run | rows | rows/s | most memory of a process | answers |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for title, run in (("undisturbed", found["undisturbed"]), ("kill -9 twice on the way", found["killed_twice"])):
+        rate, peak = found["rows"] / run["seconds"], run["peak_bytes"] / 2**20
+        lines.append(f"| {title} | {found['answered']:,} | {rate:,.0f} | {peak:,.0f} MiB | {run['sha256'][:12]} |")
+    equal = "equal to the byte" if found["equal"] else "NOT EQUAL"
+    told = f"The two files are {equal}; every row is there once, in order."
+    where = f"{found['processor']}, {found['threads']} thread, code {found['code']}; by `scripts/stream`."
+    return "\n".join([*lines, "", told, "", where, ""])
+
+
+if __name__ == "__main__":
+    main()
