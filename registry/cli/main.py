@@ -138,7 +138,7 @@ class _Stderr:
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with the code that tells what happened."""
     if not isinstance(sys.stderr, _Stderr):
-        sys.stderr = _Stderr(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = _Stderr(sys.stderr)
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

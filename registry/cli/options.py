@@ -71,7 +71,8 @@ class Settings:
         """
         from registry.store.registry import Registry
 
-        return Registry(self.store, self.load_store_backbone(backbone, ""))
+        source = self.open_store().info.backbone.source
+        return Registry(self.store, self.load_store_backbone(backbone, source))
 
     def load_store_backbone(self, backbone: str | None, fallback: str) -> Backbone:
         """Return the backbone of the store, or ``backbone`` (else ``fallback``) where a store is still to be made.
@@ -87,16 +88,17 @@ class Settings:
             found = self.load_backbone(backbone)
             if found.info.fingerprint != info.fingerprint:
                 hint = f"it belongs to '{info.source}'; leave --backbone out, or name another --store"
-                told = [
-                    f"{each} ({one.fingerprint[:12]})" for each, one in ((info.source, info), (backbone, found.info))
-                ]
-                raise BackboneMismatchError(f"store {self.store}", "backbone", told[0], told[1], hint)
+                both = ((info.source, info), (backbone, found.info))
+                expected, told = (f"{source} ({one.fingerprint[:12]})" for source, one in both)
+                raise BackboneMismatchError(f"store {self.store}", "backbone", expected, told, hint)
             return found
         beside = self.store.absolute().parent / info.source
         source = str(beside) if not Path(info.source).exists() and beside.is_dir() else info.source
         try:
             return self.load_backbone(source, info.revision)
         except BackboneNotFoundError as err:
+            if Path(source).exists():
+                raise
             hint = "--backbone or ADAPTER_REGISTRY_BACKBONE names the place where it is now"
             expected = f"the backbone that store {self.store} was made with"
             raise BackboneNotFoundError(info.source, expected, "no such folder", hint) from err
