@@ -1,0 +1,231 @@
+"""What people do every day: folders and files of their own, whole files answered, a set asked about other rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.support.command_line import PROGRAM, QUICK, call, own_rows, start, succeed, write_csv
+
+COLUMNS = ("--text-col", "body", "--label-col", "mood")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A folder with rows.csv and a store that holds a set trained on it; not to be changed."""
+    folder = tmp_path_factory.mktemp("daily")
+    write_csv(folder / "rows.csv", own_rows())
+    places = ("--backbone", tiny_folder, "--data", folder / "rows.csv", "--name", "mails")
+    succeed("--store", folder / "store", "train", *places, *COLUMNS, *QUICK)
+    return folder
+
+
+def rows_scored(trained: Path, *arguments: object) -> tuple[int, str]:
+    """Return how many rows of which split ``evaluate mails`` scores."""
+    (row,) = succeed("--store", trained / "store", "evaluate", "mails", "--json", *arguments).rows
+    return row["rows"], row["split"]
+
+
+def test_a_set_is_scored_on_its_held_out_rows_or_on_every_row_of_another_file(trained: Path, tmp_path: Path) -> None:
+    """Its own file gives the rows held out in training, said so; any other is scored whole, with its own columns."""
+    assert (6, "held_out") == rows_scored(trained)
+    assert (6, "held_out") == rows_scored(trained, "--data", trained / "rows.csv")
+    told = succeed("--store", trained / "store", "evaluate", "mails")
+    assert "mails: scored on the rows of" in told.err
+    other = write_csv(tmp_path / "test.csv", own_rows(17)[:17:2])
+    assert (9, "all") == rows_scored(trained, "--data", other)
+    assert (4, "all") == rows_scored(trained, "--data", other, "--limit-reported", "4")
+    renamed = pd.read_csv(other).rename(columns={"body": "text", "mood": "class"})
+    renamed.to_json(tmp_path / "test.jsonl", orient="records", lines=True)
+    assert (9, "all") == rows_scored(
+        trained, "--data", tmp_path / "test.jsonl", "--text-col", "text", "--label-col", "class"
+    )
+
+
+def test_two_sets_are_compared_on_every_row_of_a_file(trained: Path, tmp_path: Path) -> None:
+    """compare scores as evaluate does."""
+    other = write_csv(tmp_path / "test.csv", own_rows(21))
+    (row,) = succeed("--store", trained / "store", "compare", "mails", "mails", "--data", other, "--json").rows
+    assert (21, "all", True) == (row["rows"], row["split"], row["identical"])
+
+
+def test_a_folder_is_a_task(tiny_folder: Path, tmp_path: Path) -> None:
+    """train.csv and dev.csv are found by name; the set is scored on the second, then and later."""
+    folder = tmp_path / "mails"
+    folder.mkdir()
+    write_csv(folder / "train.csv", own_rows(24))
+    write_csv(folder / "dev.csv", own_rows(9))
+    usual = ("--store", tmp_path / "store")
+    succeed(*usual, "train", "--data", folder, *COLUMNS, "--backbone", tiny_folder, *QUICK)
+    (row,) = succeed(*usual, "evaluate", "mails", "--json").rows
+    assert (9, "dev") == (row["rows"], row["split"])
+    told = call(*usual, "train", "--data", tmp_path, *COLUMNS)
+    assert (1, True) == (told.code, "a file called train or training" in told.message)
+
+
+def test_columns_that_are_not_named_are_listed(trained: Path) -> None:
+    """Whoever gives a file alone learns its columns at the first try."""
+    told = call("--store", trained / "store", "train", "shop", "--data", trained / "rows.csv")
+    assert (2, True) == (told.code, "expected --text-col and --label-col beside it" in told.message)
+    assert "its columns are body, mood, reply" in told.message
+
+
+def test_an_option_given_twice_is_refused(trained: Path) -> None:
+    """Of two values only one could count; the one for several columns is named."""
+    told = call("--store", trained / "store", "train", "--data", "x.csv", "--label-col", "a", "--label-col", "b")
+    assert (2, True) == (told.code, "expected --label-col once, found it 2 times; --label-cols a,b,…" in told.message)
+
+
+def test_the_class_of_f1_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+    """On the terminal, in JSON, in the manifest; and it can be chosen."""
+    rows = [{"body": f"the film {n}", "mood": "broken" if n % 4 == 0 else "fine"} for n in range(32)]
+    path = write_csv(tmp_path / "rows.csv", rows)
+    usual = ("--store", tmp_path / "store")
+    places = ("--data", path, *COLUMNS, "--backbone", tiny_folder, *QUICK)
+    told = succeed(*usual, "train", *places)
+    assert "(of 'broken')" in told.out
+    assert "f1_binary is of 'broken', the rarer label; --positive-label chooses" in told.err
+    (row,) = succeed(*usual, "train", *places, "--positive-label", "fine", "--json").rows
+    (shown,) = succeed(*usual, "show", "rows", "--json").rows
+    assert ("fine", "fine", ["broken", "fine"]) == (
+        row["positive_label"],
+        shown["positive_label"],
+        shown["head"]["label_names"],
+    )
+
+
+def test_numbers_are_answered_in_their_own_unit(tiny_folder: Path, tmp_path: Path) -> None:
+    """Prices far from 0 and 1 are learned; the scale is in the manifest."""
+    rows = [
+        {"body": f"a {'big' if n % 2 else 'small'} city {n}", "price": 200_000 + 90_000 * (n % 2)} for n in range(40)
+    ]
+    path = write_csv(tmp_path / "prices.csv", rows)
+    usual = ("--store", tmp_path / "store")
+    places = ("--data", path, "--text-col", "body", "--label-col", "price", "--backbone", tiny_folder)
+    succeed(*usual, "train", *places, "--problem-type", "regression", "--max-length", "32", "--epochs", "6")
+    (answer,) = succeed(*usual, "predict", "prices", "a big city", "--json").rows
+    assert 150_000 < answer["label"] < 350_000
+    (shown,) = succeed(*usual, "show", "prices", "--json").rows
+    assert 230_000 < shown["head"]["target_mean"] < 260_000
+    assert shown["scores"]["mse"] < 1.3 * 45_000**2
+
+
+def test_a_training_whose_loss_rises_is_not_saved(trained: Path, tmp_path: Path) -> None:
+    """The command says from what to what, and saves the set only when that is wanted."""
+    store = Path(shutil.copytree(trained / "store", tmp_path / "store"))
+    rate = ("--learning-rate", "9", "--epochs", "20", "--max-length", "32", "--name", "wild")
+    places = ("--store", store, "train", "--data", trained / "rows.csv", *COLUMNS, *rate)
+    told = call(*places)
+    assert (1, True) == (
+        told.code,
+        "cannot save 'wild': expected a loss that falls, found one that rose" in told.message,
+    )
+    kept = succeed(*places, "--keep-diverged")
+    assert kept.out.startswith("wild:1 ")
+    assert "wild: diverged: the loss rose from" in kept.err
+
+
+def test_a_checkpoint_is_not_lost_without_a_word(trained: Path, tmp_path: Path) -> None:
+    """Beside one of an interrupted training nothing starts anew; what differs, and that there is none, is told."""
+    store = Path(shutil.copytree(trained / "store", tmp_path / "store"))
+    long = ("train", "--data", trained / "rows.csv", *COLUMNS, "--name", "long", "--max-length", "32")
+    process = start("--store", store, *long, "--epochs", "4000")
+    checkpoint = store / ".checkpoints" / "long.safetensors"
+    for _ in range(1200):
+        if checkpoint.exists():
+            break
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert 130 == process.returncode
+    kept = checkpoint.read_bytes()
+    told = call("--store", store, *long, "--epochs", "1")
+    assert (1, True) == (told.code, "go on with --resume, or give --restart to lose it" in told.message)
+    told = call("--store", store, *long, "--epochs", "1", "--resume")
+    assert (1, True) == (told.code, "found other settings: epochs 4000 instead of 1; train without" in told.message)
+    assert kept == checkpoint.read_bytes()
+    succeed("--store", store, *long, "--epochs", "1", "--restart")
+    assert not checkpoint.exists()
+    again = succeed("--store", store, *long, "--epochs", "1", "--resume")
+    assert "long: no checkpoint to resume from; the training starts at its first step" in again.err
+
+
+def test_a_backbone_that_has_moved_is_found_or_named(tiny_folder: Path, tmp_path: Path) -> None:
+    """From another working directory it is found; after a move --backbone names it, and another one is refused."""
+    bert = Path(shutil.copytree(tiny_folder, tmp_path / "bert"))
+    for command in (("init", "--backbone", "bert"), ("verify",)):
+        done = subprocess.run([PROGRAM, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert 0 == done.returncode, done.stderr
+    store = ("--store", tmp_path / "adapters_store")
+    succeed(*store, "verify")
+    moved = bert.rename(tmp_path / "elsewhere")
+    told = call(*store, "verify")
+    assert (3, True) == (told.code, "--backbone or ADAPTER_REGISTRY_BACKBONE names the place" in told.message)
+    succeed(*store, "verify", "--backbone", moved)
+    wrong = call(*store, "verify", "--backbone", "embedded")
+    assert (5, True) == (wrong.code, "leave --backbone out, or name another --store" in wrong.message)
+
+
+def test_a_whole_file_is_answered_though_it_was_killed(trained: Path, tmp_path: Path) -> None:
+    """Killed on the way and started again, the command writes what an undisturbed one writes."""
+    rows = [{"id": n, "body": f"the film was {('good', 'dull')[n % 2]} {n}"} for n in range(40_000)]
+    path = write_csv(tmp_path / "new.csv", rows)
+    ask = ("--store", trained / "store", "predict", "mails", "--data", path)
+    out = tmp_path / "killed.csv"
+    process = start(*ask, "--out", out)
+    for _ in range(1200):
+        if out.with_name("killed.csv.journal").exists():
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not out.exists()
+    again = succeed(*ask, "--out", out)
+    assert "rows were answered before; going on after them" in again.err
+    assert list(range(40_000)) == pd.read_csv(out)["id"].tolist()
+    succeed(*ask, "--out", tmp_path / "whole.csv")
+    assert (tmp_path / "whole.csv").read_bytes() == out.read_bytes()
+
+
+def test_every_line_has_its_answer_or_its_error(trained: Path) -> None:
+    """Lines are answered in order, other keys handed through, and errors end the command with 1 after all of them."""
+    lines = [
+        {"id": 7, "adapter": "mails", "text": "a good film"},
+        {"adapter": "nope", "text": "no such set"},
+        {"adapter": "mails", "text": ""},
+        "no object",
+        {"adapter": "mails", "text": "a dull film", "source": "form"},
+    ]
+    told = call("--store", trained / "store", "predict", "-", stdin="\n".join(map(json.dumps, lines)).encode())
+    assert (1, True) == (told.code, "3 of 5 lines of standard input have no answer" in told.message)
+    assert [True, False, False, False, True] == ["label" in row for row in told.rows]
+    assert (7, "form", 3) == (told.rows[0]["id"], told.rows[4]["source"], told.rows[2]["line"])
+
+
+def test_the_name_of_a_file_is_no_text(trained: Path) -> None:
+    """A file given as a text is told of, and so is a text that begins with a dash."""
+    store = ("--store", trained / "store")
+    told = call(*store, "predict", "mails", trained / "rows.csv")
+    assert (2, True) == (told.code, f"or --data {trained / 'rows.csv'} for its rows" in told.message)
+    told = call(*store, "predict", "mails", "-0.5 percent")
+    assert (2, True) == (told.code, "a text that begins with a dash stands after --" in told.message)
+    succeed(*store, "predict", "mails", "--", "-0.5 percent")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [("> /dev/full", 1), (">&-", 1), ("- <&-", 2), ("good 2> /dev/full", 0), ("good 2>&-", 0)]
+)
+def test_closed_and_full_pipes_end_in_one_line(trained: Path, redirection: str, code: int) -> None:
+    """Where nothing can be written or read, that is said; notes that cannot be written end nothing."""
+    words = redirection if redirection.startswith(("-", "good")) else f"good {redirection}"
+    command = f"{PROGRAM} --store {trained / 'store'} predict mails {words}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert code == done.returncode, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
