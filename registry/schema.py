@@ -149,8 +149,7 @@ class HeadConfig(Record, frozen=True, kw_only=True):
     """Pooling and classifier of one task.
 
     Attributes:
-        form: a linear layer, or dense + tanh + linear (RoBERTa's form).
-        pooling: first token, mean of all tokens, or the checkpoint's own frozen pooler.
+        form, pooling: linear, or dense + tanh + linear, over first token, mean, or the checkpoint's frozen pooler.
         problem_type: decides the loss and how logits become answers.
         label_names: the classes in the order of the logits; for regression the one name of the value.
         dropout: share of pooled values dropped in training, 0 to 1.
@@ -181,19 +180,18 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
     """How one set is trained on one task.
 
     Attributes:
-        epochs: passes over the training rows.
-        learning_rate: the highest one, reached after warm-up.
-        batch_size: rows of one step.
+        epochs, batch_size: passes over the training rows, rows of one step.
+        learning_rate: the highest one, reached after the share ``warmup`` of all steps.
         max_length: tokens a row is cut to, special tokens included.
-        optimizer: AdamW (decoupled weight decay) or plain Adam.
-        weight_decay: AdamW's.
-        warmup: share of all steps with a rising learning rate, 0 to 1.
+        optimizer: AdamW (decoupled ``weight_decay``) or plain Adam.
         schedule: linear decay to zero after warm-up, or constant.
         clip_norm: the largest norm of the gradient; 0 does not clip.
         evaluate_every: steps between scores on held-out training rows; None never.
         select_best: metric by which the best of those states is kept; None keeps the last.
         held_out: share of the training rows set aside for ``select_best`` and ``patience``.
         patience: evaluations without a better score after which training stops; None never.
+        class_weights: of each label in the loss, ``balanced`` by their rows, or None for the same.
+        label_smoothing: share of a row's target that goes to all labels alike, 0 to 1.
         seed: decides initial weights, row order and dropout.
     """
 
@@ -210,6 +208,8 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
     select_best: str | None = None
     held_out: float = 0.1
     patience: int | None = None
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
+    label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -217,10 +217,13 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
             require(getattr(self, field) >= 1, field, "an integer >= 1", getattr(self, field))
         require(self.max_length >= 3, "max_length", "at least 3 tokens", self.max_length)
         require(0 < self.learning_rate < 10, "learning_rate", "a number above 0", self.learning_rate)
-        require(self.weight_decay >= 0, "weight_decay", "a number >= 0", self.weight_decay)
-        require(0 <= self.warmup < 1, "warmup", "a fraction from 0 to below 1", self.warmup)
+        for field in ("weight_decay", "clip_norm"):
+            require(getattr(self, field) >= 0, field, "a number >= 0", getattr(self, field))
+        for field in ("warmup", "label_smoothing"):
+            require(0 <= getattr(self, field) < 1, field, "a fraction from 0 to below 1", getattr(self, field))
         require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
-        require(self.clip_norm >= 0, "clip_norm", "a number >= 0", self.clip_norm)
+        weights = () if self.class_weights in (None, "balanced") else self.class_weights or ()
+        require(all(0 < float(each) < 1e6 for each in weights), "class_weights", "numbers above 0", weights)
         require(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
         for field in ("evaluate_every", "patience"):
             value = getattr(self, field)
@@ -242,8 +245,7 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
         family: the transformers model type.
         hidden_size, layers: H and L.
         parameters: elements of the encoder, its pooler included where it has one.
-        fingerprint: SHA-256 of config and weights as stored.
-        tokenizer_digest: SHA-256 of what decides the token ids.
+        fingerprint, tokenizer_digest: SHA-256 of config and weights as stored; of what decides the token ids.
     """
 
     source: str
@@ -268,8 +270,7 @@ class SetInfo(Record, frozen=True, kw_only=True):
     """What is known of a set besides its tensors and backbone.
 
     Attributes:
-        task: its name, None for a set made by hand.
-        pair: whether a row has two texts; None when not known.
+        task, pair: its name, whether a row has two texts; None when not known.
         max_length: tokens a row is cut to.
         main_metric: of ``scores``, the one that stands for the task.
         positive_label: the class that ``f1_binary`` is of, where a task has two.
@@ -294,8 +295,7 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
     """All there is to know of one stored version without reading its tensors.
 
     Attributes:
-        name: the adapter set's name.
-        created: UTC time, ISO 8601.
+        name, created: of the set; UTC time, ISO 8601.
         adapter: None is a head without bottlenecks.
         parameters: elements in both files.
         dtype: of the backbone in training and scoring; the set itself is float32.
@@ -327,10 +327,9 @@ class DataInfo(Record, frozen=True, kw_only=True):
     Attributes:
         source: ``hub``, ``sample`` or the folder or file as given.
         sample: True for the bundled sample, which is for trying the program out.
-        train_rows, reported_rows: how many rows were used.
-        train_available, reported_available: how many there were.
+        train_rows, reported_rows, train_available, reported_available: how many rows were used, and there were.
         truncated_train, truncated_reported: rows cut to max_length.
-        overlap_train, overlap_reported: rows whose texts also stand in the other split; None where not checked.
+        overlap_train, overlap_reported: rows whose texts stand in the other split too; None where not checked.
         left_out, repeated: rows that were not usable or to be ignored; rows with the text of an earlier one.
         fingerprint: SHA-256 over the rows used, in order.
     """

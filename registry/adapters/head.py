@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.interface import Dropout
-from registry.schema import HeadConfig
+from registry.schema import HeadConfig, TrainingConfig
+from registry.validation import require
 
 
 class Head(nn.Module):
@@ -55,12 +56,23 @@ def label_tensor(head: HeadConfig, labels: Sequence[object], device: torch.devic
     return ((numbers - head.target_mean) / head.target_deviation).to(device, torch.float32)
 
 
-def loss_of(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss: cross-entropy, binary cross-entropy over labels, or squared error."""
+def loss_of(
+    problem_type: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean loss: cross-entropy, binary cross-entropy over labels, or squared error.
+
+    Args:
+        problem_type: decides which.
+        logits: (B, C).
+        labels: see ``label_tensor``.
+        weights: (C,) of the classes, the mean being weighted too; of several labels that of a row that has the label.
+        smoothing: share of the target that goes to all classes alike; of each of several labels to yes and no.
+    """
     if problem_type == "classification":
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
     if problem_type == "multi_label":
-        return F.binary_cross_entropy_with_logits(logits, labels)
+        smoothed = labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
+        return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
     return F.mse_loss(logits, labels)
 
 
@@ -71,3 +83,31 @@ def probabilities_of(head: HeadConfig, logits: Tensor) -> Tensor:
     if head.problem_type == "multi_label":
         return logits.sigmoid()
     return logits * head.target_deviation + head.target_mean
+
+
+def find_class_weights(
+    head: HeadConfig, training: TrainingConfig, labels: Sequence[object], device: torch.device
+) -> Tensor | None:
+    """Return (C,) weights for ``loss_of``, None where all are the same.
+
+    ``balanced`` is n / (C * rows of the class), as scikit-learn has it; of each of several labels it is how many rows
+    without it there are for one with it.
+
+    Raises:
+        ConfigError: weights or label smoothing for numbers, or not one weight for each label.
+    """
+    wanted, smoothing, count = training.class_weights, training.label_smoothing, len(head.label_names)
+    if head.problem_type == "regression":
+        require(wanted is None, "class_weights", "none, as the task predicts a number", wanted)
+        require(not smoothing, "label_smoothing", "0, as the task predicts a number", smoothing)
+    if wanted is None:
+        return None
+    if wanted != "balanced":
+        require(len(wanted) == count, "class_weights", f"{count} numbers, as there are labels", len(wanted))
+        return torch.tensor(wanted, dtype=torch.float32, device=device)
+    found = torch.tensor(labels)
+    if head.problem_type == "classification":
+        rows = torch.bincount(found, minlength=count).clamp(min=1)
+        return (len(found) / (count * rows)).to(device, torch.float32)
+    rows = found.sum(dim=0).clamp(min=1)
+    return ((len(found) - rows).clamp(min=1) / rows).to(device, torch.float32)

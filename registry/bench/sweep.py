@@ -36,6 +36,7 @@ _SWEPT = re.compile(rf"-({'|'.join(_CODES.values())})({_NUMBER})(?=-|$)")
 _NAME = re.compile(rf"(.+?)((?:-(?:{'|'.join(_CODES.values())}){_NUMBER})+)")
 
 SWEEPABLE = tuple(_CODES)
+MOST_SEEDS = 1_000
 
 
 class Variant(Record, frozen=True, kw_only=True):
@@ -140,3 +141,24 @@ def _parse_value(field: str, text: str) -> Value:
 def _spell(value: Value) -> str:
     """Return a number as it stands in a name: at most six digits, and no plus sign, which names do not have."""
     return str(value) if isinstance(value, int) else f"{value:g}".replace("e+", "e")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds that ``0,1,2`` or ``0-4`` spell.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = [first, last if dash else first]
+        if not all(end.isascii() and end.isdigit() and len(end) <= 18 for end in ends):
+            raise ConfigError("--seeds", "numbers such as 0,1,2 or 0-4", text)
+        chosen = range(int(ends[0]), int(ends[1]) + 1)
+        if not 1 <= len(chosen) <= MOST_SEEDS:
+            raise ConfigError("--seeds", f"rising ranges of at most {MOST_SEEDS} seeds", text)
+        seeds += chosen
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError("--seeds", "distinct numbers such as 0,1,2 or 0-4", text)
+    return seeds

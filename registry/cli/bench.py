@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_sweeps
+from registry.bench.suite import read_suite
+from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_seeds, parse_sweeps
 from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
     TRACKING_OPTIONS,
@@ -25,7 +26,7 @@ from registry.cli.options import (
 )
 from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.schema import BASELINES, PLACEMENTS, REPORT_FORMATS
-from registry.tasks.spec import read_task_file
+from registry.tasks.spec import TaskSpec, read_task_file
 from registry.training.recipes import Recipe, read_recipe, recipe_names
 from registry.validation import choose
 
@@ -38,15 +39,29 @@ if TYPE_CHECKING:
     from registry.training.trackers import Tracking
 
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
-MOST_SEEDS = 1_000
 MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
 OUT = Path("bench")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 TOML = click.Path(path_type=Path, dir_okay=False)
 
 
+def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> list[TaskSpec] | None:
+    """Return the tasks of a suite, whose other choices become the defaults of the command's options."""
+    if name is None:
+        return None
+    suite, specs = read_suite(name)
+    ctx.default_map = {**(ctx.default_map or {}), **suite.defaults()}
+    return specs
+
+
 @click.command()
 @click.argument("tasks", nargs=-1, metavar="[TASK]...")
+@click.option(
+    "--suite",
+    callback=_take_suite,
+    is_eager=True,
+    help="Tasks, methods, seeds and limits from this TOML file, or glue; options win over it.",
+)
 @click.option("--task", "more_tasks", multiple=True, help="A task; may be given more than once.")
 @click.option("--method", "methods", multiple=True, help=f"{', '.join(METHODS)} (all these by default) or a recipe.")
 @click.option("--seeds", default="0", show_default=True, help="Seeds with commas, or a range such as 0-4.")
@@ -75,6 +90,7 @@ def bench(
     /,
     tasks: tuple[str, ...],
     more_tasks: tuple[str, ...],
+    suite: list[TaskSpec] | None,
     methods: tuple[str, ...],
     seeds: str,
     sweeps: tuple[str, ...],
@@ -87,11 +103,15 @@ def bench(
     adapter-registry bench --task mrpc --method after_layer --seeds 0
     adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
     adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
+    adapter-registry bench --suite paper.toml
     """
     chosen = list(dict.fromkeys(_known_method(method) for method in methods or METHODS))
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
     seed_list = parse_seeds(seeds)
-    specs = choose_tasks((*tasks, *more_tasks), options)
+    names = (*tasks, *more_tasks)
+    if suite is not None and names:
+        raise ConfigError("tasks", "none beside --suite, which has its own", " ".join(names))
+    specs = choose_tasks(names, options) if suite is None else suite
     recipe = read_recipe(options["recipe"])
     keep = _find_kept(options["keep"], variants)
     from registry.store.registry import Registry
@@ -299,27 +319,6 @@ def demo(settings: Settings, folder: Path) -> None:
     from registry.cli.demo import run_demo
 
     run_demo(settings, folder)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds that ``0,1,2`` or ``0-4`` spell.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = [first, last if dash else first]
-        if not all(end.isascii() and end.isdigit() and len(end) <= 18 for end in ends):
-            raise ConfigError("--seeds", "numbers such as 0,1,2 or 0-4", text)
-        chosen = range(int(ends[0]), int(ends[1]) + 1)
-        if not 1 <= len(chosen) <= MOST_SEEDS:
-            raise ConfigError("--seeds", f"rising ranges of at most {MOST_SEEDS} seeds", text)
-        seeds += chosen
-    if len(set(seeds)) != len(seeds):
-        raise ConfigError("--seeds", "distinct numbers such as 0,1,2 or 0-4", text)
-    return seeds
 
 
 def _known_method(method: str) -> str:

@@ -17,9 +17,9 @@ import click
 
 from registry.cli.bench import bench, demo, report
 from registry.cli.compare import compare
-from registry.cli.evaluate import evaluate
+from registry.cli.lists import add_completion, doctor, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings, printable
-from registry.cli.predict import predict
+from registry.cli.predict import evaluate, predict
 from registry.cli.store import alias, export_command, gc, import_command, init, list_command, remove, show, verify
 from registry.cli.train import train
 from registry.errors import RegistryError, closest
@@ -96,8 +96,10 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 _COMMANDS = (
     *(demo, init, train, bench, report),
     *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, gc),
+    *(list_tasks, list_recipes, list_methods, doctor),
 )
 for _command in _COMMANDS:
+    add_completion(_command)
     cli.add_command(_command)
 
 

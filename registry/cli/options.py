@@ -147,6 +147,8 @@ backbone_option = click.option(
     show_envvar=True,
     help="Where the store's backbone is now, if not where it was; for a store still to be made, which one.",
 )
+EVALUATION_STEPS = 50
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
 
 
@@ -159,6 +161,10 @@ TRAINING_OPTIONS = (
     click.option("--batch-size", type=int, help="Rows of one step."),
     click.option("--max-length", type=int, help="Tokens a row is cut to."),
     click.option("--weight-decay", type=float, help="AdamW's weight decay."),
+    click.option("--class-weights", help="Weights of the labels in the loss: balanced, or in their order 1,3.5."),
+    click.option("--label-smoothing", type=float, help="Share of a row's target that goes to all labels alike."),
+    click.option("--evaluate-every", type=int, metavar="N", help="Score on held-out training rows every N steps."),
+    click.option("--select-best", metavar="METRIC", help="Keep the weights with the best score there, not the last."),
 )
 
 SET_OPTIONS = (
@@ -225,8 +231,21 @@ def head_choices(options: dict[str, Any]) -> dict[str, Any]:
 
 def training_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the training choices that were given, under the names a recipe uses."""
-    names = ("epochs", "learning_rate", "batch_size", "max_length", "weight_decay")
-    return {name: options[name] for name in names}
+    names = ("epochs", "learning_rate", "batch_size", "max_length", "weight_decay", "label_smoothing")
+    given = {name: options[name] for name in names}
+    given.update(evaluate_every=options["evaluate_every"], select_best=options["select_best"])
+    if options["select_best"] and not options["evaluate_every"]:
+        given["evaluate_every"] = EVALUATION_STEPS
+    return {**given, "class_weights": _class_weights(options["class_weights"])}
+
+
+def _class_weights(text: str | None) -> tuple[float, ...] | str | None:
+    if text is None or text == "balanced":
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as err:
+        raise ConfigError("--class-weights", "balanced, or numbers with commas, such as 1,3.5", text) from err
 
 
 def _one_of(names: tuple[str, ...], options: dict[str, Any], field: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The predict command: answers to a text, to lines of standard input, or to the rows of a file."""
+"""Commands that ask stored sets: predict (a text, lines of standard input, the rows of a file) and evaluate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from registry.cli.data import READING_OPTIONS, read_reading, told_columns
+from registry.cli.data import DATA_OPTIONS, READING_OPTIONS, load_for_set, read_reading, told_columns
 from registry.cli.options import (
     Settings,
     backbone_option,
@@ -20,6 +20,7 @@ from registry.cli.options import (
     note,
     print_json,
     printable,
+    scores_text,
     with_options,
 )
 from registry.errors import ConfigError, RegistryError, RequestError, UnansweredError
@@ -240,3 +241,42 @@ def _readable(label: str | tuple[str, ...] | float) -> str:
     if isinstance(label, tuple):
         return ", ".join(label) or "none"
     return label if isinstance(label, str) else f"{label:.3f}"
+
+
+@click.command()
+@click.argument("reference", metavar="REF")
+@with_options(DATA_OPTIONS)
+@backbone_option
+@json_option
+@click.pass_obj
+def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
+    """Score a stored set on the reported split of its task."""
+    from registry.tasks.metrics import score
+    from registry.training.evaluate import answer_task
+
+    Reference.parse(reference)
+    registry = settings.open_registry(options["backbone"])
+    manifest = registry.manifest(reference)
+    adapter_set = registry.load(reference)
+    data = load_for_set(settings, reference, manifest, options)
+    answered = answer_task(registry.backbone, reference, manifest, adapter_set, data)
+    scores = score(data.spec.problem_type, data.reported.labels, answered.probabilities, data.spec.metrics)
+    if data.sample:
+        note("scores from the bundled sample: for trying the program out, not evidence")
+    if as_json:
+        print_json(
+            {
+                "adapter": str(reference),
+                "task": data.spec.name,
+                "split": data.spec.reported_split,
+                "rows": len(data.reported),
+                "truncated": answered.truncated,
+                "sample": data.sample,
+                "left_out": data.left_out,
+                "positive_label": data.spec.positive_label,
+                "scores": scores,
+            }
+        )
+        return
+    told = scores_text(scores, data.spec.positive_label, 4)
+    click.echo(f"{reference} on {len(data.reported):,} rows of {data.spec.name} {data.spec.reported_split}: {told}")

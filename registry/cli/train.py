@@ -10,6 +10,7 @@ import click
 
 from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
+    EVALUATION_STEPS,
     SET_OPTIONS,
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from registry.training.trackers import Tracking
 
 CHECKPOINTS = ".checkpoints"
-EVALUATION_STEPS = 50
 BESIDE_FROM = {
     *("repeated", "backbone", "data", "name", "resume", "restart"),
     *("keep_diverged", "track", "track_to", "as_json"),
@@ -152,8 +152,8 @@ def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict
     if options["early_stopping"]:
         overrides.update(
             patience=options["early_stopping"],
-            select_best=data.spec.main_metric,
-            evaluate_every=recipe.training.evaluate_every or EVALUATION_STEPS,
+            select_best=overrides["select_best"] or data.spec.main_metric,
+            evaluate_every=overrides["evaluate_every"] or recipe.training.evaluate_every or EVALUATION_STEPS,
         )
     return make_plan("recipe", data, backbone, options["seed"], recipe, **overrides)
 

@@ -36,6 +36,11 @@ _HAS_BFLOAT16 = _HAS_LAYOUT and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _LAYOUT_DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 
+def has_frozen_layout() -> bool:
+    """Return whether frozen weights are laid out as oneDNN wants them."""
+    return _HAS_LAYOUT
+
+
 def choose_device(device: str) -> torch.device:
     """Return the device that ``device`` names, ``auto`` being the best this machine has.
 

@@ -238,7 +238,12 @@ def read_task_file(path: Path) -> TaskSpec:
     Raises:
         DataError: no such file, not TOML, an unknown or missing key, a value out of range.
     """
-    plain = _read_toml(path)
+    return spec_from_plain(path, {"name": path.stem, **read_toml(path)})
+
+
+def spec_from_plain(path: Path, plain: dict[str, Any]) -> TaskSpec:
+    """Return the task that the keys of a TOML file, or of a table in one, spell; see ``read_task_file``."""
+    plain = dict(plain)
     fields = TaskSpec.__struct_fields__
     for key in plain:
         if key not in fields:
@@ -254,12 +259,17 @@ def read_task_file(path: Path) -> TaskSpec:
         plain.setdefault("reported_split", "held_out")
     plain.setdefault("problem_type_given", "problem_type" in plain)
     try:
-        return from_plain(TaskSpec, {"name": path.stem, **plain})
+        return from_plain(TaskSpec, plain)
     except ConfigError as err:
         raise DataError(path, err.field, err.expected, err.found) from err
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds.
+
+    Raises:
+        DataError: no such file, or no TOML.
+    """
     try:
         with path.open("rb") as file:
             return tomllib.load(file)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.adapters.head import label_tensor, loss_of
+from registry.adapters.head import find_class_weights, label_tensor, loss_of
 from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
 from registry.model.batching import shuffled_batches
 from registry.model.encoder import Encoder
@@ -112,7 +112,7 @@ class TrainingState:
         autocast_dtype: mixed precision for an unfrozen encoder.
 
     Raises:
-        ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
+        ConfigError: no held-out rows for scores on them, or a metric to select by or class weights that do not fit.
     """
 
     def __init__(self, encoder: Encoder, job: TrainingJob, autocast_dtype: torch.dtype | None = None) -> None:
@@ -125,6 +125,7 @@ class TrainingState:
         self.encoder, self.job, self.config, self.autocast_dtype = encoder, job, config, autocast_dtype
         self.adapter_set = job.adapter_set
         self.device = encoder.embeddings.word.weight.device
+        self.class_weights = find_class_weights(head, config, job.rows.labels, self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.lengths = [len(ids) for ids in job.rows.tokens.input_ids]
         self.steps_per_epoch = math.ceil(len(job.rows) / config.batch_size)
@@ -168,7 +169,7 @@ class TrainingState:
         """Return the mean loss of (B, C) logits for the rows at ``indices``."""
         head = self.adapter_set.head_config
         labels = label_tensor(head, [self.job.rows.labels[i] for i in indices], self.device)
-        return loss_of(head.problem_type, logits, labels)
+        return loss_of(head.problem_type, logits, labels, self.class_weights, self.config.label_smoothing)
 
     def accept(self, loss: float) -> bool:
         """Return whether a loss can be learned from; otherwise the run ends here with its error."""

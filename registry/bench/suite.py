@@ -1,0 +1,73 @@
+"""A suite: the tasks, methods, seeds and limits of one table as a TOML file, so that a paper's table is one command.
+
+Options of the command override what a suite says. Those in ``suites/`` ship with the package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ConfigError, DataError, closest, shorten
+from registry.tasks.spec import TaskSpec, find_task, read_task_file, read_toml, spec_from_plain
+from registry.validation import Record, from_plain
+
+SHIPPED = Path(__file__).with_name("suites")
+
+
+class Suite(Record, frozen=True, kw_only=True):
+    """What a table is of; what is None or empty is the command's own default.
+
+    Attributes:
+        name, description: for people.
+        tasks: names of built-in tasks, and paths of task files, relative to the suite's file.
+        task: further tasks, each with the keys of a task file.
+        methods, sweeps, seeds, data, recipe, limit, limit_reported: as the options of ``bench``.
+    """
+
+    name: str
+    description: str = ""
+    tasks: tuple[str, ...] = ()
+    task: tuple[dict[str, Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    sweeps: tuple[str, ...] = ()
+    seeds: str | None = None
+    data: str | None = None
+    recipe: str | None = None
+    limit: int | None = None
+    limit_reported: int | None = None
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the options that the suite sets, by their names."""
+        names = ("methods", "sweeps", "seeds", "data", "recipe", "limit", "limit_reported")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+
+def suite_names() -> tuple[str, ...]:
+    """Return the names of the shipped suites."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def read_suite(name: str) -> tuple[Suite, list[TaskSpec]]:
+    """Return a shipped suite by name, or one from a TOML file by path, and its tasks.
+
+    Raises:
+        ConfigError: neither a shipped name nor a file.
+        DataError: not TOML, an unknown or missing key, a task that cannot be used, or none.
+        UnknownTaskError: a name of no built-in task.
+    """
+    path = SHIPPED / f"{name}.toml" if name in suite_names() else Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        hint = closest(name, suite_names()) or "or the path of a .toml file"
+        raise ConfigError("--suite", f"one of {shorten(suite_names())}", name, hint)
+    try:
+        suite: Suite = from_plain(Suite, {"name": path.stem, **read_toml(path)})
+    except ConfigError as err:
+        raise DataError(path, err.field, err.expected, err.found) from err
+    folder = path.absolute().parent
+    specs = [read_task_file(folder / each) if each.endswith(".toml") else find_task(each) for each in suite.tasks]
+    specs += [spec_from_plain(path, plain) for plain in suite.task]
+    names = [spec.name for spec in specs]
+    if not names or len(set(names)) != len(names):
+        raise DataError(path, "tasks", "at least one, each of another name", shorten(names, 20))
+    return suite, specs
