@@ -19,7 +19,7 @@ else:
     import tomli as tomllib
 
 # An optional choice that a recipe does not make has no value that TOML could spell.
-UNSPELLED = {"evaluate_every", "select_best", "patience"}
+UNSPELLED = {"class_weights", "evaluate_every", "select_best", "patience"}
 
 
 def spelled(name: str) -> dict[str, Any]:
