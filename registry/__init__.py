@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from registry.adapters.adapter_set import AdapterSet
     from registry.bench.records import RunRecord
     from registry.errors import RegistryError
+    from registry.interop.classifier import AdapterClassifier
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from registry.training.state import TrainingJob
 
 _HOMES = {
+    "AdapterClassifier": "interop.classifier",
     "AdapterConfig": "schema",
     "AdapterSet": "adapters.adapter_set",
     "Backbone": "model.backbone",
@@ -65,6 +67,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdapterClassifier",
     "AdapterConfig",
     "AdapterSet",
     "Backbone",

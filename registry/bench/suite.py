@@ -12,7 +12,7 @@ from registry.errors import ConfigError, DataError, closest, shorten
 from registry.tasks.spec import TaskSpec, find_task, read_task_file, read_toml, spec_from_plain
 from registry.validation import Record, from_plain
 
-SHIPPED = Path(__file__).with_name("suites")
+SUITES = Path(__file__).with_name("suites")
 
 
 class Suite(Record, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class Suite(Record, frozen=True, kw_only=True):
 
 def suite_names() -> tuple[str, ...]:
     """Return the names of the shipped suites."""
-    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+    return tuple(sorted(path.stem for path in SUITES.glob("*.toml")))
 
 
 def read_suite(name: str) -> tuple[Suite, list[TaskSpec]]:
@@ -56,7 +56,7 @@ def read_suite(name: str) -> tuple[Suite, list[TaskSpec]]:
         DataError: not TOML, an unknown or missing key, a task that cannot be used, or none.
         UnknownTaskError: a name of no built-in task.
     """
-    path = SHIPPED / f"{name}.toml" if name in suite_names() else Path(name)
+    path = SUITES / f"{name}.toml" if name in suite_names() else Path(name)
     if path.suffix != ".toml" or not path.is_file():
         hint = closest(name, suite_names()) or "or the path of a .toml file"
         raise ConfigError("--suite", f"one of {shorten(suite_names())}", name, hint)

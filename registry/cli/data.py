@@ -23,6 +23,7 @@ from registry.tasks.spec import (
     task_from_file,
     task_name,
 )
+from registry.validation import from_plain
 
 if TYPE_CHECKING:
     from registry.schema import Manifest
@@ -61,6 +62,9 @@ DATA_OPTIONS = (
         "--problem-type",
         type=click.Choice(["classification", "multi_label", "regression"]),
         help="What the labels are; classification unless they look like something else.",
+    ),
+    click.option(
+        "--metric", "metrics", multiple=True, help="Score this, the first one above all: f1_macro say; may be repeated."
     ),
     click.option("--reported-split", help="Score another split than the task's own."),
     click.option("--limit", type=click.IntRange(min=1), help="Train on this many rows, the same for every seed."),
@@ -118,7 +122,15 @@ def choose_tasks(names: Sequence[str], options: dict[str, Any]) -> list[TaskSpec
     else:
         raise ConfigError("tasks", "at least one task, --task-file, or --data FILE with --text-col", "none")
     split = options["reported_split"]
-    return [replace_split(task, split) if task.reported_split != split else task for task in tasks] if split else tasks
+    tasks = [replace_split(task, split) if split and task.reported_split != split else task for task in tasks]
+    return [_with_metrics(task, options) for task in tasks]
+
+
+def _with_metrics(spec: TaskSpec, options: dict[str, Any]) -> TaskSpec:
+    """Return the task with the metrics asked for, in the place of its own."""
+    if not options["metrics"]:
+        return spec
+    return from_plain(TaskSpec, {**msgspec.to_builtins(spec), "metrics": options["metrics"]})
 
 
 def _own_task(name: str | None, options: dict[str, Any]) -> TaskSpec:
@@ -218,7 +230,7 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
     data, given = options["data"], is_given("data")
     if options["task_file"] is not None or data.startswith(HUB):
         return load_tasks(settings, [_labelled_as(manifest, each) for each in choose_tasks([], options)], options)[0]
-    spec = task_of(reference, manifest) if manifest.origin is not None else None
+    spec = _with_metrics(task_of(reference, manifest), options) if manifest.origin is not None else None
     if given and is_data_file(data):
         if spec is not None and _is_trained_on(spec, data) and not any(options[column] for column in _COLUMNS):
             note(f"{reference}: scored on the rows of {data} that were held out in training")

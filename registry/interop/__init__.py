@@ -1,4 +1,4 @@
-"""Doors to other libraries: ``trainer`` lets transformers' Trainer train a set.
+"""Doors to other libraries: ``trainer``, ``classifier`` lets transformers' Trainer train a set.
 
 To the left: ``serving``. To the right: ``bench``.
 """
