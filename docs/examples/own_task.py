@@ -7,13 +7,13 @@ It takes about ten seconds on one core and needs no network.
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
-from registry import Backbone, Predictor, Registry
+import pandas as pd
 
-PROGRAM = Path(sys.executable).with_name("adapter-registry")
+from registry import Backbone, Predictor, Registry, TaskData
+
 THINGS = ("parcel", "lamp", "jacket", "phone", "chair", "kettle", "book", "printer", "guitar", "bicycle")
 COMPLAINTS = (
     "the {} arrived broken",
@@ -32,23 +32,22 @@ QUESTIONS = (
 def main(folder: Path) -> None:
     """Write the csv, train, and print an answer for each new mail."""
     folder.mkdir(parents=True, exist_ok=True)
-    mails, store = folder / "mails.csv", folder / "store"
-    with mails.open("w", newline="", encoding="utf-8") as file:
+    with (folder / "mails.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("body", "kind"))
         for kind, forms in (("complaint", COMPLAINTS), ("question", QUESTIONS)):
             rows.writerows((form.format(thing), kind) for form in forms for thing in THINGS)
 
-    options = (
-        "--text-col body --label-col kind --epochs 6 --batch-size 8 --max-length 32 --backbone embedded --name mails"
-    )
-    subprocess.run([PROGRAM, "--store", store, "--offline", "train", "--data", mails, *options.split()], check=True)
-
     backbone = Backbone.load("embedded")
-    predictor = Predictor(backbone, Registry(store, backbone))
-    texts = ["the radio arrived broken", "how much is the radio"]
-    for text, answer in zip(texts, predictor("mails", texts), strict=True):
-        print(f"{text}: {answer.label}")
+    registry = Registry.create(folder / "store", backbone)
+    data = TaskData.from_pandas(pd.read_csv(folder / "mails.csv"), text="body", label="kind", name="mails")
+    trained = registry.train("mails", data, epochs=6, batch_size=8, max_length=32)
+    print(trained, *trained.remarks, sep="\n")
+
+    new = pd.DataFrame({"body": ["the radio arrived broken", "how much is the radio"]})
+    answered = Predictor(backbone, registry).predict_frame("mails", new, text="body")
+    for text, label in zip(answered["body"], answered["label"], strict=True):
+        print(f"{text}: {label}")
 
 
 if __name__ == "__main__":
