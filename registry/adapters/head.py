@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.interface import Dropout
+from registry.errors import ConfigError
 from registry.schema import HeadConfig, TrainingConfig
 from registry.validation import require
 
@@ -83,6 +86,27 @@ def probabilities_of(head: HeadConfig, logits: Tensor) -> Tensor:
     if head.problem_type == "multi_label":
         return logits.sigmoid()
     return logits * head.target_deviation + head.target_mean
+
+
+def check_labels(head: HeadConfig, labels: Sequence[object], rows: int) -> None:
+    """Refuse labels that a head cannot learn, in the place of what torch would say.
+
+    Raises:
+        ConfigError: not one for each row, or one that is no class index, no 0 and 1 for each label, no number.
+    """
+    require(len(labels) == rows, "labels", f"{rows:,}, one for each row", len(labels))
+    count = len(head.label_names)
+    for row, label in enumerate(labels):
+        if head.problem_type == "classification":
+            good = isinstance(label, Integral) and 0 <= int(label) < count
+            expected = f"a class index from 0 to {count - 1} ({', '.join(head.label_names[:5])})"
+        elif head.problem_type == "multi_label":
+            good = isinstance(label, Sequence) and len(label) == count and set(label) <= {0, 1}
+            expected = f"{count} of 0 and 1"
+        else:
+            good, expected = isinstance(label, Real) and math.isfinite(label), "a finite number"
+        if not good:
+            raise ConfigError(f"the label of row {row}", expected, label)
 
 
 def find_class_weights(

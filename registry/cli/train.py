@@ -262,6 +262,13 @@ def _save(
         job.checkpoint.discard()
     if fitted.truncated_train or fitted.truncated_reported:
         note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
+    result, training = fitted.result, job.plan.training
+    if result is not None and training is not None and training.holds_out:
+        last = f"of {result.steps} taken" if training.patience else f"of {result.steps}"
+        score = dict(result.history).get(result.best_step, {})
+        told = "".join(f", held-out {metric} {value:.3f}" for metric, value in score.items())
+        share = f"{training.held_out:.0%} of the training rows were set aside for it"
+        note(f"{name}: the weights are those of step {result.best_step} {last}{told}; {share}")
     if job.data.sample:
         note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
     compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}

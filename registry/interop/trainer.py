@@ -52,6 +52,11 @@ class TrainerModel(nn.Module):
             problem_type=_PROBLEM_TYPES[adapter_set.head_config.problem_type],
         )
 
+    @property
+    def num_labels(self) -> int:
+        """Return how many labels the head has."""
+        return len(self.adapter_set.head_config.label_names)
+
     def forward(
         self,
         input_ids: Tensor,

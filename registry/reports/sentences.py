@@ -118,6 +118,7 @@ def notes(records: Sequence[RunRecord], measured: TableStatistics) -> list[str]:
         *_statistics_notes(records, measured),
         f"Seeds: {_listed(record.seed for record in records)}; all of them are listed, none was chosen.",
         f"Main metric: {_listed(f'{record.task} {record.main_metric}' for record in records)}.",
+        *_positive_notes(records),
         *_rows_notes(records),
         f"Backbone: {_listed(_backbone(record) for record in records)}. Trainable percentages are of its parameters.",
         f"Machine: {'; '.join(sorted({_machine(record) for record in records}))}.",
@@ -219,6 +220,13 @@ def _trained_once(measured: TableStatistics) -> list[str]:
         for method, tasks in sorted(once.items())
         for name in ([method] if all(tasks.values()) else [f"{method} on {task}" for task in tasks if tasks[task]])
     ]
+
+
+def _positive_notes(records: Sequence[RunRecord]) -> list[str]:
+    """Return one line that names the class F1 is of, for each task whose records know it."""
+    known = {(record.task, record.positive_label) for record in records if "f1_binary" in record.scores}
+    told = ", ".join(f"'{label}' in {task}" for task, label in sorted(known, key=str) if label is not None)
+    return [f"f1_binary is of {told}."] if told else []
 
 
 def _rows_notes(records: Sequence[RunRecord]) -> list[str]:

@@ -223,7 +223,14 @@ def _hold_out(spec: TaskSpec, rows: Rows, seed: int) -> tuple[TaskSpec, Rows, Ro
             return spec, *hold_out(rows, spec.held_out, seed, stratify, by_text=True)
         except ConfigError:
             spec = msgspec.structs.replace(spec, held_out_by="row")
-    return spec, *hold_out(rows, spec.held_out, seed, stratify)
+    try:
+        return spec, *hold_out(rows, spec.held_out, seed, stratify)
+    except ConfigError as err:
+        count = len(spec.label_names or ())
+        hint = f"there are {count:,} labels in {len(rows):,} rows: is this the column of the labels?"
+        raise ConfigError(
+            err.field, err.expected, err.found, hint if stratify and 2 * count > len(rows) else ""
+        ) from err
 
 
 def make_scored_data(spec: TaskSpec, table: Table, source: str, limit: int | None = None, seed: int = 0) -> TaskData:

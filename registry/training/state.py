@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.adapters.head import find_class_weights, label_tensor, loss_of
+from registry.adapters.head import check_labels, find_class_weights, label_tensor, loss_of
 from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
 from registry.model.batching import shuffled_batches
 from registry.model.encoder import Encoder
@@ -122,6 +122,7 @@ class TrainingState:
         self.metric = config.select_best or METRICS[head.problem_type][0]
         check_metrics(head.problem_type, len(head.label_names), (self.metric,))
         require(self.metric != "mse", "select_best", "a metric of which more is better", self.metric)
+        check_labels(head, job.rows.labels, len(job.rows.tokens))
         self.encoder, self.job, self.config, self.autocast_dtype = encoder, job, config, autocast_dtype
         self.adapter_set = job.adapter_set
         self.device = encoder.embeddings.word.weight.device

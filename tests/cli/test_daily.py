@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from registry.cli.data import choose_tasks
 from tests.support.command_line import PROGRAM, QUICK, call, own_rows, start, succeed, write_csv
 
 COLUMNS = ("--text-col", "body", "--label-col", "mood")
@@ -229,3 +230,29 @@ def test_closed_and_full_pipes_end_in_one_line(trained: Path, redirection: str, 
     assert code == done.returncode, done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_any_data_set_of_the_hub_is_a_task() -> None:
+    """hub:NAME:CONFIG with the column options names data set, configuration and splits."""
+    options = dict.fromkeys(("task_file", "pair_col", "label_cols", "labels", "positive_label", "validation"))
+    options |= {"sep": None, "quoting": None, "encoding": None, "no_header": False, "problem_type": None, "metrics": ()}
+    options |= {"data": "hub:org/news:small", "text_col": "text", "label_col": "topic", "reported_split": "test"}
+    (spec,) = choose_tasks([], options)
+    assert ("news-small", "org/news", "small", "test") == (
+        spec.name,
+        spec.hub and spec.hub.path,
+        spec.hub and spec.hub.config,
+        spec.reported_split,
+    )
+    assert (("text",), "topic", None) == (spec.text_columns, spec.label_column, spec.file)
+
+
+def test_selection_says_what_it_kept(trained: Path, tmp_path: Path) -> None:
+    """With early stopping the step that was kept and the rows set aside are told."""
+    store = Path(shutil.copytree(trained / "store", tmp_path / "store"))
+    told = succeed(
+        *("--store", store, "train", "--data", trained / "rows.csv", *COLUMNS, "--name", "kept"),
+        *("--max-length", "32", "--epochs", "3", "--early-stopping", "2", "--evaluate-every", "1"),
+    )
+    assert "kept: the weights are those of step" in told.err
+    assert "10% of the training rows were set aside for it" in told.err

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from registry.errors import ShapeMismatchError
+from registry.errors import ConfigError, ShapeMismatchError
 from registry.interop.trainer import TrainerModel
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
@@ -154,3 +154,47 @@ def test_set_of_another_backbone_is_refused(tiny_backbone: Backbone) -> None:
     other.hidden_size = 64
     with pytest.raises(ShapeMismatchError, match=r"expected shape \(64, 2\), found \(32, 2\)"):
         TrainerModel(tiny_backbone, other)
+
+
+def test_padding_may_stand_on_either_side(tiny_backbone: Backbone) -> None:
+    """The mask decides which tokens count; one with holes, or a row of padding alone, is refused."""
+    model = TrainerModel(tiny_backbone, randomise(tiny_backbone.new_adapter_set(ADAPTER, HEAD), seed=1)).eval()
+    right = padded(rows_of(tiny_backbone), list(range(6)))
+    left = {name: tensor.clone() for name, tensor in right.items()}
+    for row, length in enumerate(right["attention_mask"].sum(dim=1).tolist()):
+        for name in ("input_ids", "token_type_ids", "attention_mask"):
+            left[name][row] = right[name][row].roll(right[name].shape[1] - length)
+    assert torch.allclose(model(**right).logits, model(**left).logits, atol=1e-6)
+    assert not torch.equal(left["input_ids"], right["input_ids"])
+    for place, found in ((1, "padding between the tokens of row 2"), (slice(None), "found 'none'")):
+        holes = {**right, "attention_mask": right["attention_mask"].clone()}
+        holes["attention_mask"][2, place] = 0
+        with pytest.raises(ConfigError, match=found):
+            model(**holes)
+
+
+def test_it_looks_like_a_model_of_transformers(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    """Its configuration tells the labels, outputs have attributes, and the Trainer's label smoothing works."""
+    model = TrainerModel(tiny_backbone, tiny_backbone.new_adapter_set(ADAPTER, HEAD))
+    assert (2, 2, {0: "bad", 1: "good"}) == (model.num_labels, model.config.num_labels, model.config.id2label)
+    assert "single_label_classification" == model.config.problem_type
+    batch = padded(rows_of(tiny_backbone), [0, 1, 2])
+    answered = model(**batch)
+    assert torch.equal(answered["logits"], answered.logits)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
+        label_smoothing_factor=0.1, remove_unused_columns=False,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=Numbers(), data_collator=lambda rows: dict(batch)).train()
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [(torch.tensor([1, 2, 3]), "the label of row 1"), (torch.tensor([0.0, 0.5, 1.0]), "row 1")]
+)
+def test_labels_that_are_no_classes_are_told(tiny_backbone: Backbone, labels: Tensor, found: str) -> None:
+    """With their row, before torch sees them; whole numbers as floats are classes."""
+    model = TrainerModel(tiny_backbone, tiny_backbone.new_adapter_set(ADAPTER, HEAD))
+    batch = padded(rows_of(tiny_backbone), [0, 1, 2])
+    with pytest.raises(ConfigError, match=found):
+        model(**{**batch, "labels": labels})
+    assert model(**{**batch, "labels": torch.tensor([0.0, 1.0, 1.0])}).loss.isfinite()

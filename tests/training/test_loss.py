@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -13,9 +14,11 @@ from sklearn.utils.class_weight import compute_class_weight
 from registry.adapters.head import find_class_weights, loss_of
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows
 from registry.schema import HeadConfig, TrainingConfig
 from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
+from registry.training.loop import train
 from registry.training.recipes import make_plan
 from tests.support.command_line import call, own_rows, succeed, write_csv
 
@@ -100,3 +103,23 @@ def test_loss_and_selection_are_options_of_every_recipe(tmp_path: Path, tiny_fol
     assert "same weights as rows:1" in succeed("--store", tmp_path / "store", "train", "--from", "rows").out
     told = call(*usual, *quick, "--class-weights", "heavy")
     assert (2, True) == (told.code, "expected balanced, or numbers with commas, such as 1,3.5" in told.message)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        (HEAD, ("a", "b"), r"the label of row 0: expected a class index from 0 to 2 \(a, b, c\), found 'a'"),
+        (HEAD, (1, 3), "the label of row 1: expected a class index from 0 to 2"),
+        (HEAD, (1.0, 2.0), "the label of row 0: expected a class index"),
+        (HEAD, (1,), "labels: expected 2, one for each row, found 1"),
+        (SEVERAL, ((1, 0), (1, 2)), "the label of row 1: expected 2 of 0 and 1"),
+        (NUMBER, (1.0, math.nan), "the label of row 1: expected a finite number, found nan"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_told(
+    tiny_backbone: Backbone, head: HeadConfig, labels: tuple[Any, ...], message: str
+) -> None:
+    """Strings, numbers from 1 on and too few labels are named with their row, before torch sees them."""
+    rows = LabelledRows(tiny_backbone.tokenize(["a film", "a city"], max_length=16), labels)
+    with pytest.raises(ConfigError, match=message):
+        train(tiny_backbone.encoder, tiny_backbone.new_adapter_set(None, head), rows, TrainingConfig(epochs=1))
