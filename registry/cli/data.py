@@ -241,9 +241,16 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
         if manifest.task is None or (manifest.task not in BUILT_IN and spec is None):
             raise UnknownTaskError(manifest.task or "", BUILT_IN)
         return load_tasks(settings, choose_tasks([manifest.task], options), options)[0]
-    if given and Path(data).is_dir():
-        spec = msgspec.structs.replace(spec, folder=str(Path(data).absolute()))
-    if options["reported_split"]:
+    if given and not Path(data).is_dir():
+        raise ConfigError("data", f"a file or a folder, as '{reference}' is of a task of its own", data)
+    if given:
+        from registry.tasks.folders import choose_splits
+
+        folder = Path(data).absolute()
+        train, reported = choose_splits(folder, options["reported_split"])
+        places = {"file": None, "reported_file": None, "hub": None, "folder": str(folder)}
+        spec = msgspec.structs.replace(spec, **places, train_split=train, reported_split=reported)
+    elif options["reported_split"]:
         spec = replace_split(spec, options["reported_split"])
     if spec.file is not None and spec.reported_file is None:
         note(f"{reference}: scored on the rows of {spec.file} that were held out in training")

@@ -21,7 +21,7 @@ MOST_CHARACTERS = 1 << 24  # of a cell; a quotation mark that is never closed wo
 _LOOKED_AT = 100  # lines
 _SPELLED = {"\t": "tab", " ": "space"}
 
-csv.field_size_limit(MOST_CHARACTERS)
+csv.field_size_limit(MOST_CHARACTERS)  # of the whole process: the module has no other way
 
 
 def read_delimited(

@@ -16,7 +16,6 @@ from typing import BinaryIO, TextIO, cast
 
 from registry.errors import DataError, closest
 
-TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".jsonl", ".json")
 ENDINGS = (".parquet", ".jsonl", ".csv", ".tsv", ".txt", ".json", ".feather", ".arrow", ".xlsx")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MARKS = (
@@ -97,6 +96,8 @@ def open_text(path: Path, encoding: str | None, newline: str) -> Iterator[TextIO
             yield io.TextIOWrapper(binary, encoding=found, newline=newline)
     except UnicodeError as err:
         raise _no_text(path, encoding or "UTF-8") from err
+    except OSError as err:
+        raise DataError(path, "content", "a file that can be read", err.strerror or str(err)) from err
 
 
 def find_encoding(path: Path, binary: io.BufferedReader) -> str:

@@ -66,6 +66,14 @@ def test_a_folder_is_a_task(tiny_folder: Path, tmp_path: Path) -> None:
     succeed(*usual, "train", "--data", folder, *COLUMNS, "--backbone", tiny_folder, *QUICK)
     (row,) = succeed(*usual, "evaluate", "mails", "--json").rows
     assert (9, "dev") == (row["rows"], row["split"])
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, count in (("train", 12), ("test", 7)):
+        write_csv(other / f"{name}.csv", own_rows(count))
+    (row,) = succeed(*usual, "evaluate", "mails", "--data", other, "--json").rows
+    assert (7, "test") == (row["rows"], row["split"])
+    told = call(*usual, "evaluate", "mails", "--data", "sample")
+    assert (2, True) == (told.code, "a file or a folder, as 'mails' is of a task of its own" in told.message)
     told = call(*usual, "train", "--data", tmp_path, *COLUMNS)
     assert (1, True) == (told.code, "a file called train or training" in told.message)
 
