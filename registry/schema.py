@@ -90,6 +90,7 @@ class Origin(Record, frozen=True, kw_only=True):
     folder: str | None = None
     file: str | None = None
     reported_file: str | None = None
+    split_column: str | None = None
     label_columns: tuple[str, ...] = ()
     reading: Reading | None = None
     held_out: float

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +45,17 @@ def test_a_table_of_three_methods_is_checked_and_told_to_be_the_samples(tmp_path
     assert ["majority", "head_only", "pfeiffer"] == [line.split("|")[2].strip() for line in rows[:3]]
     assert "follow from the predictions" in told
     assert SAMPLE_NOTICE in told
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_notebook_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """From a frame to a stored set, to a frame with answers, and through scikit-learn."""
+    notebook = json.loads((EXAMPLES / "frames.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"frames.ipynb, cell {number}", "exec"), names)
+    assert ["complaint", "question"] == names["answered"]["label"].tolist()
+    assert [7, 8] == names["answered"].index.tolist()
+    assert names["accuracy"].mean() > 0.8
+    assert "mails:1" in capsys.readouterr().out

@@ -47,6 +47,7 @@ READING_OPTIONS = (
 DATA_OPTIONS = (
     click.option("--data", default="hub", show_default=True, help="hub, sample, hub:NAME, a folder or a file."),
     click.option("--validation", type=click.Path(path_type=Path), help="A second file: score it, hold nothing out."),
+    click.option("--split-col", help="Column of --data that says of each row: train, validation, dev or test."),
     click.option("--task-file", type=click.Path(path_type=Path, dir_okay=False), help="A task of your own, as TOML."),
     click.option("--text-col", help="Column of the text in --data; a.b reaches into objects."),
     click.option("--pair-col", help="Column of the second text."),
@@ -147,6 +148,8 @@ def _own_task(name: str | None, options: dict[str, Any]) -> TaskSpec:
     if options["label_col"]:
         columns["label_column"] = options["label_col"]
     path = Path(data).expanduser()
+    if options["split_col"] and not is_data_file(data):
+        raise ConfigError("--split-col", "one --data FILE beside it", data)
     file_task = task_from_file(data, **columns, **fields, reported_file=options["validation"])
     if is_data_file(data):
         return file_task
@@ -169,6 +172,8 @@ def _own_task(name: str | None, options: dict[str, Any]) -> TaskSpec:
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a task that were given, but for columns and reading."""
     fields: dict[str, Any] = {"problem_type": options["problem_type"], "positive_label": options["positive_label"]}
+    if options["split_col"]:
+        fields["split_column"] = options["split_col"]
     for field, option in (("label_columns", "label_cols"), ("label_names", "labels")):
         if options[option]:
             fields[field] = tuple(each.strip() for each in options[option].split(","))
@@ -233,7 +238,8 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
     spec = _with_metrics(task_of(reference, manifest), options) if manifest.origin is not None else None
     if given and is_data_file(data):
         if spec is not None and _is_trained_on(spec, data) and not any(options[column] for column in _COLUMNS):
-            note(f"{reference}: scored on the rows of {data} that were held out in training")
+            rows = "were held out in training" if spec.split_column is None else f"are of {spec.reported_split}"
+            note(f"{reference}: scored on the rows of {data} that {rows}")
             return _told(load_task(spec, data, **limits))
         own = _labelled_as(manifest, _file_spec(spec, options))
         return _told(load_to_score(own, data, limit_reported=options["limit_reported"]))
@@ -248,11 +254,11 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
 
         folder = Path(data).absolute()
         train, reported = choose_splits(folder, options["reported_split"])
-        places = {"file": None, "reported_file": None, "hub": None, "folder": str(folder)}
+        places = {"file": None, "reported_file": None, "split_column": None, "hub": None, "folder": str(folder)}
         spec = msgspec.structs.replace(spec, **places, train_split=train, reported_split=reported)
     elif options["reported_split"]:
         spec = replace_split(spec, options["reported_split"])
-    if spec.file is not None and spec.reported_file is None:
+    if spec.file is not None and spec.reported_file is None and spec.split_column is None:
         note(f"{reference}: scored on the rows of {spec.file} that were held out in training")
     return _told(load_task(spec, offline=settings.offline, **limits))
 
@@ -278,6 +284,7 @@ def _file_spec(spec: TaskSpec | None, options: dict[str, Any]) -> TaskSpec:
         hub=None,
         folder=None,
         reported_file=None,
+        split_column=None,
         reading=read_reading(options, Reading(**kept)),
     )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from registry.errors import ConfigError, DataError, closest, shorten
 from registry.schema import DataInfo
-from registry.tasks.folders import read_split
+from registry.tasks.folders import REPORTED_NAMES, TRAIN_NAMES, read_split
 from registry.tasks.hub import fetch_from_hub
 from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec, task_name
 from registry.tasks.tables import Table, read_table, table_from_arrow
@@ -59,7 +59,10 @@ def load_task(
     for field, value in (("limit", limit), ("limit_reported", limit_reported)):
         require(value is None or value >= 1, field, "at least 1 row", value)
     source = _choose_source(spec, data)
-    tables = _read_file(spec) if spec.file is not None else _read_splits(spec, source, offline, fetch)
+    if spec.split_column is not None:
+        spec, tables = _read_marked(spec)
+    else:
+        tables = _read_file(spec) if spec.file is not None else _read_splits(spec, source, offline, fetch)
     return make_task_data(spec, tables, source, source == SAMPLE, limit, limit_reported, seed)
 
 
@@ -86,6 +89,27 @@ def _read_file(spec: TaskSpec) -> list[Table]:
     """Return the rows of a task's one file or two."""
     paths = [spec.file, *([spec.reported_file] if spec.reported_file is not None else [])]
     return [read_table(Path(path or "").expanduser(), spec.columns, spec.reading) for path in paths]
+
+
+def _read_marked(spec: TaskSpec) -> tuple[TaskSpec, list[Table]]:
+    """Return the rows of one file by the split that each names, and the task with the names of the two splits.
+
+    Raises:
+        DataError: no rows to train on, or none to score on; rows of further splits are left out.
+    """
+    marks, path = spec.split_column or "", Path(spec.file or "").expanduser()
+    table = read_table(path, (*spec.columns, marks), spec.reading)
+    rows: dict[str, list[int]] = {}
+    for row, cell in enumerate(table.column(marks)):
+        rows.setdefault(str(cell).strip().lower(), []).append(row)
+    usual = (spec.reported_split, *REPORTED_NAMES)
+    train = next((name for name in (spec.train_split, *TRAIN_NAMES) if name in rows), None)
+    reported = next((name for name in usual if name in rows), None)
+    if train is None or reported is None:
+        expected = f"rows of {' or '.join(TRAIN_NAMES)}, and of {' or '.join(REPORTED_NAMES)}"
+        raise DataError(path, f"column '{marks}'", expected, shorten(rows), "--reported-split names another split")
+    named = msgspec.structs.replace(spec, train_split=train, reported_split=reported)
+    return named, [table.take(rows[name], f"{path}, {name}") for name in (train, reported)]
 
 
 def load_again(spec: TaskSpec, info: DataInfo, source: str | None = None, *, offline: bool = False) -> TaskData:

@@ -79,6 +79,7 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         folder: holds one file per split; relative to the ``--data`` folder.
         file: one labelled file, of which ``held_out`` is reported.
         reported_file: a second one that is reported instead.
+        split_column: of ``file``, tells for each row the split it belongs to; nothing is held out then.
         held_out: share of ``file``'s rows that is reported, a fraction.
         held_out_by: draw it by distinct texts, or by rows as sets of older versions did.
         reading: how files become rows.
@@ -99,6 +100,7 @@ class TaskSpec(Record, frozen=True, kw_only=True):
     folder: str | None = None
     file: str | None = None
     reported_file: str | None = None
+    split_column: str | None = None
     held_out: float = 0.2
     held_out_by: Literal["text", "row"] = "text"
     reading: Reading = Reading()
@@ -118,6 +120,8 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         require(self.main_metric != "mse", "metrics", "first a metric of which more is better", self.main_metric)
         differs = self.reported_split != self.train_split
         require(differs, "reported_split", f"a split other than '{self.train_split}'", self.reported_split)
+        one = self.split_column is None or (self.file is not None and self.reported_file is None)
+        require(one, "split_column", "none but with one file", self.split_column)
         require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
 
     @property
@@ -184,7 +188,8 @@ def replace_split(spec: TaskSpec, split: str) -> TaskSpec:
     Raises:
         ConfigError: it is the split that is trained on, or the task's one file has no splits.
     """
-    require(spec.file is None, "reported_split", "none, as the task is one file without splits", split)
+    is_whole = spec.file is not None and spec.split_column is None
+    require(not is_whole, "reported_split", "none, as the task is one file without splits", split)
     return msgspec.structs.replace(spec, reported_split=split)
 
 
@@ -223,7 +228,7 @@ def task_from_file(
         label_column=label_column,
         problem_type=problem_type or "classification",
         problem_type_given=problem_type is not None,
-        reported_split="held_out" if reported_file is None else "validation",
+        reported_split="validation" if reported_file or fields.get("split_column") else "held_out",
         file=str(path),
         reported_file=None if reported_file is None else str(reported_file),
         **fields,

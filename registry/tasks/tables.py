@@ -61,6 +61,12 @@ class Table:
         """Return where a row is: its line, counted from 1, or its number, counted from 0."""
         return f"row {self.first + row}" if self.lines is None else f"line {self.lines[row]}"
 
+    def take(self, rows: Sequence[int], source: str) -> Table:
+        """Return some of the rows as a table of their own, counted anew."""
+        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
+        lines = None if self.lines is None else [self.lines[row] for row in rows]
+        return Table(source, self.names, columns, lines, class_names=self.class_names)
+
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 

@@ -32,6 +32,7 @@ def origin_of(data: TaskData, backbone: Backbone, together: int) -> Origin:
         folder=spec.folder,
         file=_absolute(spec.file),
         reported_file=_absolute(spec.reported_file),
+        split_column=spec.split_column,
         label_columns=spec.label_columns,
         reading=spec.reading,
         held_out=spec.held_out,

@@ -123,6 +123,7 @@ def task_of(reference: str, manifest: Manifest) -> TaskSpec:
         folder=origin.folder,
         file=origin.file,
         reported_file=origin.reported_file,
+        split_column=origin.split_column,
         held_out=origin.held_out,
         held_out_by=origin.held_out_by,
         reading=origin.reading or Reading(),

@@ -242,7 +242,9 @@ def test_closed_and_full_pipes_end_in_one_line(trained: Path, redirection: str, 
 
 def test_any_data_set_of_the_hub_is_a_task() -> None:
     """hub:NAME:CONFIG with the column options names data set, configuration and splits."""
-    options = dict.fromkeys(("task_file", "pair_col", "label_cols", "labels", "positive_label", "validation"))
+    options = dict.fromkeys(
+        ("task_file", "split_col", "pair_col", "label_cols", "labels", "positive_label", "validation")
+    )
     options |= {"sep": None, "quoting": None, "encoding": None, "no_header": False, "problem_type": None, "metrics": ()}
     options |= {"data": "hub:org/news:small", "text_col": "text", "label_col": "topic", "reported_split": "test"}
     (spec,) = choose_tasks([], options)
@@ -264,3 +266,21 @@ def test_selection_says_what_it_kept(trained: Path, tmp_path: Path) -> None:
     )
     assert "kept: the weights are those of step" in told.err
     assert "10% of the training rows were set aside for it" in told.err
+
+
+def test_a_column_may_tell_the_split(tiny_folder: Path, tmp_path: Path) -> None:
+    """Rows are trained on and scored as the column says, then and later; others are left out."""
+    names = ["train"] * 20 + ["Dev"] * 7 + ["unused"] * 3
+    rows = [{**row, "part": name} for row, name in zip(own_rows(30), names, strict=True)]
+    path = write_csv(tmp_path / "mails.csv", rows)
+    usual = ("--store", tmp_path / "store")
+    places = ("--data", path, *COLUMNS, "--backbone", tiny_folder, *QUICK)
+    succeed(*usual, "train", *places, "--split-col", "part")
+    (shown,) = succeed(*usual, "show", "mails", "--json").rows
+    assert (20, 7, "dev") == (shown["data"]["train_rows"], shown["data"]["reported_rows"], shown["split"])
+    for more in ((), ("--data", path)):
+        (row,) = succeed(*usual, "evaluate", "mails", "--json", *more).rows
+        assert (7, "dev") == (row["rows"], row["split"])
+    assert "same weights as mails:1" in succeed(*usual, "train", "--from", "mails").out
+    told = call(*usual, "train", *places, "--split-col", "mood")
+    assert (1, True) == (told.code, "expected rows of train or training, and of validation" in told.message)
