@@ -74,23 +74,30 @@ class FileQuestion:
 
 
 def answer_chunks(
-    predictor: Predictor, question: FileQuestion, first: int = 0, rows: int = CHUNK_ROWS
+    predictor: Predictor, question: FileQuestion, first: int = 0, rows: int = CHUNK_ROWS, *, one_header: bool = False
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of a file with their answers, from the ``first``-th row on.
 
     Each is a dictionary of the file's own columns, then for every set ``label``, ``probability.NAME`` for each label,
-    and ``error``, which is empty where there is an answer.
+    and ``error``, which is empty where there is an answer. With ``one_header`` JSON rows of a later chunk may have no
+    further columns.
 
     Raises:
         DataError: the file, or the rows up to where it is damaged.
-        ConfigError: an added column has the name of one of the file's.
+        ConfigError: an added column has the name of one of the file's, or a row has one that the header lacks.
     """
+    header: tuple[str, ...] | None = None
     added = {each: added_columns(question, each, predictor.registry.manifest(each)) for each in question.references}
     for table in read_chunks(question.path, question.text_columns, question.reading, rows=rows, with_rest=True):
         taken = {name for names in added.values() for name in names} & set(table.names)
         if taken:
             field, hint = f"columns of {question.path}", "--prefix answer. names the added ones answer.label and so on"
             raise ConfigError(field, "none that is called like an added one", sorted(taken)[0], hint)
+        header = header or table.names
+        if one_header and table.names != header:
+            field, hint = f"columns of {question.path}", "--out FILE.jsonl keeps rows with columns of their own"
+            new = next(name for name in table.names if name not in header)
+            raise ConfigError(field, f"those of the first {rows:,} rows", new, hint)
         start = max(0, first - table.first)
         if start >= len(table):
             continue
@@ -162,7 +169,7 @@ def write_answers(
         raise ConfigError(f"--out {out}", "a name that is free", "a file", "name another, or remove it")
     part, path = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
     settings = question.digest()
-    journal = Journal(settings=settings) if restart else _read_journal(path, settings)
+    journal = Journal(settings=settings) if restart else _read_journal(path, part, settings)
     encoder = _ENCODERS[out.suffix.lower()]
     try:
         if observe is not None:
@@ -170,29 +177,36 @@ def write_answers(
         with part.open("r+b" if part.exists() else "w+b") as file:
             file.truncate(journal.bytes)  # what a killed run wrote after its last chunk was confirmed
             file.seek(journal.bytes)
-            for chunk in answer_chunks(predictor, question, journal.rows, rows):
+            one_header = out.suffix.lower() in (".csv", ".tsv")
+            for chunk in answer_chunks(predictor, question, journal.rows, rows, one_header=one_header):
                 encoder(file, chunk, journal.rows == 0)
-                file.flush()
-                os.fsync(file.fileno())
-                journal = Journal(
-                    settings=settings,
-                    rows=journal.rows + len(chunk),
-                    errors=journal.errors + question.count_errors(chunk),
-                    bytes=file.tell(),
-                )
-                files.replace_file(path, to_json(journal))
+                journal = _confirm(path, journal, file, len(chunk), question.count_errors(chunk))
                 if observe is not None:
                     observe(journal)
         _finish(part, out)
         path.unlink(missing_ok=True)
+    except pa.ArrowException as err:
+        hint = "--out FILE.jsonl takes cells of any type"
+        raise ConfigError(f"--out {out}", "cells of one type in each column", str(err).splitlines()[0], hint) from err
     except OSError as err:
         expected = "a place that can be written"
         raise RequestError(f"write {out}", expected, f"{files.reason(err)}; what was written is kept") from err
     return journal
 
 
-def _read_journal(path: Path, settings: str) -> Journal:
-    """Return how far an earlier run of the same question has come; nowhere where there is none.
+def _confirm(path: Path, journal: Journal, file: BinaryIO, rows: int, errors: int) -> Journal:
+    """Return the journal with rows more, written after their bytes are on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+    done = Journal(
+        settings=journal.settings, rows=journal.rows + rows, errors=journal.errors + errors, bytes=file.tell()
+    )
+    files.replace_file(path, to_json(done))
+    return done
+
+
+def _read_journal(path: Path, part: Path, settings: str) -> Journal:
+    """Return how far an earlier run of the same question has come; nowhere where there is none, or not all it wrote.
 
     Raises:
         ConfigError: it was another question.
@@ -206,7 +220,8 @@ def _read_journal(path: Path, settings: str) -> Journal:
     if journal.settings != settings:
         expected, found = "an unfinished run of the same file, sets and options", "one of others"
         raise ConfigError(str(path), expected, found, "--restart forgets it")
-    return journal
+    there = part.stat().st_size if part.exists() else 0
+    return journal if there >= journal.bytes else Journal(settings=settings)
 
 
 def _write_delimited(separator: str) -> Callable[[BinaryIO, list[dict[str, Any]], bool], None]:

@@ -140,3 +140,30 @@ def test_a_column_called_like_an_answer_is_not_overwritten(tmp_path: Path, predi
     (chunk,) = answer_chunks(predictor, question)
     assert ["no"] * COUNT == [row["label"] for row in chunk]
     assert {"no", "yes"} >= {row["ours.label"] for row in chunk}
+
+
+def test_what_an_unfinished_run_wrote_has_to_be_there(tmp_path: Path, rows: Path, predictor: Predictor) -> None:
+    """A journal without its rows, as a removed file leaves it, is not believed."""
+    out = tmp_path / "answers.csv"
+    question = ask(rows, "two")
+    stale = {"settings": question.digest(), "rows": 8, "errors": 0, "bytes": 500}
+    (tmp_path / "answers.csv.journal").write_text(json.dumps(stale))
+    assert COUNT == write_answers(predictor, question, out, rows=4).rows
+    assert list(range(COUNT)) == pd.read_csv(out)["id"].tolist()
+
+
+def test_rows_with_columns_of_their_own_need_a_format_that_has_them(tmp_path: Path, predictor: Predictor) -> None:
+    """A key that only later rows have is not lost or put under another name: JSON lines keep it, csv is refused."""
+    path = tmp_path / "rows.jsonl"
+    lines = [{"body": text, **({"late": n} if n > 10 else {})} for n, text in enumerate(TEXTS)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ConfigError, match="expected those of the first 5 rows, found 'late'; --out FILE.jsonl keeps"):
+        write_answers(predictor, ask(path, "two"), tmp_path / "answers.csv", rows=5)
+    write_answers(predictor, ask(path, "two"), tmp_path / "answers.jsonl", rows=5)
+    found = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [n if n > 10 else None for n in range(COUNT)] == [row.get("late") for row in found]
+    mixed = tmp_path / "mixed.jsonl"
+    marked = [{"body": text, "id": n if n % 2 else "x"} for n, text in enumerate(TEXTS)]
+    mixed.write_text("".join(json.dumps(line) + "\n" for line in marked))
+    with pytest.raises(ConfigError, match="expected cells of one type in each column.*--out FILE.jsonl takes cells"):
+        write_answers(predictor, ask(mixed, "two"), tmp_path / "answers.parquet", rows=5)
