@@ -26,6 +26,7 @@
     │   └── TrainingInterrupted              130  Ctrl-C, after the checkpoint was written
     ├── RunError                               1  run records that cannot be made or read
     │   └── ReportMismatchError                4  a report that does not follow from its predictions
+    ├── OutputError                            1  a file of answers that cannot be written
     ├── UnansweredError                        1  some rows of many that have an error instead of an answer
     └── RequestError           (ValueError)    2  a question that a predictor cannot answer
 
@@ -298,6 +299,17 @@ class RequestError(RegistryError, ValueError):
     def __init__(self, attempted: str, expected: str, found: str) -> None:
         self.attempted, self.expected, self.found = attempted, expected, found
         super().__init__(f"cannot {attempted}: expected {expected}, found {found}")
+
+
+class OutputError(RegistryError):
+    """A file of answers that cannot be written; what was confirmed of it is kept."""
+
+    def __init__(self, path: object, found: str) -> None:
+        self.path = str(path)
+        super().__init__(
+            f"cannot write {path}: expected a place that can be written, found {found}; what was written is kept, "
+            "the same command goes on after it"
+        )
 
 
 class UnansweredError(RegistryError):

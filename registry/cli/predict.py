@@ -23,7 +23,7 @@ from registry.cli.options import (
     scores_text,
     with_options,
 )
-from registry.errors import ConfigError, RegistryError, RequestError, UnansweredError
+from registry.errors import ConfigError, DataError, RegistryError, RequestError, UnansweredError
 from registry.schema import Reference
 from registry.validation import require
 
@@ -159,6 +159,8 @@ def _answer_file(settings: Settings, references: list[str], options: dict[str, A
 
     path = Path(options["data"]).expanduser()
     require(bool(references), f"--data {path}", "a stored set that answers its rows", "none")
+    if not path.is_file():
+        raise DataError(path, "file", "a file", "a folder" if path.is_dir() else "none")
     store = settings.open_store()
     found = {each: store.resolve(each) for each in references}
     exact = tuple(f"{name}:{version}" for name, version in found.values())

@@ -19,14 +19,15 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from registry.errors import ConfigError, RegistryError, RequestError
+from registry.errors import ConfigError, OutputError, RegistryError, RequestError
 from registry.schema import Manifest, Reading
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
-from registry.tasks.tables import CHUNK_ROWS, Table, read_chunks
+from registry.tasks.tables import Table, read_chunks
 from registry.validation import Record, from_json, require, to_json
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+ANSWER_ROWS = 1_024  # answered, written and confirmed at a time: seconds of work on a CPU
 
 
 class Journal(Record, frozen=True, kw_only=True):
@@ -74,7 +75,7 @@ class FileQuestion:
 
 
 def answer_chunks(
-    predictor: Predictor, question: FileQuestion, first: int = 0, rows: int = CHUNK_ROWS, *, one_header: bool = False
+    predictor: Predictor, question: FileQuestion, first: int = 0, rows: int = ANSWER_ROWS, *, one_header: bool = False
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of a file with their answers, from the ``first``-th row on.
 
@@ -145,7 +146,7 @@ def write_answers(
     *,
     restart: bool = False,
     observe: Callable[[Journal], None] | None = None,
-    rows: int = CHUNK_ROWS,
+    rows: int = ANSWER_ROWS,
 ) -> Journal:
     """Write the rows of a file with their answers to ``out``, and return how many rows and errors there are.
 
@@ -162,7 +163,7 @@ def write_answers(
     Raises:
         ConfigError: ``out`` is there, has another ending, or is begun with another question.
         DataError, AdapterNotFoundError: see ``answer_chunks``.
-        RequestError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written.
     """
     require(out.suffix.lower() in FORMATS, f"--out {out}", f"a file ending in {', '.join(FORMATS)}", out.suffix)
     if out.exists():
@@ -189,8 +190,7 @@ def write_answers(
         hint = "--out FILE.jsonl takes cells of any type"
         raise ConfigError(f"--out {out}", "cells of one type in each column", str(err).splitlines()[0], hint) from err
     except OSError as err:
-        expected = "a place that can be written"
-        raise RequestError(f"write {out}", expected, f"{files.reason(err)}; what was written is kept") from err
+        raise OutputError(out, files.reason(err)) from err
     return journal
 
 
