@@ -281,7 +281,6 @@ def _file_spec(spec: TaskSpec | None, options: dict[str, Any]) -> TaskSpec:
         text_columns=texts,
         label_column=options["label_col"] or own.label_column,
         label_columns=() if options["label_col"] else labels or own.label_columns,
-        hub=None,
         folder=None,
         reported_file=None,
         split_column=None,

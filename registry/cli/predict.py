@@ -114,7 +114,10 @@ def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options
             if options["strict"]:
                 raise answer
             errors += 1
-            print_json({**more, "line": number, "error": str(answer)})
+            told = (
+                f"expected {answer.expected}, found {answer.found}" if isinstance(answer, RequestError) else str(answer)
+            )
+            print_json({**more, "line": number, "error": told})
     if errors:
         raise UnansweredError("lines of standard input", errors, lines)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -57,7 +57,8 @@ def find_labels(table: Table, spec: TaskSpec) -> FoundLabels:
         return _find_sets(table, spec)
     counts = _count(table, spec)
     remarks: list[str] = []
-    names = spec.label_names or table.class_names.get(spec.label_column)
+    given = table.class_names.get(spec.label_column)
+    names = spec.label_names or given
     if names is None:
         _ask_about(table, spec, counts)
         names = sort_names(counts)
@@ -65,7 +66,7 @@ def find_labels(table: Table, spec: TaskSpec) -> FoundLabels:
         if len(names) < 2:
             raise _few(table, spec, names, 2)
     if len(names) == 2:
-        names, positive = _with_positive_last(spec, names, counts)
+        names, positive = _with_positive_last(spec, names, {} if given else counts)
         spec = msgspec.structs.replace(spec, positive_label=names[1])
         remarks += positive
     else:
@@ -152,14 +153,18 @@ def _remarks_on(counts: Counter[str]) -> list[str]:
 
 
 def _with_positive_last(
-    spec: TaskSpec, names: Sequence[str], counts: Counter[str]
+    spec: TaskSpec, names: Sequence[str], counts: Mapping[str, int]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return the two names with the positive one last, as f1_binary and the logits have it, and why it is that one."""
+    """Return the two names with the positive one last, as f1_binary and the logits have it, and why it is that one.
+
+    Names that the task or its data set gives keep their order, which is what numbers in the column count in.
+    """
     chosen = spec.positive_label
     if chosen is not None:
-        index = Classes(names).find(chosen.strip())
-        if index is None:
-            require(False, "positive_label", f"one of {', '.join(names)}", chosen)
+        index = Classes(names, by_place=False).find(chosen.strip())
+        require(index is not None, "positive_label", f"one of {', '.join(names)}", chosen)
+        last = spec.label_names is None or index == 1
+        require(last, "positive_label", f"the last of the labels that are named, {names[1]}", chosen)
         return (names[1 - (index or 0)], names[index or 0]), []
     if spec.label_names is not None or not counts:
         return tuple(names), []

@@ -19,7 +19,7 @@ WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")
 
 
 class BadCellError(Exception):
-    """A cell that is no label: what was expected, and what is there."""
+    """A cell that cannot be used: what was expected, and what is there."""
 
     def __init__(self, expected: str, found: str, hint: str = "") -> None:
         self.expected, self.found, self.hint = expected, found, hint
@@ -134,6 +134,8 @@ class LabelReader:
         self.unknown: dict[str, list[int]] = {}
         columns = spec.label_columns or (spec.label_column,)
         self.cells = [table.column(name) for name in columns]
+        given = table.class_names.get(spec.label_column, ())
+        self.given = given if set(given) == set(self.classes.names) else ()  # what the data set calls its numbers
 
     def read(self, row: int) -> Any:
         """Return the label of one row: a class, zeros and ones, or a number; None where it is to be ignored.
@@ -147,12 +149,15 @@ class LabelReader:
         if self.spec.problem_type == "regression":
             return None if self._is_ignored(cell) else _number(cell)
         if self.spec.problem_type == "classification":
-            name = spell(cell)
+            is_number = isinstance(cell, int) and 0 <= cell < len(self.given)
+            name = self.given[cell] if is_number else spell(cell)
             return None if canonical(name) in self.ignored else self._class(name, row)
         parts = split(cell, self.spec)
         if self.vectors:
             return tuple(int(part) for part in parts)
         names = [spell(part) for part in parts]
+        if len(set(names)) < len(names) and set(names) <= {"0", "1"}:
+            raise BadCellError("distinct labels, or as many of 0 and 1 in every row", repr(cell)[:MOST_NAME])
         present = {self._class(name, row) for name in names if canonical(name) not in self.ignored}
         return tuple(int(index in present) for index in range(len(self.classes.names)))
 

@@ -7,6 +7,7 @@ by the same code. Tokens, batches and models are not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -59,11 +60,14 @@ def load_task(
     for field, value in (("limit", limit), ("limit_reported", limit_reported)):
         require(value is None or value >= 1, field, "at least 1 row", value)
     source = _choose_source(spec, data)
+    others = 0
     if spec.split_column is not None:
-        spec, tables = _read_marked(spec)
+        spec, tables, others = _read_marked(spec)
     else:
         tables = _read_file(spec) if spec.file is not None else _read_splits(spec, source, offline, fetch)
-    return make_task_data(spec, tables, source, source == SAMPLE, limit, limit_reported, seed)
+    made = make_task_data(spec, tables, source, source == SAMPLE, limit, limit_reported, seed)
+    told = f"{others:,} rows of other splits than {spec.train_split} and {spec.reported_split} are left out"
+    return replace(made, remarks=(*made.remarks, told)) if others else made
 
 
 def load_to_score(spec: TaskSpec, path: Path | str, *, limit_reported: int | None = None, seed: int = 0) -> TaskData:
@@ -91,25 +95,26 @@ def _read_file(spec: TaskSpec) -> list[Table]:
     return [read_table(Path(path or "").expanduser(), spec.columns, spec.reading) for path in paths]
 
 
-def _read_marked(spec: TaskSpec) -> tuple[TaskSpec, list[Table]]:
-    """Return the rows of one file by the split that each names, and the task with the names of the two splits.
+def _read_marked(spec: TaskSpec) -> tuple[TaskSpec, list[Table], int]:
+    """Return the task with the names of its two splits, the rows that name them, and how many name others.
 
     Raises:
-        DataError: no rows to train on, or none to score on; rows of further splits are left out.
+        DataError: no rows to train on, or none to score on.
     """
     marks, path = spec.split_column or "", Path(spec.file or "").expanduser()
     table = read_table(path, (*spec.columns, marks), spec.reading)
     rows: dict[str, list[int]] = {}
     for row, cell in enumerate(table.column(marks)):
         rows.setdefault(str(cell).strip().lower(), []).append(row)
-    usual = (spec.reported_split, *REPORTED_NAMES)
+    usual = REPORTED_NAMES if spec.reported_split == REPORTED_NAMES[0] else (spec.reported_split.lower(),)
     train = next((name for name in (spec.train_split, *TRAIN_NAMES) if name in rows), None)
     reported = next((name for name in usual if name in rows), None)
     if train is None or reported is None:
-        expected = f"rows of {' or '.join(TRAIN_NAMES)}, and of {' or '.join(REPORTED_NAMES)}"
+        expected = f"rows of {' or '.join(TRAIN_NAMES)}, and of {' or '.join(usual)}"
         raise DataError(path, f"column '{marks}'", expected, shorten(rows), "--reported-split names another split")
     named = msgspec.structs.replace(spec, train_split=train, reported_split=reported)
-    return named, [table.take(rows[name], f"{path}, {name}") for name in (train, reported)]
+    parts = [table.take(rows[name], f"{path}, {name}") for name in (train, reported)]
+    return named, parts, len(table) - sum(map(len, parts))
 
 
 def load_again(spec: TaskSpec, info: DataInfo, source: str | None = None, *, offline: bool = False) -> TaskData:

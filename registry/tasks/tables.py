@@ -153,7 +153,7 @@ def table_from_arrow(
             for name in _asked(names, wanted, with_rest)
             if (cells := _arrow_column(table, name)) is not None
         }
-    except (pa.ArrowException, ValueError) as err:
+    except (pa.ArrowException, ValueError, KeyError) as err:
         raise DataError(source, "content", "readable columns", str(err)) from err
     return Table(source, names, columns, class_names=_class_names(table.schema))
 
@@ -261,7 +261,9 @@ def _read_json(
         if ending == ".json" and start.lstrip().startswith("["):
             found = _parse(path, "content", start + text.read(), "a JSON array of objects")
             numbered = ((place, _check_object(path, f"row {place}", row)) for place, row in enumerate(found))
+            has_lines = False
         else:
+            has_lines = True
             numbered = (
                 (number, _check_object(path, f"line {number}", _parse(path, f"line {number}", line)))
                 for number, line in enumerate(chain([start], text), start=blank + 1)
@@ -276,7 +278,7 @@ def _read_json(
                 for name in _asked(names, wanted, with_rest)
                 if name in names or any(_dig(row, name.split(".")) is not None for _, row in chunk)
             }
-            yield Table(str(path), tuple(names), columns, [number for number, _ in chunk], first)
+            yield Table(str(path), tuple(names), columns, [n for n, _ in chunk] if has_lines else None, first)
             first += len(chunk)
 
 
@@ -313,10 +315,17 @@ def _check_object(path: Path, place: str, row: Any) -> dict[str, Any]:
     return row
 
 
+def _all_distinct(names: Sequence[str], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return names of which none is lost where all columns are kept: repeated ones and empty ones get their place."""
+    unclear = {name for name in names if not name or names.count(name) > 1} - set(wanted)
+    return tuple(f"{name or 'column'}.{place}" if name in unclear else name for place, name in enumerate(names))
+
+
 def _read_delimited(
     path: Path, wanted: Sequence[str], reading: Reading, ending: str, rows: int, with_rest: bool
 ) -> Iterator[Table]:
     names, numbered = read_delimited(path, wanted, reading, ending)
+    names = _all_distinct(names, wanted) if with_rest else names
     places = {name: names.index(name) for name in _asked(names, wanted, with_rest) if name in names}
     for name in wanted:
         if name not in places:

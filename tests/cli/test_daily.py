@@ -12,7 +12,17 @@ import pandas as pd
 import pytest
 
 from registry.cli.data import choose_tasks
-from tests.support.command_line import PROGRAM, QUICK, call, own_rows, start, succeed, write_csv
+from tests.support.command_line import (
+    PROGRAM,
+    QUICK,
+    call,
+    own_rows,
+    single_rows,
+    start,
+    succeed,
+    write_csv,
+    write_data_folder,
+)
 
 COLUMNS = ("--text-col", "body", "--label-col", "mood")
 
@@ -282,5 +292,22 @@ def test_a_column_may_tell_the_split(tiny_folder: Path, tmp_path: Path) -> None:
         (row,) = succeed(*usual, "evaluate", "mails", "--json", *more).rows
         assert (7, "dev") == (row["rows"], row["split"])
     assert "same weights as mails:1" in succeed(*usual, "train", "--from", "mails").out
+    told = succeed(*usual, "train", *places, "--split-col", "part", "--reported-split", "unused")
+    assert "7 rows of other splits than train and unused are left out" in told.err
+    told = call(*usual, "train", *places, "--split-col", "part", "--reported-split", "test")
+    assert (1, True) == (told.code, "expected rows of train or training, and of test, found dev, train" in told.message)
     told = call(*usual, "train", *places, "--split-col", "mood")
     assert (1, True) == (told.code, "expected rows of train or training, and of validation" in told.message)
+
+
+def test_numbers_mean_places_only_to_a_set_of_the_hub(trained: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """A GLUE file's 0 and 1 are scored by a set of that task; a set of one's own matches names, and says so."""
+    data = write_data_folder(tmp_path / "data")
+    usual = ("--store", tmp_path / "store")
+    succeed(*usual, "train", "sst2", "--data", data, "--backbone", tiny_folder, *QUICK)
+    dev = write_csv(tmp_path / "dev.csv", single_rows(8))
+    (row,) = succeed(*usual, "evaluate", "sst2", "--data", dev, "--json").rows
+    assert 8 == row["rows"]
+    columns = ("--text-col", "sentence", "--label-col", "label")
+    told = call("--store", trained / "store", "evaluate", "mails", "--data", dev, *columns)
+    assert (1, True) == (told.code, "(dull, good, great), found '0' in 4 rows, '1' in 4 rows" in told.message)

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from registry.errors import DataError
+from registry.errors import ConfigError, DataError
 from registry.schema import Reading
 from registry.tasks.loading import load_task, load_to_score
 from registry.tasks.spec import task_from_file
+from registry.tasks.tables import read_chunks
 from registry.tasks.task_data import TaskData
 
 COUNT = 20
@@ -115,13 +116,29 @@ def test_booleans_and_whole_numbers_have_one_spelling(tmp_path: Path, suffix: st
     assert expected([names[bit] for bit in BITS]) == pairs_of(read(path))
 
 
-def test_class_names_of_a_saved_data_set_are_kept(tmp_path: Path) -> None:
-    """Numbers that the datasets library wrote with their names are called by these."""
-    features = {"label": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
-    table = pa.table({"text": TEXTS, "label": BITS})
+@pytest.mark.parametrize("names", [("ham", "spam"), ("spam", "ham")])
+@pytest.mark.parametrize("positive", [None, "ham", "spam"])
+def test_class_names_of_a_saved_data_set_are_kept(tmp_path: Path, names: tuple[str, str], positive: str | None) -> None:
+    """Numbers that the datasets library wrote with their names are called by these, whatever is rare or positive."""
+    labels = [int(number % 5 == 0) for number in range(COUNT)]
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+    table = pa.table({"text": TEXTS, "label": labels})
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, tmp_path / "rows.parquet")
-    assert expected([("ham", "spam")[bit] for bit in BITS]) == pairs_of(read(tmp_path / "rows.parquet"))
+    data = read(tmp_path / "rows.parquet", positive_label=positive)
+    assert expected([names[label] for label in labels]) == pairs_of(data)
+    assert (positive or names[1]) == data.spec.positive_label
+    scored = load_to_score(data.spec, tmp_path / "rows.parquet")
+    assert expected([names[label] for label in labels]) == pairs_of(scored)
+
+
+def test_named_labels_keep_the_places_that_numbers_mean(tmp_path: Path) -> None:
+    """With --labels a number is the place of its name, so that the positive one is named last and not moved there."""
+    pd.DataFrame({"text": TEXTS, "label": BITS}).to_csv(tmp_path / "rows.csv", index=False)
+    found = read(tmp_path / "rows.csv", label_names=("neg", "pos"), positive_label="pos")
+    assert expected([("neg", "pos")[bit] for bit in BITS]) == pairs_of(found)
+    with pytest.raises(ConfigError, match="positive_label: expected the last of the labels that are named, pos"):
+        read(tmp_path / "rows.csv", label_names=("neg", "pos"), positive_label="neg")
 
 
 def test_quotation_marks_of_tab_files_are_letters(tmp_path: Path) -> None:
@@ -161,13 +178,8 @@ def test_several_labels_in_a_cell_are_split(tmp_path: Path, form: str) -> None:
     data = read(tmp_path / "rows.csv", problem_type="multi_label")
     assert expected(labels) == pairs_of(data)
     assert expected(labels) == {
-        text: tuple(sorted(one)) for text, one in pairs_of(load_to_score_all(data, tmp_path / "rows.csv")).items()
+        text: tuple(sorted(one)) for text, one in pairs_of(load_to_score(data.spec, tmp_path / "rows.csv")).items()
     }
-
-
-def load_to_score_all(data: TaskData, path: Path) -> TaskData:
-    """Return all rows of a file, read as the task of a set is."""
-    return load_to_score(data.spec, path)
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -179,6 +191,10 @@ def test_a_vector_of_zeros_and_ones_is_one_for_each_label(tmp_path: Path, as_tex
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = pairs_of(read(path, problem_type="multi_label"))
     assert expected([("0",) if bit else ("2",) for bit in BITS]) == found
+    short = [*rows[:-1], {"text": TEXTS[-1], "label": "[1, 0]" if as_text else [1, 0]}]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short))
+    with pytest.raises(DataError, match="distinct labels, or as many of 0 and 1 in every row"):
+        read(tmp_path / "short.jsonl", problem_type="multi_label")
     named = read(path, problem_type="multi_label", label_names=("a", "b", "c"))
     assert expected([("a",) if bit else ("c",) for bit in BITS]) == pairs_of(named)
 
@@ -302,13 +318,21 @@ def test_two_files_are_one_task(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     """What was read before and after is no one table."""
-    from registry.tasks.tables import read_chunks
-
     path = tmp_path / "rows.csv"
-    path.write_text(lines(",", BITS) * 1)
+    path.write_text(lines(",", BITS))
     chunks = read_chunks(path, ("text",), rows=5)
     next(chunks)
     with path.open("a") as file:
         file.write("one more,1\n")
     with pytest.raises(DataError, match="expected one that stays as it is while it is read"):
         list(chunks)
+
+
+def test_columns_without_a_name_of_their_own_are_kept_beside_answers(tmp_path: Path) -> None:
+    """Where all columns are wanted, repeated and empty names get their place; a JSON array tells rows and no lines."""
+    (tmp_path / "rows.csv").write_text("text,note,note,\nfine,a,b,c\n")
+    (table,) = read_chunks(tmp_path / "rows.csv", ("text",), with_rest=True)
+    assert {"text": ["fine"], "note.1": ["a"], "note.2": ["b"], "column.3": ["c"]} == dict(table.columns)
+    (tmp_path / "rows.json").write_text('[{"text": "fine"}, {"text": "so"}]')
+    (table,) = read_chunks(tmp_path / "rows.json", ("text",))
+    assert "row 1" == table.place(1)
