@@ -14,16 +14,18 @@ from registry.version import __version__
 if TYPE_CHECKING:
     from registry.adapters.adapter_set import AdapterSet
     from registry.bench.records import RunRecord
+    from registry.config import AdapterConfig, HeadConfig, TrainingConfig
     from registry.errors import RegistryError
     from registry.interop.classifier import AdapterClassifier
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
     from registry.model.mixed import MixedAdapters
-    from registry.schema import AdapterConfig, HeadConfig, Manifest, Reading, Reference, SetInfo, TrainingConfig
+    from registry.schema import Manifest, Reading, Reference, SetInfo
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
     from registry.tasks.loading import load_task
+    from registry.tasks.metrics import use_metric
     from registry.tasks.spec import TaskSpec, find_task
     from registry.tasks.task_data import TaskData
     from registry.training.fit import FitJob, fit, fit_together
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AdapterClassifier": "interop.classifier",
-    "AdapterConfig": "schema",
+    "AdapterConfig": "config",
     "AdapterSet": "adapters.adapter_set",
     "Backbone": "model.backbone",
     "Batch": "model.batching",
     "FitJob": "training.fit",
-    "HeadConfig": "schema",
+    "HeadConfig": "config",
     "Manifest": "schema",
     "MixedAdapters": "model.mixed",
     "Prediction": "serving.predictor",
@@ -54,7 +56,7 @@ _HOMES = {
     "TaskData": "tasks.task_data",
     "TaskSpec": "tasks.spec",
     "TrainerModel": "interop.trainer",
-    "TrainingConfig": "schema",
+    "TrainingConfig": "config",
     "TrainingJob": "training.state",
     "find_task": "tasks.spec",
     "fit": "training.fit",
@@ -64,6 +66,7 @@ _HOMES = {
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",
+    "use_metric": "tasks.metrics",
 }
 
 __all__ = [
@@ -100,6 +103,7 @@ __all__ = [
     "read_recipe",
     "train",
     "train_together",
+    "use_metric",
 ]
 
 

@@ -5,8 +5,9 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
@@ -102,140 +103,7 @@ class Origin(Record, frozen=True, kw_only=True):
     code: str
 
 
-Placement = Literal["after_layer", "houlsby", "pfeiffer", "parallel"]
-Activation = Literal["relu", "gelu", "silu", "tanh"]
-Initialisation = Literal["zero", "normal", "xavier"]
-Pooling = Literal["cls", "mean", "pooler"]
-ProblemType = Literal["classification", "multi_label", "regression"]
-Baseline = Literal["majority", "head_only", "full_fine_tuning"]
-
-PLACEMENTS: tuple[str, ...] = get_args(Placement)
-BASELINES: tuple[str, ...] = get_args(Baseline)
 STORE_FORMAT = 1
-
-
-class AdapterConfig(Record, frozen=True, kw_only=True):
-    """The shape of one set's bottlenecks.
-
-    Attributes:
-        placement: where a bottleneck joins the layer (DESIGN.md lists the formulas).
-        reduction_factor: H / M, must divide H.
-        activation: the bottleneck's non-linearity.
-        init: up-projection at zero, or all weights normal (std 1e-3), or Xavier uniform.
-        dropout: share of bottleneck activations dropped in training, 0 to 1.
-        layer_norms: whether the set carries its own copies of the layer norms it passes through.
-        layers: indices of the layers that get bottlenecks; None is all of them.
-        scale: factor on what a ``parallel`` bottleneck adds.
-    """
-
-    placement: Placement = "after_layer"
-    reduction_factor: int = 16
-    activation: Activation = "gelu"
-    init: Initialisation = "zero"
-    dropout: float = 0.0
-    layer_norms: bool = False
-    layers: tuple[int, ...] | None = None
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.reduction_factor >= 1, "reduction_factor", "an integer >= 1", self.reduction_factor)
-        require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
-        if self.layers is not None:
-            ordered = tuple(sorted(set(self.layers)))
-            require(bool(ordered) and ordered == self.layers, "layers", "distinct rising layer indices", self.layers)
-            require(self.layers[0] >= 0, "layers", "indices >= 0", self.layers)
-
-
-class HeadConfig(Record, frozen=True, kw_only=True):
-    """Pooling and classifier of one task.
-
-    Attributes:
-        form, pooling: linear, or dense + tanh + linear, over first token, mean, or the checkpoint's frozen pooler.
-        problem_type: decides the loss and how logits become answers.
-        label_names: the classes in the order of the logits; for regression the one name of the value.
-        dropout: share of pooled values dropped in training, 0 to 1.
-        trained: False keeps the classifier frozen at its random start.
-        target_mean, target_deviation: of the numbers to predict, which are learned as standard scores.
-    """
-
-    label_names: tuple[str, ...]
-    form: Literal["linear", "dense_tanh"] = "linear"
-    pooling: Pooling = "mean"
-    problem_type: ProblemType = "classification"
-    dropout: float = 0.0
-    trained: bool = True
-    target_mean: float = 0.0
-    target_deviation: float = 1.0
-
-    def __post_init__(self) -> None:
-        least = 2 if self.problem_type == "classification" else 1
-        require(len(self.label_names) >= least, "label_names", f"at least {least} names", self.label_names)
-        require(len(set(self.label_names)) == len(self.label_names), "label_names", "distinct names", self.label_names)
-        require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
-        if self.problem_type == "regression":
-            require(len(self.label_names) == 1, "label_names", "one name for regression", self.label_names)
-        require(self.target_deviation > 0, "target_deviation", "a number above 0", self.target_deviation)
-
-
-class TrainingConfig(Record, frozen=True, kw_only=True):
-    """How one set is trained on one task.
-
-    Attributes:
-        epochs, batch_size: passes over the training rows, rows of one step.
-        learning_rate: the highest one, reached after the share ``warmup`` of all steps.
-        max_length: tokens a row is cut to, special tokens included.
-        optimizer: AdamW (decoupled ``weight_decay``) or plain Adam.
-        schedule: linear decay to zero after warm-up, or constant.
-        clip_norm: the largest norm of the gradient; 0 does not clip.
-        evaluate_every: steps between scores on held-out training rows; None never.
-        select_best: metric by which the best of those states is kept; None keeps the last.
-        held_out: share of the training rows set aside for ``select_best`` and ``patience``.
-        patience: evaluations without a better score after which training stops; None never.
-        class_weights: of each label in the loss, ``balanced`` by their rows, or None for the same.
-        label_smoothing: share of a row's target that goes to all labels alike, 0 to 1.
-        seed: decides initial weights, row order and dropout.
-    """
-
-    epochs: int = 4
-    learning_rate: float = 1e-3
-    batch_size: int = 16
-    max_length: int = 128
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    weight_decay: float = 0.01
-    warmup: float = 0.06
-    schedule: Literal["linear", "constant"] = "linear"
-    clip_norm: float = 1.0
-    evaluate_every: int | None = None
-    select_best: str | None = None
-    held_out: float = 0.1
-    patience: int | None = None
-    class_weights: tuple[float, ...] | Literal["balanced"] | None = None
-    label_smoothing: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
-            require(getattr(self, field) >= 1, field, "an integer >= 1", getattr(self, field))
-        require(self.max_length >= 3, "max_length", "at least 3 tokens", self.max_length)
-        require(0 < self.learning_rate < 10, "learning_rate", "a number above 0", self.learning_rate)
-        for field in ("weight_decay", "clip_norm"):
-            require(getattr(self, field) >= 0, field, "a number >= 0", getattr(self, field))
-        for field in ("warmup", "label_smoothing"):
-            require(0 <= getattr(self, field) < 1, field, "a fraction from 0 to below 1", getattr(self, field))
-        require(0 < self.held_out < 1, "held_out", "a fraction between 0 and 1", self.held_out)
-        weights = () if self.class_weights in (None, "balanced") else self.class_weights or ()
-        require(all(0 < float(each) < 1e6 for each in weights), "class_weights", "numbers above 0", weights)
-        require(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
-        for field in ("evaluate_every", "patience"):
-            value = getattr(self, field)
-            require(value is None or value >= 1, field, "an integer >= 1", value)
-        if self.select_best or self.patience:
-            require(self.evaluate_every is not None, "evaluate_every", "steps, as select_best or patience is set", None)
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether part of the training rows is set aside."""
-        return self.evaluate_every is not None
 
 
 class BackboneInfo(Record, frozen=True, kw_only=True):

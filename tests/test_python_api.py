@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from registry import Backbone, Predictor, Reading, Registry, SetInfo, TaskData
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import BackboneMismatchError, ConfigError, DataError, DivergedError, RequestError
-from registry.schema import AdapterConfig, HeadConfig
 from tests.support.tiny_backbone import save_tiny_checkpoint
 from tests.support.toy_task import randomise
 

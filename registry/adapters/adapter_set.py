@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from registry.adapters.bottleneck import PLACES, Bottleneck, join_alone
 from registry.adapters.head import Head
 from registry.adapters.interface import PLAIN, Adapters, Dropout, Kind, NormWeights, Place, Seam
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ShapeMismatchError
-from registry.schema import AdapterConfig, HeadConfig, SetInfo
+from registry.schema import SetInfo
 from registry.validation import require
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.interface import BottleneckWeights, Dropout, Kind, NormWeights, Place, Seam
-from registry.schema import AdapterConfig
+from registry.config import AdapterConfig
 from registry.validation import require
 
 Map = Callable[[Tensor], Tensor]

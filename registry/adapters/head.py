@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.interface import Dropout
+from registry.config import HeadConfig, TrainingConfig
 from registry.errors import ConfigError
-from registry.schema import HeadConfig, TrainingConfig
 from registry.validation import require
 
 
@@ -80,11 +80,14 @@ def loss_of(
 
 
 def probabilities_of(head: HeadConfig, logits: Tensor) -> Tensor:
-    """Return (B, C) probabilities; for regression the values, in the unit of the labels."""
+    """Return (B, C) probabilities; for regression the values, in the unit of the labels.
+
+    Source: Guo et al. 2017 for the temperature.
+    """
     if head.problem_type == "classification":
-        return logits.softmax(dim=-1)
+        return (logits / head.temperature).softmax(dim=-1)
     if head.problem_type == "multi_label":
-        return logits.sigmoid()
+        return (logits / head.temperature).sigmoid()
     return logits * head.target_deviation + head.target_mean
 
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from registry.schema import Placement
+from registry.config import Placement
 
 Place = Literal["attention", "ffn"]
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from registry.bench.curves import LearningCurve
 from registry.bench.sweep import split_name, swept_settings
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import ConfigError, RunError
 from registry.provenance import Hardware
-from registry.schema import AdapterConfig, BackboneInfo, DataInfo, FileEntry, HeadConfig, TrainingConfig
+from registry.schema import BackboneInfo, DataInfo, FileEntry
 from registry.stats.predictions import Predictions
 from registry.store import files
 from registry.training.recipes import ParameterCounts

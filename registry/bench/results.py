@@ -21,11 +21,12 @@ import numpy as np
 
 from registry.bench.records import RunRecord, read_predictions, record_path
 from registry.bench.sweep import split_name, swept_train_rows
+from registry.config import BASELINES, PLACEMENTS
 from registry.errors import RunError
 from registry.provenance import DIRTY
-from registry.schema import BASELINES, PLACEMENTS
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.metrics import centre_thresholds
+from registry.tasks.spec import LOWER_IS_BETTER
 
 FULL = "full_fine_tuning"  # what every method is compared with
 _METHODS = ("majority", "head_only", *PLACEMENTS)
@@ -156,11 +157,12 @@ def _data_conditions(record: RunRecord) -> dict[str, object]:
 
 
 def _cell_conditions(record: RunRecord) -> dict[str, object]:
+    found = ("seed", "temperature", "thresholds")  # what each training has of its own
     conditions: dict[str, object] = {"dtype": record.dtype}
     for part in ("adapter", "head", "training"):
         settings = getattr(record, part)
         plain = msgspec.structs.asdict(settings) if settings is not None else {}
-        conditions.update({f"{part} {name}": value for name, value in plain.items() if name != "seed"})
+        conditions.update({f"{part} {name}": value for name, value in plain.items() if name not in found})
     return conditions
 
 
@@ -196,8 +198,14 @@ def _joined(runs: Sequence[RunRecord], read: Sequence[Predictions]) -> CellPredi
         seeds=tuple(record.seed for record in runs),
         row_numbers=read[0].row_numbers,
         labels=read[0].labels,
-        probabilities=np.stack([answers.probabilities for answers in read]),
+        probabilities=np.stack([_centred(*each) for each in zip(runs, read, strict=True)]),
     )
+
+
+def _centred(record: RunRecord, answers: Predictions) -> np.ndarray:
+    """Return a run's (R, C) probabilities, moved so that one half is where each label is said."""
+    thresholds = record.head.thresholds if record.head is not None else ()
+    return centre_thresholds(answers.probabilities, thresholds) if thresholds else answers.probabilities
 
 
 def _check_same_rows(out: Path, one: tuple[RunRecord, Predictions], other: tuple[RunRecord, Predictions]) -> None:

@@ -276,7 +276,7 @@ def make_record(
         data=data_info(data, *((fitted.truncated_train, fitted.truncated_reported) if fitted else ())),
         backbone=backbone.info,
         adapter=plan.adapter,
-        head=plan.head,
+        head=fitted.adapter_set.head_config if fitted and fitted.adapter_set else plan.head,
         training=plan.training,
         device=str(backbone.device),
         dtype=str(backbone.dtype).removeprefix("torch."),

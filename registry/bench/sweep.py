@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from registry.config import BASELINES, AdapterConfig, TrainingConfig
 from registry.errors import ConfigError, closest
-from registry.schema import BASELINES, AdapterConfig, TrainingConfig
 from registry.training.recipes import replace_fields
 from registry.validation import Record, check_name, require
 

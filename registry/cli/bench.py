@@ -10,7 +10,7 @@ import click
 
 from registry.bench.suite import read_suite
 from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_seeds, parse_sweeps
-from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks, use_metrics
 from registry.cli.options import (
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
@@ -24,8 +24,9 @@ from registry.cli.options import (
     training_choices,
     with_options,
 )
+from registry.config import BASELINES, PLACEMENTS
 from registry.errors import ConfigError, ReportMismatchError, closest
-from registry.schema import BASELINES, PLACEMENTS, REPORT_FORMATS
+from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import TaskSpec, read_task_file
 from registry.training.recipes import Recipe, read_recipe, recipe_names
 from registry.validation import choose
@@ -225,6 +226,13 @@ def _outcome(record: RunRecord) -> str:
 @click.argument("folder", type=FOLDER, default=OUT)
 @click.option(
     "--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}.  [default: all but parquet]"
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    callback=use_metrics,
+    expose_value=False,
+    help="Run the code of this metric of the records, module:function.",
 )
 @click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
 @click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")

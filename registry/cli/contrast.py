@@ -21,7 +21,7 @@ from registry.reports.numbers import p_value
 from registry.stats.comparison import SHARES, UNDECIDED, Compared, ComparedMetric, Comparison
 from registry.stats.intervals import Interval
 from registry.stats.predictions import CellPredictions, ChangedRow, list_changed_rows
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 
 _NUMBER = len("[0.000, 0.000]")
 _SAID = {"better": "is better than", "worse": "is worse than"}
@@ -241,8 +241,9 @@ def _remarks(contrasts: Sequence[Contrast]) -> list[str]:
         told = f", and McNemar's for {exact[0]}" if exact else ""
         main = contrasts[0].compared.main_metric
         found.append(f"The verdict goes by the main metric, {main}; p is not adjusted{told}.")
-    if any(name in contrast.compared.metrics for contrast in contrasts for name in LOWER_IS_BETTER):
-        found.append(f"{', '.join(LOWER_IS_BETTER)} differs in its own unit, not in points.")
+    lower = [name for name in LOWER_IS_BETTER if any(name in contrast.compared.metrics for contrast in contrasts)]
+    if lower:
+        found.append(f"{', '.join(lower)} differs in its own unit, not in points.")
     if told := _trained_once(contrasts):
         found.append(f"{told}: intervals hold the chance of the rows, not that of another seed.")
     return found

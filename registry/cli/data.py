@@ -18,6 +18,7 @@ from registry.tasks.spec import (
     HubSource,
     TaskSpec,
     find_task,
+    is_own_metric,
     read_task_file,
     replace_split,
     task_from_file,
@@ -44,6 +45,16 @@ READING_OPTIONS = (
     click.option("--no-header", is_flag=True, help="The first line is a row; columns are called 0, 1, 2 and so on."),
 )
 
+
+def use_metrics(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Make own metrics among those named known; only their names on the command line run their code."""
+    for name in filter(is_own_metric, names):
+        from registry.tasks.metrics import use_metric
+
+        use_metric(name)
+    return names
+
+
 DATA_OPTIONS = (
     click.option("--data", default="hub", show_default=True, help="hub, sample, hub:NAME, a folder or a file."),
     click.option("--validation", type=click.Path(path_type=Path), help="A second file: score it, hold nothing out."),
@@ -65,7 +76,11 @@ DATA_OPTIONS = (
         help="What the labels are; classification unless they look like something else.",
     ),
     click.option(
-        "--metric", "metrics", multiple=True, help="Score this, the first one above all: f1_macro say; may be repeated."
+        "--metric",
+        "metrics",
+        multiple=True,
+        callback=use_metrics,
+        help="Score this, the first one above all: f1_macro, or own code as module:function; may be repeated.",
     ),
     click.option("--reported-split", help="Score another split than the task's own."),
     click.option("--limit", type=click.IntRange(min=1), help="Train on this many rows, the same for every seed."),

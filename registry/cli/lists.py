@@ -12,8 +12,8 @@ import click
 
 from registry.bench.suite import read_suite, suite_names
 from registry.cli.options import Settings, json_option, print_json
+from registry.config import BASELINES, PLACEMENTS
 from registry.errors import RegistryError
-from registry.schema import BASELINES, PLACEMENTS
 from registry.tasks.spec import BUILT_IN
 from registry.training.recipes import DEFAULT, read_recipe, recipe_names
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from registry.config import PLACEMENTS, Activation, Pooling
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
-from registry.schema import PLACEMENTS, Activation, Pooling
+from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
 from registry.validation import choose
 
@@ -128,7 +129,8 @@ def print_json(content: Any) -> None:
 
 def scores_text(scores: Mapping[str, float], positive_label: str | None, digits: int) -> str:
     """Return scores for a reader, with the class that F1 is of."""
-    of = {"f1_binary": f" (of '{positive_label}')"} if positive_label is not None else {}
+    one = (*OF_ONE_CLASS, "average_precision")
+    of = {} if positive_label is None else dict.fromkeys(one, f" (of '{positive_label}')")
     return "  ".join(f"{metric} {value:.{digits}f}{of.get(metric, '')}" for metric, value in scores.items())
 
 
@@ -158,13 +160,26 @@ TRAINING_OPTIONS = (
     click.option("--recipe", default="default", show_default=True, help="A shipped recipe or the path of a TOML file."),
     click.option("--epochs", type=int, help="Passes over the training rows."),
     click.option("--learning-rate", type=float, help="Highest learning rate."),
-    click.option("--batch-size", type=int, help="Rows of one step."),
+    click.option("--batch-size", type=int, help="Rows of one pass of the backbone."),
+    click.option(
+        "--gradient-accumulation-steps",
+        type=int,
+        metavar="N",
+        help="Passes whose gradients make one step; 1 as a rule.",
+    ),
     click.option("--max-length", type=int, help="Tokens a row is cut to."),
     click.option("--weight-decay", type=float, help="AdamW's weight decay."),
     click.option("--class-weights", help="Weights of the labels in the loss: balanced, or in their order 1,3.5."),
     click.option("--label-smoothing", type=float, help="Share of a row's target that goes to all labels alike."),
     click.option("--evaluate-every", type=int, metavar="N", help="Score on held-out training rows every N steps."),
     click.option("--select-best", metavar="METRIC", help="Keep the weights with the best score there, not the last."),
+    click.option("--calibrate", is_flag=True, default=None, help="Fit the probabilities to held-out training rows."),
+    click.option(
+        "--tune-thresholds",
+        is_flag=True,
+        default=None,
+        help="Choose there from which probability on each label of several is said.",
+    ),
 )
 
 SET_OPTIONS = (
@@ -231,9 +246,11 @@ def head_choices(options: dict[str, Any]) -> dict[str, Any]:
 
 def training_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the training choices that were given, under the names a recipe uses."""
-    names = ("epochs", "learning_rate", "batch_size", "max_length", "weight_decay", "label_smoothing")
+    names = (
+        *("epochs", "learning_rate", "batch_size", "gradient_accumulation_steps", "max_length", "weight_decay"),
+        *("label_smoothing", "evaluate_every", "select_best", "calibrate", "tune_thresholds"),
+    )
     given = {name: options[name] for name in names}
-    given.update(evaluate_every=options["evaluate_every"], select_best=options["select_best"])
     if options["select_best"] and not options["evaluate_every"]:
         given["evaluate_every"] = EVALUATION_STEPS
     return {**given, "class_weights": _class_weights(options["class_weights"])}

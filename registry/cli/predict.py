@@ -51,6 +51,7 @@ _ANSWER_KEYS = {"label", "probabilities", "truncated", "error"}
 @click.option("--restart", is_flag=True, help="Forget what an unfinished run has written beside --out.")
 @with_options(READING_OPTIONS)
 @click.option("--strict", is_flag=True, help="End at the first line of standard input that cannot be answered.")
+@click.option("--threshold", type=float, metavar="P", help="Say labels of multi-label sets from this probability on.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the N likeliest labels alone.")
 @backbone_option
 @json_option
@@ -88,7 +89,8 @@ def predict(
     if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
         raise RequestError(f"answer with '{reference}'", f"a text, or --data {text} for its rows", "the name of a file")
     registry = settings.open_registry(options["backbone"])
-    for answer in Predictor(registry.backbone, registry).mixed([Request(reference, text, pair)]):
+    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
+    for answer in predictor.mixed([Request(reference, text, pair)]):
         _print_answer(answer, as_json, options["top"])
 
 
@@ -97,7 +99,7 @@ def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options
     from registry.serving.predictor import Predictor, Request
 
     registry = settings.open_registry(options["backbone"])
-    predictor = Predictor(registry.backbone, registry)
+    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
     lines = errors = 0
     while chunk := list(islice(numbered, CHUNK_ROWS)):
@@ -169,8 +171,9 @@ def _answer_file(settings: Settings, references: list[str], options: dict[str, A
     exact = tuple(f"{name}:{version}" for name, version in found.values())
     manifest = store.manifest(*found[references[0]])
     registry = settings.open_registry(options["backbone"])
-    question = FileQuestion(path, exact, _text_columns(manifest, options), read_reading(options), options["prefix"])
-    predictor = Predictor(registry.backbone, registry)
+    columns, threshold = _text_columns(manifest, options), options["threshold"]
+    question = FileQuestion(path, exact, columns, read_reading(options), options["prefix"], threshold)
+    predictor = Predictor(registry.backbone, registry, threshold=threshold)
     if options["out"] is None:
         rows = errors = 0
         for chunk in answer_chunks(predictor, question):
@@ -265,7 +268,8 @@ def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: An
     adapter_set = registry.load(reference)
     data = load_for_set(settings, reference, manifest, options)
     answered = answer_task(registry.backbone, reference, manifest, adapter_set, data)
-    scores = score(data.spec.problem_type, data.reported.labels, answered.probabilities, data.spec.metrics)
+    labels, metrics = data.reported.labels, data.spec.metrics
+    scores = score(data.spec.problem_type, labels, answered.probabilities, metrics, answered.thresholds)
     if data.sample:
         note("scores from the bundled sample: for trying the program out, not evidence")
     if as_json:

@@ -36,7 +36,7 @@ from registry.errors import (
 )
 from registry.schema import Reference
 from registry.training.recipes import Recipe, read_recipe
-from registry.validation import check_name, require
+from registry.validation import check_name, choose, require
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 CHECKPOINTS = ".checkpoints"
 BESIDE_FROM = {
     *("repeated", "backbone", "data", "name", "resume", "restart"),
-    *("keep_diverged", "track", "track_to", "as_json"),
+    *("keep_diverged", "track", "track_to", "as_json", "metrics"),
 }
 NO_REASON = "nothing that is recorded differs"
 
@@ -133,6 +133,8 @@ def _repeat(
     store = settings.open_store()
     name, version = store.resolve(options["repeated"])
     manifest = store.manifest(name, version)
+    for metric in options["metrics"]:  # known by now, which is all that one of one's own needs
+        choose(metric, tuple(manifest.scores), f"{asked} --metric")
     from registry.training.repeat import read_repetition
 
     repetition = read_repetition(Reference(name=name, version=version), manifest)

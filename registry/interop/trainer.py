@@ -16,11 +16,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import label_tensor, loss_of, probabilities_of
+from registry.config import HeadConfig
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of
-from registry.schema import HeadConfig
 
 _PROBLEM_TYPES: dict[str, Any] = {
     "classification": "single_label_classification",

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
+from registry.config import AdapterConfig, HeadConfig, Pooling
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
@@ -35,7 +36,7 @@ from registry.model.pretrained import (
     read_supported_config,
     tokenizer_digest,
 )
-from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, Pooling
+from registry.schema import BackboneInfo
 from registry.validation import choose, require
 
 

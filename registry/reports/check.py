@@ -218,7 +218,9 @@ def _check_record(out: Path, record: RunRecord, asked: dict[str, Predictions]) -
     beside = f"{beside}/{record.predictions.path}" if record.predictions else beside
     found = _check_answers(beside, record, answers, asked.setdefault(record.task, answers))
     try:
-        scores = score(answers.problem_type, answers.labels.tolist(), answers.probabilities, tuple(record.scores))
+        thresholds = record.head.thresholds if record.head is not None else ()
+        labels, asked_for = answers.labels.tolist(), tuple(record.scores)
+        scores = score(answers.problem_type, labels, answers.probabilities, asked_for, thresholds)
     except (ConfigError, ShapeMismatchError) as err:
         return [*found, Mismatch(file, "scores", "metrics that fit the predictions", str(err))], record
     wrong = [metric for metric, value in scores.items() if not _close(value, record.scores[metric])]

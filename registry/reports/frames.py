@@ -27,9 +27,9 @@ from registry.bench.results import (
     reference_of,
     why_not_averaged,
 )
-from registry.schema import BASELINES
+from registry.config import BASELINES
 from registry.stats.comparison import Comparison
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from registry.reports.content import TableStatistics

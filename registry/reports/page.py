@@ -46,7 +46,7 @@ from registry.reports.numbers import (
 )
 from registry.reports.sentences import READING, missing_and_failed, notes, notice, power_sentence, sentences, unbroken
 from registry.reports.svg import read_template
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 
 
 class PageCell(NamedTuple):

@@ -41,7 +41,7 @@ from registry.reports.numbers import (
 from registry.reports.page import render_report_page
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
 from registry.schema import REPORT_FORMATS
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 from registry.validation import choose
 
 DEFAULT_FORMATS = tuple(name for name in REPORT_FORMATS if name != "parquet")  # its tables are small; csv has them too

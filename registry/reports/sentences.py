@@ -20,14 +20,14 @@ import pandas as pd
 
 from registry.bench.records import RunRecord
 from registry.bench.results import FULL, is_dirty, not_above_majority, reference_of, why_not_averaged
+from registry.config import BASELINES
 from registry.provenance import Hardware
 from registry.reports.content import Detectable, TableStatistics
 from registry.reports.frames import SAMPLE_NOTICE, main_score, missing_baselines, source_name, unswept
 from registry.reports.numbers import one_line, plus_minus, readable_bytes, share
-from registry.schema import BASELINES
 from registry.stats.comparison import ALPHA, UNDECIDED
 from registry.stats.intervals import LEVEL, RESAMPLES
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 
 READING = (
     f"Below each score stands its {100 * LEVEL:.0f} % interval over seeds and reported rows; the main metric of each "

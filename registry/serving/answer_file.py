@@ -49,6 +49,7 @@ class FileQuestion:
         text_columns: one, or two for pairs.
         reading: how the file becomes rows.
         prefix: in front of the names of added columns; the reference and a dot where several sets answer.
+        threshold: the predictor's.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class FileQuestion:
     text_columns: tuple[str, ...]
     reading: Reading
     prefix: str = ""
+    threshold: float | None = None
 
     def prefix_of(self, reference: str) -> str:
         """Return what stands in front of the columns that one set adds."""
@@ -70,7 +72,7 @@ class FileQuestion:
         """Return what tells one question from another: the file as it is now, and all that is asked."""
         stat = os.stat(self.path)
         told = [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, self.references, self.text_columns]
-        plain = json.dumps([*told, self.prefix, to_json(self.reading).decode()])
+        plain = json.dumps([*told, self.prefix, to_json(self.reading).decode(), self.threshold])
         return hashlib.sha256(plain.encode()).hexdigest()
 
 

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from registry.adapters.head import probabilities_of
+from registry.config import HeadConfig
 from registry.errors import RegistryError, RequestError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
-from registry.schema import HeadConfig, Manifest
+from registry.schema import Manifest
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
 from registry.tasks.labels import BadCellError
 from registry.tasks.rows import check_text
+from registry.validation import require
 
 SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
 
@@ -46,7 +48,7 @@ class Prediction:
 
     Attributes:
         reference: the set that answered, with its version.
-        label: the most probable class; for multi-label the classes above one half; for regression the value.
+        label: the most probable class; for multi-label those from their thresholds on; for regression the value.
         probabilities: by label name; for regression the value under its name.
         truncated: whether the row was cut to the set's longest length.
     """
@@ -64,16 +66,29 @@ class Predictor:
         backbone: the encoder that all sets share.
         registry: where sets come from; a bare name or an alias is looked up at every call.
         capacity: bytes of adapter sets kept in memory; beyond it the least recently used leave.
+        threshold: probability from which on multi-label sets say a label, in the place of their own.
+
+    Raises:
+        ConfigError: a threshold that is no share, or a capacity below zero.
     """
 
-    def __init__(self, backbone: Backbone, registry: Registry, *, capacity: int = 2 * GIBIBYTE) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        registry: Registry,
+        *,
+        capacity: int = 2 * GIBIBYTE,
+        threshold: float | None = None,
+    ) -> None:
+        require(threshold is None or 0 < threshold < 1, "threshold", "a share between 0 and 1", threshold)
         self.backbone = backbone
         self.registry = registry
+        self.threshold = threshold
         self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open store and backbone again in another process, or for a copy."""
-        return _open_again, (self.backbone, self.registry, self.pool.capacity)
+        return _open_again, (self.backbone, self.registry, self.pool.capacity, self.threshold)
 
     def __repr__(self) -> str:
         return f"Predictor({self.registry!r})"
@@ -192,7 +207,7 @@ class Predictor:
         """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
         numbers, truncated = self._numbers(rows, owners, sets, probabilities_of)
         each = zip(owners, numbers, truncated, strict=True)
-        return [_interpret(sets[owner], probabilities, cut) for owner, probabilities, cut in each]
+        return [_interpret(sets[owner], probabilities, cut, self.threshold) for owner, probabilities, cut in each]
 
     def _numbers(
         self,
@@ -246,8 +261,8 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _open_again(backbone: Backbone, registry: Registry, capacity: int) -> Predictor:
-    return Predictor(backbone, registry, capacity=capacity)
+def _open_again(backbone: Backbone, registry: Registry, capacity: int, threshold: float | None) -> Predictor:
+    return Predictor(backbone, registry, capacity=capacity, threshold=threshold)
 
 
 def _requests(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
@@ -278,14 +293,17 @@ def _check_request(index: int, row: Request, reference: str, manifest: Manifest)
         raise RequestError(attempted, "one text, as its task is on single texts", "two")
 
 
-def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool) -> Prediction:
+def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool, threshold: float | None) -> Prediction:
     head: HeadConfig = owner.manifest.head
     probabilities = dict(zip(head.label_names, numbers, strict=True))
     label: str | tuple[str, ...] | float
     if head.problem_type == "regression":
         label = numbers[0]
     elif head.problem_type == "multi_label":
-        label = tuple(name for name, share in probabilities.items() if share >= 0.5)
+        own = head.thresholds or (0.5,) * len(numbers)
+        least = own if threshold is None else (threshold,) * len(numbers)
+        each = zip(head.label_names, numbers, least, strict=True)
+        label = tuple(name for name, share, enough in each if share >= numpy.float32(enough))
     else:
         label = max(probabilities, key=lambda name: probabilities[name])
     return Prediction(owner.reference, label, probabilities, truncated)

@@ -8,15 +8,23 @@ the tests hold them equal. What the spread of the scores means is not known here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.schema import ProblemType
-from registry.tasks.metrics import check_metrics, predicted_labels
+from registry.config import ProblemType
+from registry.tasks.metrics import (
+    check_metrics,
+    of_probabilities,
+    own_score,
+    predicted_labels,
+    ranked_columns,
+    squared_errors,
+)
+from registry.tasks.spec import is_own_metric
 from registry.validation import require
 
 Floats = NDArray[np.float64]
@@ -69,7 +77,8 @@ def resampled_scores(
     ``check_answers``, which is called first.
     """
     check_answers(problem_type, metric, labels, probabilities)
-    found = np.stack([predicted_labels(problem_type, one) for one in probabilities], axis=1)  # (R, S) or (R, S, C)
+    answers = [one if of_probabilities(metric) else predicted_labels(problem_type, one) for one in probabilities]
+    found = np.stack(answers, axis=1)  # (R, S) or (R, S, C)
     expected, found, rows_of = _grouped(np.asarray(labels), found)
     scorers = [_scorer(problem_type, metric, probabilities.shape[2], expected, one) for one in np.moveaxis(found, 1, 0)]
     once = np.bincount(rows_of, minlength=len(expected))[np.newaxis]
@@ -116,6 +125,14 @@ def _scorer(problem_type: ProblemType, metric: str, classes: int, labels: NDArra
     if metric == "spearman":
         x_ranks, y_ranks = _middle_ranks(labels), _middle_ranks(found)
         return lambda counts: _correlation(counts, x_ranks(counts), y_ranks(counts))
+    if is_own_metric(metric):
+        return _own(metric, labels, found)
+    if metric == "brier_score":
+        errors = squared_errors(labels, found)
+        return lambda counts: np.asarray((counts @ errors) / counts.sum(axis=1))
+    if of_probabilities(metric):
+        one = _roc_auc if metric == "roc_auc" else _average_precision
+        return _mean_of_defined([one(ones, scores) for ones, scores in ranked_columns(problem_type, labels, found)])
     if problem_type == "classification":
         labels, found = np.eye(classes, dtype=np.int64)[labels], np.eye(classes, dtype=np.int64)[found]
     parts = np.concatenate([labels * found, labels, found], axis=1).astype(np.float64)  # (K, 3 C)
@@ -136,28 +153,47 @@ def _f1(hits: Floats, there: Floats, said: Floats) -> Floats:
     return _ratio(2 * hits, there + said)
 
 
-def _f1_of_ones(hits: Floats, there: Floats, said: Floats) -> Floats:
-    return _f1(hits[:, 1], there[:, 1], said[:, 1])
+def _precision(hits: Floats, there: Floats, said: Floats) -> Floats:
+    return _ratio(hits, said)
+
+
+def _recall(hits: Floats, there: Floats, said: Floats) -> Floats:
+    return _ratio(hits, there)
+
+
+Rates = Callable[[Floats, Floats, Floats], Floats]  # of hits, rows that are and rows that are said to be, each (b, C)
+
+
+def _of_ones(rate: Rates) -> Rates:
+    return lambda hits, there, said: rate(hits, there, said)[:, 1]
+
+
+def _over_classes(rate: Rates) -> Rates:
+    """Return the mean over the classes that occur, as scikit-learn averages."""
+    return lambda hits, there, said: rate(hits, there, said).sum(axis=1) / (there + said > 0).sum(axis=1)
+
+
+def _over_columns(rate: Rates) -> Rates:
+    return lambda hits, there, said: np.asarray(rate(hits, there, said).mean(axis=1))
+
+
+def _over_cells(rate: Rates) -> Rates:
+    return lambda hits, there, said: rate(hits.sum(axis=1), there.sum(axis=1), said.sum(axis=1))
+
+
+def _balanced_accuracy(hits: Floats, there: Floats, said: Floats) -> Floats:
+    return np.asarray(_recall(hits, there, said).sum(axis=1) / (there > 0).sum(axis=1))
+
+
+def _cohen_kappa(hits: Floats, there: Floats, said: Floats) -> Floats:
+    rows = there.sum(axis=1)
+    by_chance = (there * said).sum(axis=1) / rows
+    return _ratio(hits.sum(axis=1) - by_chance, rows - by_chance)
 
 
 def _f1_weighted(hits: Floats, there: Floats, said: Floats) -> Floats:
     weighted: Floats = (_f1(hits, there, said) * there).sum(axis=1) / there.sum(axis=1)
     return weighted
-
-
-def _f1_of_classes(hits: Floats, there: Floats, said: Floats) -> Floats:
-    seen = (there + said > 0).sum(axis=1)  # scikit-learn averages over the classes that occur
-    mean: Floats = _f1(hits, there, said).sum(axis=1) / seen
-    return mean
-
-
-def _f1_of_columns(hits: Floats, there: Floats, said: Floats) -> Floats:
-    mean: Floats = _f1(hits, there, said).mean(axis=1)
-    return mean
-
-
-def _f1_of_cells(hits: Floats, there: Floats, said: Floats) -> Floats:
-    return _f1(hits.sum(axis=1), there.sum(axis=1), said.sum(axis=1))
 
 
 def _matthews(hits: Floats, there: Floats, said: Floats) -> Floats:
@@ -168,17 +204,97 @@ def _matthews(hits: Floats, there: Floats, said: Floats) -> Floats:
     return _ratio(covariance, np.sqrt(spread))
 
 
-_FORMULAS: Mapping[str, Mapping[str, Callable[[Floats, Floats, Floats], Floats]]] = MappingProxyType(
+_FORMULAS: Mapping[str, Mapping[str, Rates]] = MappingProxyType(
     {
         "classification": {
-            "f1_binary": _f1_of_ones,
+            "f1_binary": _of_ones(_f1),
             "f1_weighted": _f1_weighted,
-            "f1_macro": _f1_of_classes,
+            "f1_macro": _over_classes(_f1),
             "matthews": _matthews,
+            "precision": _of_ones(_precision),
+            "recall": _of_ones(_recall),
+            "precision_macro": _over_classes(_precision),
+            "recall_macro": _over_classes(_recall),
+            "balanced_accuracy": _balanced_accuracy,
+            "cohen_kappa": _cohen_kappa,
         },
-        "multi_label": {"f1_micro": _f1_of_cells, "f1_macro": _f1_of_columns},
+        "multi_label": {
+            "f1_micro": _over_cells(_f1),
+            "f1_macro": _over_columns(_f1),
+            "precision_micro": _over_cells(_precision),
+            "recall_micro": _over_cells(_recall),
+            "precision_macro": _over_columns(_precision),
+            "recall_macro": _over_columns(_recall),
+        },
     }
 )
+
+
+def _mean_of_defined(columns: Sequence[Sums]) -> Sums:
+    """Return the mean over columns of scores that are NaN where the drawn rows leave them undefined, 0 where all do."""
+
+    def mean(counts: NDArray[Any]) -> Floats:
+        scores = np.stack([sums(counts) for sums in columns])
+        there = ~np.isnan(scores)
+        return _ratio(np.where(there, scores, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))
+
+    return mean
+
+
+def _own(metric: str, labels: NDArray[Any], found: NDArray[Any]) -> Sums:
+    """Return the function that scores drawn rows one resample at a time, as nothing is known of the metric."""
+
+    def scores(counts: NDArray[Any]) -> Floats:
+        times = counts.astype(np.int64)
+        return np.array([own_score(metric, labels.repeat(one, 0), found.repeat(one, 0)) for one in times])
+
+    return scores
+
+
+def _by_rank(ones: NDArray[Any], scores: NDArray[Any]) -> Callable[[NDArray[Any]], tuple[Floats, Floats]]:
+    """Return the function from (b, K) counts to (b, T) ones and zeros of each of T different scores, falling."""
+    _, place = np.unique(-scores, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(place.max() + 1))
+    is_one = ones[order].astype(np.float64)
+
+    def ranked(counts: NDArray[Any]) -> tuple[Floats, Floats]:
+        sorted_counts = counts[:, order]
+        hits = np.add.reduceat(sorted_counts * is_one, starts, axis=1)
+        return hits, np.add.reduceat(sorted_counts, starts, axis=1) - hits
+
+    return ranked
+
+
+def _or_nan(above: Floats, below: Floats) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0))
+
+
+def _roc_auc(ones: NDArray[Any], scores: NDArray[Any]) -> Sums:
+    """Return the share of pairs of a one and a zero in which the one scores higher, ties counting half."""
+    ranked = _by_rank(ones, scores)
+
+    def area(counts: NDArray[Any]) -> Floats:
+        hits, misses = ranked(counts)
+        below = misses.sum(axis=1, keepdims=True) - np.cumsum(misses, axis=1) + misses / 2
+        pairs = hits.sum(axis=1) * misses.sum(axis=1)
+        return _or_nan((hits * below).sum(axis=1), pairs)
+
+    return area
+
+
+def _average_precision(ones: NDArray[Any], scores: NDArray[Any]) -> Sums:
+    """Return the mean precision at each one, equal scores being taken together."""
+    ranked = _by_rank(ones, scores)
+
+    def mean(counts: NDArray[Any]) -> Floats:
+        hits, misses = ranked(counts)
+        found = np.cumsum(hits, axis=1)
+        precision = _ratio(found, found + np.cumsum(misses, axis=1))
+        total = hits.sum(axis=1)
+        return _or_nan((precision * hits).sum(axis=1), total)
+
+    return mean
 
 
 def _correlation(counts: NDArray[Any], x: Floats, y: Floats) -> Floats:

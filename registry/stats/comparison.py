@@ -30,7 +30,7 @@ from registry.stats.predictions import (
     training_pairs,
     why_not_same_rows,
 )
-from registry.tasks.metrics import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER
 from registry.validation import require
 
 Verdict = Literal["better", "worse", "not distinguishable"]

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from registry.schema import ProblemType
+from registry.config import ProblemType
 from registry.stats.bootstrap import Floats, resampled_scores
 from registry.validation import Record, require
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 
-_LOWEST = {"matthews": -1.0, "pearson": -1.0, "spearman": -1.0}
-_HIGHEST = {"mse": math.inf}
+_LOWEST = dict.fromkeys(("matthews", "cohen_kappa", "pearson", "spearman"), -1.0)
+_HIGHEST = {"mse": math.inf, "brier_score": 2.0}
 _NORMAL_FROM = 1e6  # degrees of freedom from which Student's t is the normal distribution
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.schema import ProblemType
+from registry.config import ProblemType
 from registry.stats.intervals import mcnemar_exact
 from registry.tasks.metrics import predicted_labels
 from registry.validation import require

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from registry.config import ProblemType
 from registry.errors import ConfigError, DataError, UnknownTaskError, closest, shorten
-from registry.schema import ProblemType, Reading
+from registry.schema import Reading
 from registry.tasks.files import stem_of
 from registry.validation import Record, check_name, choose, from_plain, require
 
@@ -25,13 +26,30 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# The first few of each are what an own task is scored by; the others are there for the asking.
 METRICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "classification": ("accuracy", "f1_binary", "f1_weighted", "f1_macro", "matthews"),
-        "multi_label": ("f1_micro", "f1_macro", "exact_match"),
+        "classification": (
+            *("accuracy", "f1_binary", "f1_weighted", "f1_macro", "matthews"),
+            *("precision", "recall", "precision_macro", "recall_macro"),
+            *("balanced_accuracy", "cohen_kappa", "roc_auc", "average_precision", "brier_score"),
+        ),
+        "multi_label": (
+            *("f1_micro", "f1_macro", "exact_match"),
+            *("precision_micro", "recall_micro", "precision_macro", "recall_macro", "roc_auc", "average_precision"),
+            "brier_score",
+        ),
         "regression": ("pearson", "spearman", "mse"),
     }
 )
+LOWER_IS_BETTER = ("mse", "brier_score")
+OF_ONE_CLASS = ("f1_binary", "precision", "recall")  # of the class of two that is named last
+
+
+def is_own_metric(name: str) -> bool:
+    """Return whether a metric is one of the user's own: ``module:function``."""
+    module, colon, function = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), *function.split(".")))
 
 
 def _check_label_names(names: tuple[str, ...] | None, problem_type: ProblemType) -> None:
@@ -72,7 +90,7 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         positive_label: the class of two that ``f1_binary`` is of; the rarer one, or 1, true or yes, when None.
         problem_type: one class, any number of classes, or a number per row.
         problem_type_given: whether it was said; else labels that look like another type are asked about.
-        metrics: names from METRICS, the main one first; empty is the usual ones of the problem type.
+        metrics: names from METRICS or of ``use_metric``, the main one first; empty is the usual ones.
         train_split: where training rows come from.
         reported_split: where scores come from, never used to choose anything.
         hub: the data set on the Hub.
@@ -115,9 +133,11 @@ class TaskSpec(Record, frozen=True, kw_only=True):
         require(several or not self.label_columns, "label_columns", "none but in a multi-label task", used)
         _check_label_names(self.label_names, self.problem_type)
         for metric in self.metrics:
-            choose(metric, METRICS[self.problem_type], "metrics")
+            if not is_own_metric(metric):
+                choose(metric, METRICS[self.problem_type], "metrics")
         require(len(set(self.metrics)) == len(self.metrics), "metrics", "distinct metrics", self.metrics)
-        require(self.main_metric != "mse", "metrics", "first a metric of which more is better", self.main_metric)
+        more = self.main_metric not in LOWER_IS_BETTER
+        require(more, "metrics", "first a metric of which more is better", self.main_metric)
         differs = self.reported_split != self.train_split
         require(differs, "reported_split", f"a split other than '{self.train_split}'", self.reported_split)
         one = self.split_column is None or (self.file is not None and self.reported_file is None)

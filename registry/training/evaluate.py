@@ -12,15 +12,17 @@ from registry.model.backbone import Backbone
 from registry.model.inference import predict_probabilities
 from registry.schema import Manifest
 from registry.stats.predictions import CellPredictions
+from registry.tasks.metrics import centre_thresholds
 from registry.tasks.task_data import TaskData
 
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """The (R, C) float32 probabilities of all reported rows, in their order, and how many rows were cut."""
+    """The (R, C) float32 probabilities of all reported rows, in order, how many were cut, the set's thresholds."""
 
     probabilities: numpy.ndarray
     truncated: int
+    thresholds: tuple[float, ...] = ()
 
 
 def check_fits(reference: str, manifest: Manifest, data: TaskData) -> None:
@@ -59,16 +61,19 @@ def answer_task(
     """
     check_fits(reference, manifest, data)
     tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
-    return Answered(predict_probabilities(backbone.encoder, adapter_set, tokens), tokens.truncated)
+    shares = predict_probabilities(backbone.encoder, adapter_set, tokens)
+    return Answered(shares, tokens.truncated, adapter_set.head_config.thresholds)
 
 
 def as_answers(data: TaskData, answered: Answered, seed: int) -> CellPredictions:
     """Return the answers of one training as statistics take them."""
+    thresholds = answered.thresholds
+    shares = centre_thresholds(answered.probabilities, thresholds) if thresholds else answered.probabilities
     kind = numpy.float64 if data.spec.problem_type == "regression" else numpy.int64
     return CellPredictions(
         problem_type=data.spec.problem_type,
         seeds=(seed,),
         row_numbers=numpy.asarray(data.reported.row_numbers, dtype=numpy.int64),
         labels=numpy.asarray(data.reported.labels, dtype=kind),
-        probabilities=answered.probabilities[numpy.newaxis],
+        probabilities=shares[numpy.newaxis],
     )

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy
 import psutil
 import torch
@@ -22,7 +23,8 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.encoder import Encoder
-from registry.model.inference import LabelledRows, predict_probabilities
+from registry.model.inference import LabelledRows, pool_rows, predict_probabilities
+from registry.stats.calibration import calibrate_head, check_calibration
 from registry.store.tensors import stored_bytes
 from registry.tasks.metrics import score
 from registry.tasks.rows import Rows, hold_out
@@ -31,7 +33,7 @@ from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train_together
 from registry.training.origin import data_info, set_info
 from registry.training.recipes import ParameterCounts, Plan
-from registry.training.state import StepReport, TrainingJob, TrainingResult
+from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult
 
 _PROCESS = Path("/proc/self")
 
@@ -112,12 +114,13 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """One plan to carry out on one task's rows; ``observe`` is called after every step."""
+    """One plan to carry out on one task's rows; ``observe`` is called after every step, ``loss`` is one's own."""
 
     plan: Plan
     data: TaskData
     checkpoint: Checkpoint | None = None
     observe: Callable[[StepReport], None] | None = None
+    loss: Loss | None = None
 
 
 def fit(
@@ -128,14 +131,15 @@ def fit(
     checkpoint: Checkpoint | None = None,
     observe: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    loss: Loss | None = None,
 ) -> Fitted:
-    """Return the plan carried out: trained on ``data.train``, scored on ``data.reported``.
+    """Return the plan carried out: trained on ``data.train``, scored on ``data.reported``; ``loss`` as in ``train``.
 
     Raises:
         NonFiniteLossError, TrainingInterrupted, CheckpointError: see ``train``.
         ConfigError: choices that do not fit the backbone.
     """
-    (fitted,) = fit_together([FitJob(plan, data, checkpoint, observe)], backbone, should_stop=should_stop)
+    (fitted,) = fit_together([FitJob(plan, data, checkpoint, observe, loss)], backbone, should_stop=should_stop)
     if isinstance(fitted, NonFiniteLossError):
         raise fitted
     return fitted
@@ -190,20 +194,26 @@ class _Learning:
 
     def __init__(self, job: FitJob, backbone: Backbone, tokenized: _Tokenized) -> None:
         plan, data = job.plan, job.data
-        if plan.training is None or plan.head is None:
+        training, head = plan.training, plan.head
+        if training is None or head is None:
             raise ConfigError("plan", "one that trains", plan.method)
-        self.job, self.backbone = job, backbone
-        self.adapter_set = backbone.new_adapter_set(plan.adapter, plan.head, seed=plan.training.seed)
+        if job.loss is not None and training.loss is None:
+            name = f"{job.loss.__module__}:{getattr(job.loss, '__qualname__', type(job.loss).__qualname__)}"
+            training = msgspec.structs.replace(training, loss=name)
+            plan = msgspec.structs.replace(plan, training=training)
+        check_calibration(head, training)
+        self.job, self.plan, self.backbone = job, plan, backbone
+        self.adapter_set = backbone.new_adapter_set(plan.adapter, head, seed=training.seed)
         parts: tuple[Rows, ...] = (data.train,)
-        if plan.training.holds_out:
-            stratified = plan.head.problem_type == "classification"
-            parts = hold_out(data.train, plan.training.held_out, plan.training.seed, stratified)
-        learned = [tokenized.rows(rows, plan.training.max_length) for rows in parts]
-        self.asked = tokenized.rows(data.reported, plan.training.max_length)
+        if training.holds_out:
+            stratified = head.problem_type == "classification"
+            parts = hold_out(data.train, training.held_out, training.seed, stratified)
+        learned = [tokenized.rows(rows, training.max_length) for rows in parts]
+        self.asked = tokenized.rows(data.reported, training.max_length)
         self.truncated = sum(rows.tokens.truncated for rows in learned)
         held_out = learned[1] if len(learned) > 1 else None
         self.training_job = TrainingJob(
-            self.adapter_set, learned[0], plan.training, held_out, job.checkpoint, job.observe
+            self.adapter_set, learned[0], training, held_out, job.checkpoint, job.observe, job.loss
         )
 
     def score(
@@ -215,12 +225,14 @@ class _Learning:
         together: int,
     ) -> Fitted:
         """Return the trained set with its answers on the reported split; ``together`` sets were trained."""
-        plan, data, adapter_set = self.job.plan, self.job.data, self.adapter_set
+        plan, data, adapter_set = self.plan, self.job.data, self.adapter_set
+        self._calibrate(encoder, autocast)
         with stopwatch.lap():
             probabilities = predict_probabilities(encoder, adapter_set.eval(), self.asked.tokens, autocast)
         whole = encoder.parameter_count if plan.unfreezes else 0
         trainable, stored = whole + adapter_set.trainable_count, whole + adapter_set.stored_count
-        scores = score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics)
+        thresholds = adapter_set.head_config.thresholds
+        scores = score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics, thresholds)
         rows = data_info(data, self.truncated, self.asked.tokens.truncated)
         adapter_set.info = None if plan.unfreezes else set_info(plan, data, self.backbone, scores, rows, together)
         return Fitted(
@@ -238,6 +250,16 @@ class _Learning:
             peak_memory_bytes=stopwatch.peak_memory(),
             together=together,
         )
+
+    def _calibrate(self, encoder: Encoder, autocast: torch.dtype | None) -> None:
+        """Give the head the temperature and thresholds that the plan wants."""
+        training, held_out = self.training_job.config, self.training_job.held_out
+        if held_out is not None and (training.calibrate or training.tune_thresholds):
+            head = self.adapter_set.eval().head
+            with torch.no_grad():
+                logits = head(pool_rows(encoder, self.adapter_set, held_out.tokens, autocast))
+            labels = numpy.asarray(held_out.labels)
+            head.config = calibrate_head(head.config, training, logits.cpu().numpy(), labels)
 
 
 def _count(backbone: Backbone, trainable: int = 0, stored: int = 0, replaced: int = 0) -> ParameterCounts:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
-from registry.schema import TrainingConfig
 from registry.training.cached_states import CachedStates, packed_order
 from registry.training.checkpoint import Checkpoint
-from registry.training.state import StepReport, TrainingJob, TrainingResult, TrainingState
+from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult, TrainingState
 
 
 def train(
@@ -36,6 +36,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     observe: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    loss: Loss | None = None,
 ) -> TrainingResult:
     """Train ``adapter_set`` (and the encoder, where it is not frozen) in place.
 
@@ -51,6 +52,7 @@ def train(
         checkpoint: where to write state every so often; a state that is there already is continued.
         observe: called after every step.
         should_stop: asked after every step; True writes a checkpoint and raises.
+        loss: an own one, of (B, C) logits and their labels: (B,) classes, (B, C) zeros and ones, (B, 1) scores.
 
     Raises:
         ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
@@ -58,7 +60,7 @@ def train(
         TrainingInterrupted: ``should_stop`` said so.
         CheckpointError: the state there was made by other settings or is damaged.
     """
-    job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe)
+    job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe, loss)
     (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop)
     if isinstance(result, NonFiniteLossError):
         raise result
@@ -142,13 +144,12 @@ class _Pass:
         """Take one step of each of the runs."""
         started = time.perf_counter()
         chosen = {run: run.next_rows() for run in active}
-        losses = {run: run.loss(logits, chosen[run]) for run, logits in self._logits(chosen).items()}
-        values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for the device
-        learning = [run for run in active if run.accept(values[run])]
-        for run in learning:
+        values = dict.fromkeys(active, 0.0)
+        for run in active:
             run.optimizer.zero_grad(set_to_none=True)
-        if learning:
-            torch.stack([losses[run] for run in learning]).sum().backward()  # type: ignore[no-untyped-call]
+        for place in range(max(run.config.gradient_accumulation_steps for run in active)):
+            self._accumulate(chosen, place, values)
+        learning = [run for run in active if run.error is None]
         tokens = {run: sum(run.lengths[i] for i in chosen[run]) for run in active}
         passed = time.perf_counter() - started
         for run in active:
@@ -159,6 +160,27 @@ class _Pass:
             run.seconds += time.perf_counter() - began
             if report is not None and run.job.observe is not None:
                 run.job.observe(run.timed(report))
+
+    def _accumulate(
+        self, chosen: dict[TrainingState, list[int]], place: int, values: dict[TrainingState, float]
+    ) -> None:
+        """Add the gradients of each run's ``place``-th batch of its step, and their part of the step's loss."""
+        parts: dict[TrainingState, list[int]] = {}
+        for run, rows in chosen.items():
+            part = rows[place * run.config.batch_size : (place + 1) * run.config.batch_size]
+            if part and run.error is None:
+                parts[run] = part
+        if not parts:
+            return
+        losses = {run: run.loss(logits, parts[run]) for run, logits in self._logits(parts).items()}
+        shares = {run: run.share(parts[run], chosen[run]) for run in losses}
+        found = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for the device
+        learning = [run for run in losses if run.accept(found[run])]
+        for run in learning:
+            values[run] += found[run] * shares[run]
+        if learning:
+            scaled = [losses[run] if shares[run] == 1.0 else losses[run] * shares[run] for run in learning]
+            torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
 
     def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""

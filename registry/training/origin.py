@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from registry.config import TrainingConfig
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
-from registry.schema import DataInfo, Origin, SetInfo, TrainingConfig
+from registry.schema import DataInfo, Origin, SetInfo
 from registry.tasks.task_data import TaskData
 from registry.training.recipes import Plan
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
-from registry.errors import ConfigError, UnknownRecipeError, closest
-from registry.schema import (
+from registry.config import (
     BASELINES,
     PLACEMENTS,
     Activation,
@@ -29,6 +28,7 @@ from registry.schema import (
     ProblemType,
     TrainingConfig,
 )
+from registry.errors import ConfigError, UnknownRecipeError, closest
 from registry.validation import Record, choose, from_plain, require, to_json
 
 if TYPE_CHECKING:

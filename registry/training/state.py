@@ -16,18 +16,23 @@ from torch import Tensor, nn
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import check_labels, find_class_weights, label_tensor, loss_of
+from registry.config import TrainingConfig
 from registry.errors import CheckpointError, ConfigError, NonFiniteLossError
 from registry.model.batching import shuffled_batches
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, predict_probabilities
-from registry.schema import SetInfo, TrainingConfig
+from registry.schema import SetInfo
 from registry.tasks.metrics import check_metrics, score
-from registry.tasks.spec import METRICS
+from registry.tasks.spec import LOWER_IS_BETTER, METRICS
 from registry.training.checkpoint import Checkpoint, Snapshot
+from registry.training.optimizer import learning_rate_at, make_optimizer
 from registry.validation import require
 
 _RECENT_STEPS = 20
 _DIVERGED = 2.0
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of (B, C) logits and the labels as ``label_tensor`` makes them
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class TrainingJob:
         held_out: rows for ``config.evaluate_every``; never those of the reported split.
         checkpoint: where to write state every so often; a state that is there already is continued.
         observe: called after every step.
+        loss: an own one, of which ``config.loss`` is the name.
     """
 
     adapter_set: AdapterSet
@@ -101,6 +107,7 @@ class TrainingJob:
     held_out: LabelledRows | None = None
     checkpoint: Checkpoint | None = None
     observe: Callable[[StepReport], None] | None = None
+    loss: Loss | None = None
 
 
 class TrainingState:
@@ -119,9 +126,12 @@ class TrainingState:
         config, head = job.config, job.adapter_set.head_config
         if config.holds_out and job.held_out is None:
             raise ConfigError("held_out", "rows for evaluate_every", None)
+        if config.loss is not None and job.loss is None:
+            raise ConfigError("loss", f"the function {config.loss}, given in Python as loss=", None)
         self.metric = config.select_best or METRICS[head.problem_type][0]
         check_metrics(head.problem_type, len(head.label_names), (self.metric,))
-        require(self.metric != "mse", "select_best", "a metric of which more is better", self.metric)
+        more = self.metric not in LOWER_IS_BETTER
+        require(more, "select_best", "a metric of which more is better", self.metric)
         check_labels(head, job.rows.labels, len(job.rows.tokens))
         self.encoder, self.job, self.config, self.autocast_dtype = encoder, job, config, autocast_dtype
         self.adapter_set = job.adapter_set
@@ -129,7 +139,7 @@ class TrainingState:
         self.class_weights = find_class_weights(head, config, job.rows.labels, self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.lengths = [len(ids) for ids in job.rows.tokens.input_ids]
-        self.steps_per_epoch = math.ceil(len(job.rows) / config.batch_size)
+        self.steps_per_epoch = math.ceil(len(job.rows) / config.step_rows)
         self.steps = self.steps_per_epoch * config.epochs
         modules = (encoder, job.adapter_set)
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -160,7 +170,7 @@ class TrainingState:
         """Return the indices of the rows of the next step."""
         epoch, place = divmod(self.step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
-            batches = shuffled_batches(self.lengths, self.config.batch_size, self.config.seed, epoch)
+            batches = shuffled_batches(self.lengths, self.config.step_rows, self.config.seed, epoch)
             self._epoch = (epoch, batches)
         if place == 0:
             self.losses = []
@@ -169,8 +179,26 @@ class TrainingState:
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
         """Return the mean loss of (B, C) logits for the rows at ``indices``."""
         head = self.adapter_set.head_config
-        labels = label_tensor(head, [self.job.rows.labels[i] for i in indices], self.device)
+        labels = self._labels(indices)
+        if self.job.loss is not None:
+            loss = self.job.loss(logits, labels)
+            good = isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            require(good, "loss", "a scalar tensor that depends on the logits", found)
+            return loss
         return loss_of(head.problem_type, logits, labels, self.class_weights, self.config.label_smoothing)
+
+    def share(self, indices: Sequence[int], of: Sequence[int]) -> float:
+        """Return how much the mean loss of some rows counts in that of a whole step."""
+        if len(indices) == len(of):
+            return 1.0
+        weights, head = self.class_weights, self.adapter_set.head_config
+        if weights is None or head.problem_type != "classification":
+            return len(indices) / len(of)
+        return float(weights[self._labels(indices)].sum() / weights[self._labels(of)].sum())
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        return label_tensor(self.adapter_set.head_config, [self.job.rows.labels[i] for i in indices], self.device)
 
     def accept(self, loss: float) -> bool:
         """Return whether a loss can be learned from; otherwise the run ends here with its error."""
@@ -247,6 +275,8 @@ class TrainingState:
         head = self.adapter_set.head_config
         alike = {"classification": math.log(max(2, len(head.label_names))), "multi_label": math.log(2)}
         first = 0.0 if math.isnan(self.first_loss) else self.first_loss
+        if self.job.loss is not None:
+            return first
         return max(first, alike.get(head.problem_type, 1.0))  # of standard scores the variance is 1
 
     def write_checkpoint(self, is_last: bool) -> None:
@@ -314,27 +344,3 @@ class TrainingState:
         self.step, self.losses, self.history = saved.step, list(saved.losses), list(saved.history)
         self.first_loss = saved.first_loss
         self.best_step, self.best_score, self.since_best = saved.best_step, saved.best_score, saved.since_best
-
-
-def make_optimizer(
-    parameters: Sequence[nn.Parameter], config: TrainingConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """Return AdamW or Adam over the parameters; biases and norms are not decayed."""
-    fused = device.type in ("cpu", "cuda")
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-
-
-def learning_rate_at(step: int, steps: int, config: TrainingConfig) -> float:
-    """Return the learning rate of the step after ``step`` steps: rising through warm-up, then as scheduled."""
-    warmup = math.ceil(config.warmup * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * (steps - step) / max(1, steps - warmup)

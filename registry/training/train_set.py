@@ -10,7 +10,7 @@ from registry.errors import ConfigError, DivergedError
 from registry.schema import Reference
 from registry.training.fit import Fitted, fit
 from registry.training.recipes import DEFAULT, Recipe, make_plan, read_recipe
-from registry.training.state import StepReport
+from registry.training.state import Loss, StepReport
 
 if TYPE_CHECKING:
     from registry.store.registry import Registry
@@ -57,6 +57,7 @@ def train_set(
     head: Mapping[str, Any] | None = None,
     keep_diverged: bool = False,
     observe: Callable[[StepReport], None] | None = None,
+    loss: Loss | None = None,
     **training: Any,
 ) -> StoredTraining:
     """Train a set on a task's rows, score it, and store it as the next version of ``name``; see ``Registry.train``."""
@@ -66,7 +67,7 @@ def train_set(
     chosen = read_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = chosen.with_choices(adapter or {}, head or {})
     plan = make_plan("recipe", data, registry.backbone, seed, chosen, **training)
-    fitted = fit(plan, data, registry.backbone, observe=observe)
+    fitted = fit(plan, data, registry.backbone, observe=observe, loss=loss)
     result = fitted.result
     if result is not None and result.diverged and not keep_diverged:
         raise DivergedError(name, result.first_loss, result.final_loss)

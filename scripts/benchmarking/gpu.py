@@ -18,11 +18,11 @@ from profiling import forward_flops, matmul_rate, training_flops
 from rounds import now
 from transformers import BertConfig, BertModel
 
+from registry.config import TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
 from registry.model.pretrained import locate
-from registry.schema import TrainingConfig
 from registry.training.loop import train, train_together
 from registry.training.state import TrainingJob
 

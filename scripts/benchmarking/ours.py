@@ -13,11 +13,12 @@ import torch
 from rounds import Contender, timed
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.encoder import NO_ADAPTERS
 from registry.model.inference import LabelledRows, logits_of, mixed_logits
-from registry.schema import AdapterConfig, HeadConfig, Manifest, TrainingConfig
+from registry.schema import Manifest
 from registry.serving.pool import AdapterPool, ResidentSet
 from registry.training.loop import train
 

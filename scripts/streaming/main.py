@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
-from registry.schema import AdapterConfig, HeadConfig, SetInfo
+from registry.schema import SetInfo
 from registry.serving.answer_file import Journal
 from registry.store.registry import Registry
 from registry.validation import from_json

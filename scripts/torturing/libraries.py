@@ -142,8 +142,8 @@ class Ours:
 
     def __init__(self, checkpoints: dict[str, Path]) -> None:
         from registry.adapters.adapter_set import AdapterSet
+        from registry.config import AdapterConfig, HeadConfig
         from registry.model.backbone import Backbone
-        from registry.schema import AdapterConfig, HeadConfig
         from registry.store.registry import Registry
 
         self.registry = Registry

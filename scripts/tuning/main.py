@@ -10,9 +10,9 @@ from typing import Any
 import numpy
 import torch
 
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows, predict_probabilities
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
 from registry.tasks.rows import Rows

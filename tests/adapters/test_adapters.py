@@ -7,12 +7,12 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import PLACEMENTS, AdapterConfig, HeadConfig
 from registry.errors import ConfigError, ShapeMismatchError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import Encoder
 from registry.model.inference import logits_of
-from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
 from tests.support.reference_adapters import PATHS, hooked_model
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_states
 from tests.support.tiny_backbone import tiny_model

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from registry.bench.records import read_predictions, read_record, record_path, write_record
+from registry.config import HeadConfig
 from registry.reports.frames import SAMPLE_NOTICE
-from registry.schema import HeadConfig
 from registry.stats.intervals import holm
 from registry.stats.predictions import Predictions
 from registry.tasks.metrics import score

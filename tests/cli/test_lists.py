@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.schema import BASELINES, PLACEMENTS
+from registry.config import BASELINES, PLACEMENTS
 from registry.training.recipes import method_names, recipe_names
 from tests.support.command_line import PROGRAM, QUICK, succeed, write_data_folder
 

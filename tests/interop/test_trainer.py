@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError, ShapeMismatchError
 from registry.interop.trainer import TrainerModel
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of
-from registry.schema import AdapterConfig, HeadConfig
 from tests.support.toy_task import FILLERS, randomise
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4)

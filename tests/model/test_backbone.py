@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError, DeviceError
 from registry.model.attention import attend
 from registry.model.backbone import Backbone, choose_device, choose_dtype
 from registry.model.batching import Batch
 from registry.model.pretrained import EMBEDDED_SHA256, locate
-from registry.schema import AdapterConfig, HeadConfig
 from tests.support.stock_models import difference, our_states, random_rows, stock_states
 from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_tokenizer
 from tests.support.toy_task import ADAPTER, HEAD, train_fresh

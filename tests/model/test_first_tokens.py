@@ -10,11 +10,11 @@ from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import NO_ADAPTERS
 from registry.model.mixed import MixedAdapters
-from registry.schema import AdapterConfig, HeadConfig
 from registry.serving.pool import ResidentAdapter
 from tests.support.stock_models import difference, random_rows
 from tests.support.toy_task import randomise

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from registry.adapters.head import label_tensor, loss_of, probabilities_of
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import Encoder
 from registry.model.inference import logits_of, predict_probabilities
-from registry.schema import AdapterConfig, HeadConfig
 from tests.support.stock_models import difference, our_states, random_rows
 from tests.support.toy_task import randomise
 

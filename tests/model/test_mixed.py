@@ -13,12 +13,12 @@ from torch import Tensor
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import loss_of
 from registry.adapters.interface import Place, Seam
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.grouped import AllAtOnce, SetBySet, Tiers
 from registry.model.inference import AnsweringSet, logits_of, mixed_logits
 from registry.model.mixed import MixedAdapters
-from registry.schema import AdapterConfig, HeadConfig
 from registry.serving.pool import ResidentAdapter, ResidentSet
 from tests.support.stock_models import difference, our_states, random_rows, unpack
 from tests.support.stored_sets import new_manifest

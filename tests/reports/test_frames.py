@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from registry.bench.records import RunRecord
+from registry.config import TrainingConfig
 from registry.errors import RunError
 from registry.reports.frames import long_table, missing_baselines, runs_table
-from registry.schema import TrainingConfig
 from tests.support.run_records import BACKBONE, fail, make_record, make_records, summary_of, totals_of
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from registry.bench.records import RunRecord, read_predictions, read_records, write_record
 from registry.bench.results import read_answers
+from registry.config import HeadConfig
 from registry.errors import DataError, UnknownTaskError
 from registry.reports.content import (
     ReportContent,
@@ -27,7 +28,6 @@ from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import MOST_ROWS, read_texts
 from registry.reports.numbers import p_value
 from registry.reports.page import PageCell, PageTable, page_content, render_report_page
-from registry.schema import HeadConfig
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError
-from registry.schema import AdapterConfig, HeadConfig
 from registry.serving.pool import AdapterPool, ResidentSet
 from registry.store.errors import AdapterNotFoundError
 from tests.support.stored_sets import new_manifest

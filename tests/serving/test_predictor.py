@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from registry.config import AdapterConfig, HeadConfig
 from registry.errors import InvalidNameError, RequestError
 from registry.model.backbone import Backbone
-from registry.schema import AdapterConfig, HeadConfig, SetInfo
+from registry.schema import SetInfo
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store.errors import AdapterNotFoundError, IntegrityError
 from registry.store.registry import Registry

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from registry.config import ProblemType
 from registry.errors import ConfigError
-from registry.schema import ProblemType
 from registry.stats.bootstrap import resampled_scores
-from registry.tasks.metrics import score
-from registry.tasks.spec import METRICS
+from registry.tasks.metrics import score, use_metric
+from registry.tasks.spec import METRICS, OF_ONE_CLASS
 
 ALL = [(problem_type, metric) for problem_type, metrics in METRICS.items() for metric in metrics]
 
@@ -28,7 +28,8 @@ def random_answers(
         return labels, (labels + rng.normal(size=(seeds, rows)))[..., np.newaxis].astype(np.float32)
     labels = rng.choice(classes, rows, p=rng.dirichlet(np.ones(classes)))
     noise = rng.random((seeds, rows, classes)) + rng.random(classes)
-    return labels, (noise + 0.7 * np.eye(classes)[labels]).astype(np.float32)
+    sure = noise + 0.7 * np.eye(classes)[labels]
+    return labels, (sure / sure.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 @pytest.mark.parametrize(("problem_type", "metric"), ALL)
@@ -36,7 +37,7 @@ def test_scores_of_drawn_rows_are_those_of_metrics(problem_type: ProblemType, me
     """On random tables, with classes that are missing among them, resamples score as their rows do alone."""
     for table in range(30):
         rng = np.random.default_rng(table)
-        rows, classes = int(rng.integers(1, 12)), 2 if metric == "f1_binary" else int(rng.integers(2, 5))
+        rows, classes = int(rng.integers(1, 12)), 2 if metric in OF_ONE_CLASS else int(rng.integers(2, 5))
         rows = min(rows, 4) if problem_type == "classification" else rows  # so few are drawn one by one
         classes = 1 if problem_type == "regression" else classes
         labels, probabilities = random_answers(problem_type, rows, 2, classes, rng)
@@ -71,13 +72,30 @@ def test_random_tables_score_as_scikit_learn_says(classes: int) -> None:
     for table in range(50):
         rng = np.random.default_rng([classes, table])
         labels, probabilities = random_answers("classification", int(rng.integers(5, 300)), 1, classes, rng)
-        metrics = tuple(name for name in METRICS["classification"] if classes == 2 or name != "f1_binary")
+        metrics = tuple(name for name in METRICS["classification"] if classes == 2 or name not in OF_ONE_CLASS)
         expected = score("classification", labels, probabilities[0], metrics)
         draw = np.random.default_rng(0)
         found = {
             name: resampled_scores("classification", name, labels, probabilities, 1, draw)[0][0] for name in metrics
         }
         assert pytest.approx(expected, abs=1e-12) == found
+
+
+def mean_of_truth(labels: np.ndarray[Any, Any], probabilities: np.ndarray[Any, Any]) -> float:
+    """Return the mean probability of what is true."""
+    return float(probabilities[np.arange(len(labels)), labels].mean())
+
+
+def test_own_metrics_are_resampled_too() -> None:
+    """A function of one's own has the scores of the drawn rows, row by row."""
+    name = use_metric(mean_of_truth)
+    labels, probabilities = random_answers("classification", 40, 2, 3, np.random.default_rng(3))
+    scores, drawn = resampled_scores("classification", name, labels, probabilities, 5, np.random.default_rng(0))
+    again = np.random.default_rng(0)
+    picks = [np.sort(again.integers(0, 40, 40)) for _ in range(5)]
+    np.testing.assert_allclose(scores, [mean_of_truth(labels, one) for one in probabilities], rtol=1e-6)
+    expected = [[mean_of_truth(labels[pick], one[pick]) for pick in picks] for one in probabilities]
+    np.testing.assert_allclose(drawn, expected, rtol=1e-6)
 
 
 def test_all_seeds_get_the_same_drawn_rows() -> None:

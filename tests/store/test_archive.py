@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError
-from registry.schema import AdapterConfig
 from registry.store.archive import MEMBERS, export_version, pack, read_archive, unpack
 from registry.store.errors import (
     AdapterNotFoundError,

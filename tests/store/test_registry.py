@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import TrainingConfig
 from registry.errors import BackboneMismatchError, ConfigError, InvalidNameError, ShapeMismatchError
 from registry.model.backbone import Backbone
 from registry.provenance import library_versions
-from registry.schema import Reference, SetInfo, TrainingConfig
+from registry.schema import Reference, SetInfo
 from registry.store.audit import Problem
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
 from registry.store.registry import Registry

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import PLACEMENTS, AdapterConfig, HeadConfig
 from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
-from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig
 from registry.store.errors import AdapterNotFoundError
 from registry.store.store import Store
 from registry.store.tensors import load_set, save_set, stored_bytes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from registry.bench.curves import HeldOutScores, LearningCurve
 from registry.bench.records import RunRecord, write_record
 from registry.bench.sweep import split_name
-from registry.schema import AdapterConfig, HeadConfig, ProblemType, TrainingConfig
+from registry.config import AdapterConfig, HeadConfig, ProblemType, TrainingConfig
 from registry.stats.predictions import Predictions
 from registry.tasks.metrics import score
 from registry.tasks.spec import METRICS

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 
 from registry.bench.records import RunRecord
+from registry.config import HeadConfig
 from registry.provenance import Hardware
 from registry.reports.content import ReportContent, TaskRows, gather_evidence
 from registry.reports.mistakes import RowTexts
-from registry.schema import HeadConfig
 from registry.stats.comparison import Comparison
 from registry.stats.intervals import PairedDifference
 from registry.stats.predictions import CellPredictions

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.schema import AdapterConfig
+from registry.config import AdapterConfig
 
 Function = Callable[[Tensor], Tensor]
 

@@ -11,10 +11,11 @@ import pandas as pd
 from rich.table import Table
 
 from registry.bench.records import RunRecord, find_records, read_record, write_file, write_record
+from registry.config import TrainingConfig
 from registry.provenance import Hardware
 from registry.reports.content import ReportContent, gather_evidence
 from registry.reports.report import render_terminal, write_report
-from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo, TrainingConfig
+from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import score
 from registry.training.recipes import ParameterCounts

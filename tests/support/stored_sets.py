@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from registry.schema import AdapterConfig, BackboneInfo, HeadConfig, Manifest
+from registry.config import AdapterConfig, HeadConfig
+from registry.schema import BackboneInfo, Manifest
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
 from registry.store.store import Store
 

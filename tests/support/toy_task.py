@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.training.loop import train
 from registry.training.state import TrainingResult
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from registry.errors import ConfigError, ShapeMismatchError
 from registry.tasks.loading import load_task
-from registry.tasks.metrics import check_metrics, default_metrics, score
+from registry.tasks.metrics import check_metrics, default_metrics, score, use_metric
 from registry.tasks.spec import METRICS, find_task, replace_split
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -30,6 +31,15 @@ def test_two_classes_score_as_by_hand() -> None:
         "f1_weighted": (6 / 9 + 8 / 11) / 2,
         "f1_macro": (6 / 9 + 8 / 11) / 2,
         "matthews": (3 * 4 - 1 * 2) / np.sqrt(4 * 5 * 5 * 6),
+        "precision": 3 / 4,
+        "recall": 3 / 5,
+        "precision_macro": (3 / 4 + 4 / 6) / 2,
+        "recall_macro": (3 / 5 + 4 / 5) / 2,
+        "balanced_accuracy": (3 / 5 + 4 / 5) / 2,
+        "cohen_kappa": (7 - 5) / (10 - 5),  # by chance (5 * 4 + 5 * 6) / 10 are right
+        "roc_auc": (3 * 4 + (3 * 1 + 2 * 4) / 2) / 25,  # two scores only: all ties within them count half
+        "average_precision": 3 / 4 * 3 / 5 + 5 / 10 * 2 / 5,
+        "brier_score": 3 / 10,  # all are said for certain, three wrongly
     }
     assert pytest.approx(expected) == score("classification", labels, found, METRICS["classification"])
 
@@ -40,6 +50,28 @@ def test_three_classes_weigh_by_size_or_not() -> None:
     found = one_hot([0, 0, 0, 0, 1, 1], 3)
     expected = {"f1_weighted": (4 * 1 + 2 / 3 + 0) / 6, "f1_macro": (1 + 2 / 3 + 0) / 3}
     assert pytest.approx(expected) == score("classification", labels, found, ("f1_weighted", "f1_macro"))
+
+
+def share_of_thirds(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return an own metric: the rows whose truth has at least a third."""
+    return float((probabilities[np.arange(len(labels)), labels] >= 1 / 3).mean())
+
+
+def test_own_metrics_run_only_where_they_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function scores under its name; a stored name alone imports nothing, and a failing one is told."""
+    found = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]])
+    name = use_metric(share_of_thirds)
+    assert score("classification", [0, 0, 0], found, ("accuracy", name)) == {"accuracy": 2 / 3, name: 2 / 3}
+    (tmp_path / "mine.py").write_text("def zero(labels, probabilities):\n    return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"known here, found 'mine:zero'.*--metric mine:zero"):
+        score("classification", [0, 0, 0], found, ("mine:zero",))
+    assert "mine" not in sys.modules
+    use_metric("mine:zero")
+    with pytest.raises(ConfigError, match="metric mine:zero of 3 rows: expected a number, found .ZeroDivisionError"):
+        score("classification", [0, 0, 0], found, ("mine:zero",))
+    with pytest.raises(ConfigError, match="a function that can be imported from here"):
+        use_metric("mine:none")
 
 
 @pytest.mark.parametrize("answer", [0, 1])
@@ -56,6 +88,12 @@ def test_multi_label_scores_as_by_hand() -> None:
     labels = [(1, 0, 1), (0, 0, 1), (1, 0, 0)]
     found = np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.4], [0.8, 0.7, 0.1]], dtype=np.float32)
     expected = {"f1_micro": 6 / 8, "f1_macro": (1 + 0 + 2 / 3) / 3, "exact_match": 1 / 3}
+    expected |= {"precision_micro": 3 / 4, "recall_micro": 3 / 4}
+    expected |= {"precision_macro": (1 + 0 + 1) / 3, "recall_macro": (1 + 0 + 1 / 2) / 3}
+    # The second label has no ones: neither ranking is defined for it.
+    expected |= {"roc_auc": (1 + 1) / 2, "average_precision": (1 + 1) / 2}
+    squares = (0.01 + 0.01 + 0.25) + (0.04 + 0.09 + 0.36) + (0.04 + 0.49 + 0.01)
+    expected |= {"brier_score": squares / 9}
     assert pytest.approx(expected) == score("multi_label", labels, found, METRICS["multi_label"])
 
 
@@ -63,7 +101,7 @@ def test_one_label_is_scored_on_its_ones() -> None:
     """A multi-label task of one label does not count its zeros as hits."""
     found = np.array([[0.1], [0.2], [0.3], [0.9]], dtype=np.float32)
     expected = {"f1_micro": 2 / 3, "f1_macro": 2 / 3, "exact_match": 0.75}
-    assert pytest.approx(expected) == score("multi_label", [(1,), (0,), (0,), (1,)], found, METRICS["multi_label"])
+    assert pytest.approx(expected) == score("multi_label", [(1,), (0,), (0,), (1,)], found, tuple(expected))
 
 
 def test_regression_scores_as_by_hand() -> None:

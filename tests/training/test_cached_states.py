@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.inference import LabelledRows
-from registry.schema import AdapterConfig, HeadConfig
 from registry.training.cached_states import CachedStates, packed_order
 from registry.training.loop import train_together
 from registry.training.state import TrainingJob

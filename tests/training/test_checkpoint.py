@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import TrainingConfig
 from registry.errors import CheckpointError, TrainingInterrupted
 from registry.model.backbone import Backbone
-from registry.schema import TrainingConfig
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train
 from registry.training.state import StepReport, TrainingResult

@@ -12,9 +12,9 @@ import numpy
 import pytest
 import torch
 
+from registry.config import BASELINES, PLACEMENTS
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
-from registry.schema import BASELINES, PLACEMENTS
 from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task, task_from_file
 from registry.tasks.task_data import TaskData

@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows, predict_probabilities
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.tasks.metrics import score
 from registry.training.loop import train
-from registry.training.state import StepReport, TrainingJob, TrainingState, learning_rate_at, make_optimizer
+from registry.training.optimizer import learning_rate_at, make_optimizer
+from registry.training.state import StepReport, TrainingJob, TrainingState
 from tests.support.toy_task import ADAPTER, HEAD, TRAINING, same_weights, toy_rows, train_fresh
 
 SELECTING = msgspec.structs.replace(TRAINING, evaluate_every=2, select_best="accuracy")

@@ -11,12 +11,12 @@ import torch
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Dropout
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.grouped import Tiers
 from registry.model.inference import LabelledRows, mixed_logits
-from registry.schema import AdapterConfig, HeadConfig, TrainingConfig
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train, train_together
 from registry.training.state import StepReport, TrainingJob, TrainingResult

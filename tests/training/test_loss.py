@@ -12,19 +12,22 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 
 from registry.adapters.head import find_class_weights, loss_of
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
-from registry.schema import HeadConfig, TrainingConfig
+from registry.store.registry import Registry
 from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
 from registry.training.loop import train
 from registry.training.recipes import make_plan
 from tests.support.command_line import call, own_rows, succeed, write_csv
+from tests.support.toy_task import toy_rows
 
 CPU = torch.device("cpu")
 HEAD = HeadConfig(label_names=("a", "b", "c"))
 SEVERAL = HeadConfig(label_names=("a", "b"), problem_type="multi_label")
+TWO = HeadConfig(label_names=("bad", "good"))
 NUMBER = HeadConfig(label_names=("y",), problem_type="regression")
 
 
@@ -103,6 +106,49 @@ def test_loss_and_selection_are_options_of_every_recipe(tmp_path: Path, tiny_fol
     assert "same weights as rows:1" in succeed("--store", tmp_path / "store", "train", "--from", "rows").out
     told = call(*usual, *quick, "--class-weights", "heavy")
     assert (2, True) == (told.code, "expected balanced, or numbers with commas, such as 1,3.5" in told.message)
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0)])
+def test_accumulated_passes_make_the_step_of_one_pass(
+    tiny_backbone: Backbone, weights: tuple[float, float] | None
+) -> None:
+    """Four passes of two rows take the step that one pass of eight takes, with class weights too, to rounding."""
+    plain = {"epochs": 2, "max_length": 16, "learning_rate": 1e-2, "class_weights": weights}
+    found = []
+    for rows, passes in ((8, 1), (2, 4)):
+        config = TrainingConfig(batch_size=rows, gradient_accumulation_steps=passes, **plain)
+        fresh = tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=4), TWO, seed=0)
+        result = train(tiny_backbone.encoder, fresh, toy_rows(tiny_backbone, 39), config)
+        assert (10, 78) == (result.steps, result.rows)
+        found.append((result.first_loss, torch.cat([tensor.flatten() for tensor in fresh.state_dict().values()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-3)
+
+
+def focal(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the focal loss of Lin et al. 2017 as one's own."""
+    of_truth = logits.log_softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
+    return -(((1 - of_truth.exp()) ** 2) * of_truth).mean()
+
+
+def test_an_own_loss_is_learned_and_named(tmp_path: Path, tiny_backbone: Backbone) -> None:
+    """It gets logits and labels, its name is in the manifest, and without it the training cannot be repeated."""
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    texts = [f"the film was {'bad' if n % 2 else 'good'} {n}" for n in range(60)]
+    data = TaskData.from_lists(texts, ["bad" if n % 2 else "good" for n in range(60)])
+    usual = registry.train("moods", data, epochs=1, max_length=16)
+    own = registry.train("moods", data, epochs=1, max_length=16, loss=focal)
+    results = [each.fitted.result for each in (usual, own)]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[1].first_loss < 0.5 * results[0].first_loss  # a quarter of it where both classes are alike
+    training = registry.manifest("moods").training
+    assert training is not None
+    assert training.loss == f"{__name__}:focal"
+    with pytest.raises(ConfigError, match=r"loss: expected the function .*:focal, given in Python as loss="):
+        train(tiny_backbone.encoder, tiny_backbone.new_adapter_set(None, TWO), toy_rows(tiny_backbone), training)
+    with pytest.raises(ConfigError, match=r"loss: expected a scalar tensor that depends on the logits, found \(2,\)"):
+        registry.train("moods", data, epochs=1, max_length=16, loss=lambda logits, labels: logits.mean(dim=0))
 
 
 @pytest.mark.parametrize(

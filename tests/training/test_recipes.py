@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from registry.config import PLACEMENTS, AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import ConfigError, UnknownRecipeError
-from registry.schema import PLACEMENTS, AdapterConfig, HeadConfig, TrainingConfig
 from registry.training.recipes import SHIPPED, AdapterChoices, HeadChoices, read_recipe, recipe_names, replace_fields
 
 if sys.version_info >= (3, 11):

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from registry.schema import PLACEMENTS, Manifest, Reference
+from registry.config import PLACEMENTS
+from registry.schema import Manifest, Reference
 from registry.store.store import Store
 from registry.training.repeat import find_differences, has_same_weights, read_repetition
 from registry.validation import to_json

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
-from registry.schema import AdapterConfig, HeadConfig, SetInfo
+from registry.schema import SetInfo
 from registry.serving.predictor import Prediction, Predictor
 from registry.store.registry import Registry
 from tests.faults.states.stateful import BAD_LIMIT, scratch

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.schema import AdapterConfig, HeadConfig
+from registry.config import AdapterConfig, HeadConfig
 from registry.validation import from_plain
 from tests.support.stored_sets import ADAPTER, HEAD, relist, reseal, write_sealed
 

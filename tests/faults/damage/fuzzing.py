@@ -21,8 +21,9 @@ import msgspec
 from safetensors.torch import save
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig
 from registry.errors import RegistryError
-from registry.schema import AdapterConfig, Manifest
+from registry.schema import Manifest
 from registry.store.archive import MEMBERS, export_version, pack, unpack
 from registry.store.listing import list_sets
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, StoreInfo, format_alias

@@ -21,11 +21,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.config import AdapterConfig, HeadConfig, TrainingConfig
 from registry.errors import BackboneMismatchError, NonFiniteLossError, RegistryError, TrainingInterrupted
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.inference import LabelledRows, logits_of, mixed_logits, predict_probabilities
-from registry.schema import AdapterConfig, HeadConfig, SetInfo, TrainingConfig
+from registry.schema import SetInfo
 from registry.serving.predictor import Predictor
 from registry.store.errors import ArchiveError, IntegrityError, ManifestError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from registry.schema import TrainingConfig
+from registry.config import TrainingConfig
 from registry.store.listing import list_sets
 from registry.store.manifest import format_alias, seal
 from registry.store.reader import MANIFEST_FILE
