@@ -53,9 +53,9 @@ def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def test_the_street_is_whole() -> None:
-    """The hall has seven files, every folder is a room of the street, and no room is a warehouse."""
+    """The hall has eight files, every folder is a room of the street, and no room is a warehouse."""
     assert len(FILES) >= 80, "the guards found too few files to guard anything"
-    assert 7 == sum("/" not in name for name in FILES)
+    assert 8 == sum("/" not in name for name in FILES)
     assert set(STREET) == {name.split("/")[0] for name in FILES if "/" in name}
     for room in STREET:
         modules = [name for name in FILES if name.startswith(f"{room}/") and name not in DOORS]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet
@@ -15,6 +19,7 @@ from registry.store.registry import Registry
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
 from registry.tasks.spec import BUILT_IN, find_task
+from tests.support.command_line import call, succeed
 
 HERE = Path(__file__).parents[1]
 STORE = HERE / "adapters_store"
@@ -25,6 +30,39 @@ REPORTS = HERE / "reports"
 def shipped(embedded_backbone: Backbone) -> Registry:
     """The store of the repository, on the backbone it belongs to."""
     return Registry(STORE, embedded_backbone)
+
+
+def test_a_store_of_the_shipped_sets_is_made_anywhere(tmp_path: Path) -> None:
+    """Once or twice: every set is there once, with the tensors of the package."""
+    store = ("--store", tmp_path / "store")
+    for _ in range(2):
+        assert "has imdb:1, mrpc:1, sst2:1" in succeed(*store, "init", "--shipped").out
+    assert "positive 0.9" in succeed(*store, "predict", "sst2", "a gripping, beautifully acted film").out
+    told = call(*store, "init", "--shipped", "--backbone", "elsewhere")
+    assert (2, True) == (told.code, "--backbone: expected none beside --shipped" in told.message)
+
+
+def test_a_wheel_brings_the_shipped_sets(tmp_path: Path) -> None:
+    """Installed somewhere else, without the checkout, the package makes a store of them."""
+    tree = tmp_path / "tree"
+    names = ("registry", "adapters_store", "pyproject.toml", "README.md", "LICENSE")
+    tree.mkdir()
+    for name in names:
+        copy = shutil.copytree if (HERE / name).is_dir() else shutil.copy
+        copy(HERE / name, tree / name)
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    subprocess.run([*pip, "--target", tmp_path / "site", tree], check=True, capture_output=True)
+    shutil.rmtree(tree)
+    lines = (
+        "from pathlib import Path",
+        "from registry.store.shipped import copy_shipped, open_shipped",
+        "print(*copy_shipped(Path('store')), open_shipped().root)",
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    python = (sys.executable, "-c", "\n".join(lines))
+    run = subprocess.run(python, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    expected = tmp_path / "site" / "registry" / "store" / "shipped"
+    assert f"imdb:1 mrpc:1 sst2:1 {expected}" == run.stdout.strip()
 
 
 def test_shipped_sets_are_whole(shipped: Registry) -> None:

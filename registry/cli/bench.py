@@ -24,11 +24,11 @@ from registry.cli.options import (
     training_choices,
     with_options,
 )
-from registry.config import BASELINES, PLACEMENTS
+from registry.config import PLACEMENTS
 from registry.errors import ConfigError, ReportMismatchError, closest
 from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import TaskSpec, read_task_file
-from registry.training.recipes import Recipe, read_recipe, recipe_names
+from registry.training.recipes import Recipe, method_names, read_recipe
 from registry.validation import choose
 
 if TYPE_CHECKING:
@@ -106,12 +106,13 @@ def bench(
     adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
     adapter-registry bench --suite paper.toml
     """
-    chosen = list(dict.fromkeys(_known_method(method) for method in methods or METHODS))
+    chosen = list(dict.fromkeys(choose(method, method_names(), "method") for method in methods or METHODS))
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
     seed_list = parse_seeds(seeds)
     names = (*tasks, *more_tasks)
-    if suite is not None and names:
-        raise ConfigError("tasks", "none beside --suite, which has its own", " ".join(names))
+    if suite is not None and (names or options["task_files"]):
+        found = " ".join((*names, *map(str, options["task_files"])))
+        raise ConfigError("tasks", "none beside --suite, which has its own", found)
     specs = choose_tasks(names, options) if suite is None else suite
     recipe = read_recipe(options["recipe"])
     keep = _find_kept(options["keep"], variants)
@@ -237,7 +238,13 @@ def _outcome(record: RunRecord) -> str:
 @click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
 @click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
 @click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
-@click.option("--task-file", type=TOML, multiple=True, help="A task of your own, of which texts are wanted, as TOML.")
+@click.option(
+    "--task-file",
+    "task_files",
+    type=TOML,
+    multiple=True,
+    help="A task of your own, of which texts are wanted, as TOML.",
+)
 @json_option
 @click.pass_obj
 def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check: bool, **options: Any) -> None:
@@ -249,9 +256,13 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
     adapter-registry report bench --check
     """
     as_json, with_text = options["as_json"], options["with_text"]
-    for name in ("data", "task_file"):
+    for name in ("data", "task_files"):
         if options[name] and not with_text:
-            raise ConfigError(f"--{name.replace('_', '-')}", "--with-text beside it, as tables need no texts", "none")
+            raise ConfigError(
+                f"--{name.replace('_', '-').removesuffix('s')}",
+                "--with-text beside it, as tables need no texts",
+                "none",
+            )
     for name in formats:
         choose(name, REPORT_FORMATS, "report format")
     if with_text and (check or as_json or (formats and "html" not in formats)):
@@ -269,7 +280,7 @@ def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check:
         rows = read_evidence(folder).summary.to_dict("records")
         print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
     else:
-        wanted = _TextsWanted(options["data"], settings.offline, options["task_file"]) if with_text else None
+        wanted = _TextsWanted(options["data"], settings.offline, options["task_files"]) if with_text else None
         _write(folder, formats, wanted)
 
 
@@ -327,13 +338,6 @@ def demo(settings: Settings, folder: Path) -> None:
     from registry.cli.demo import run_demo
 
     run_demo(settings, folder)
-
-
-def _known_method(method: str) -> str:
-    names = (*BASELINES, *PLACEMENTS, *(name for name in recipe_names() if name != "default"))
-    if method not in names:
-        raise ConfigError("method", f"one of {', '.join(names)}", method, closest(method, names))
-    return method
 
 
 def _source(settings: Settings, backbone: str | None) -> str:

@@ -140,7 +140,7 @@ def _find_sets(settings: Settings, references: tuple[str, str]) -> tuple[tuple[s
     first, second = (manifest.head for manifest in manifests)
     if first.problem_type != second.problem_type:
         raise RequestError(attempted, first.problem_type, f"{second.problem_type}; choose two sets of one task")
-    if first.label_names != second.label_names:
+    if sorted(first.label_names) != sorted(second.label_names):
         expected, found = (", ".join(head.label_names) for head in (first, second))
         raise RequestError(attempted, f"labels {expected}", f"{found}; choose two sets of one task")
     return (names[0], names[1]), manifests
@@ -193,8 +193,9 @@ def _load_rows(settings: Settings, pair: CellPair, options: dict[str, Any]) -> T
     """Return the very rows that a cell of a report is about, whose texts no report holds."""
     from registry.reports.mistakes import load_rows
 
-    own = options["task_file"] or options["text_col"]
-    spec = choose_tasks([], options)[0] if own else find_task(pair.task)
+    own = options["task_files"] or options["text_col"]
+    specs = {spec.name: spec for spec in choose_tasks([], options)} if own else {}
+    spec = next(iter(specs.values())) if len(specs) == 1 else specs.get(pair.task) or find_task(pair.task)
     data = options["data"] if is_given("data") else None
     return load_rows(pair.records[0], spec, pair.answers[0], data, offline=settings.offline)
 

@@ -21,7 +21,7 @@ from registry.reports.numbers import p_value
 from registry.stats.comparison import SHARES, UNDECIDED, Compared, ComparedMetric, Comparison
 from registry.stats.intervals import Interval
 from registry.stats.predictions import CellPredictions, ChangedRow, list_changed_rows
-from registry.tasks.spec import LOWER_IS_BETTER
+from registry.tasks.spec import LOWER_IS_BETTER, OF_ONE_CLASS
 
 _NUMBER = len("[0.000, 0.000]")
 _SAID = {"better": "is better than", "worse": "is worse than"}
@@ -166,6 +166,15 @@ def _named(contrast: Contrast, label: int | float | tuple[int, ...]) -> Any:
     return names[label] if names and isinstance(label, int) else label
 
 
+def _of_one_class(contrasts: Sequence[Contrast]) -> list[str]:
+    """Return what tells which class a metric of one class is of, where all contrasts have the same."""
+    shown = {name for contrast in contrasts for name in contrast.compared.metrics if name in OF_ONE_CLASS}
+    classes = {contrast.label_names[-1:] for contrast in contrasts if len(contrast.label_names) == 2}
+    if not shown or len(classes) != 1:
+        return []
+    return [f"{', '.join(sorted(shown))} {'are' if len(shown) > 1 else 'is'} of the label '{classes.pop()[0]}'."]
+
+
 def _print_whole(console: Console, contrast: Contrast) -> None:
     compared, (first, second) = contrast.compared, contrast.names
     method = f", {contrast.method}" if contrast.method else ""
@@ -241,6 +250,7 @@ def _remarks(contrasts: Sequence[Contrast]) -> list[str]:
         told = f", and McNemar's for {exact[0]}" if exact else ""
         main = contrasts[0].compared.main_metric
         found.append(f"The verdict goes by the main metric, {main}; p is not adjusted{told}.")
+    found += _of_one_class(contrasts)
     lower = [name for name in LOWER_IS_BETTER if any(name in contrast.compared.metrics for contrast in contrasts)]
     if lower:
         found.append(f"{', '.join(lower)} differs in its own unit, not in points.")

@@ -59,7 +59,13 @@ DATA_OPTIONS = (
     click.option("--data", default="hub", show_default=True, help="hub, sample, hub:NAME, a folder or a file."),
     click.option("--validation", type=click.Path(path_type=Path), help="A second file: score it, hold nothing out."),
     click.option("--split-col", help="Column of --data that says of each row: train, validation, dev or test."),
-    click.option("--task-file", type=click.Path(path_type=Path, dir_okay=False), help="A task of your own, as TOML."),
+    click.option(
+        "--task-file",
+        "task_files",
+        multiple=True,
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A task of your own, as TOML; may be repeated.",
+    ),
     click.option("--text-col", help="Column of the text in --data; a.b reaches into objects."),
     click.option("--pair-col", help="Column of the second text."),
     click.option("--label-col", help="Column of the label."),
@@ -123,19 +129,18 @@ def choose_tasks(names: Sequence[str], options: dict[str, Any]) -> list[TaskSpec
         ConfigError: options that do not go together.
         DataError: a task file that cannot be read.
     """
-    task_file, data = options["task_file"], options["data"]
+    task_files, data = options["task_files"], options["data"]
     given = [option for option in _COLUMNS if options[option]]
-    own = task_file is not None or bool(given) or is_data_file(data) or data.startswith(HUB)
-    if own and len(names) > (task_file is None):
-        raise ConfigError("tasks", "none beside --task-file, one at most beside --data FILE", " ".join(names))
-    if task_file is not None:
-        spec = read_task_file(task_file)
-        tasks = [msgspec.structs.replace(spec, reading=read_reading(options, spec.reading))]
-    elif own:
-        tasks = [_own_task(names[0] if names else None, options)]
-    elif names:
-        tasks = [find_task(name) for name in names]
-    else:
+    own = bool(given) or is_data_file(data) or data.startswith(HUB)
+    if own and (len(names) > 1 or task_files):
+        found = " ".join((*names, *map(str, task_files)))
+        raise ConfigError("tasks", "one at most beside --data FILE and columns", found)
+    tasks = [_own_task(names[0] if names else None, options)] if own else [find_task(name) for name in names]
+    for spec in map(read_task_file, task_files):
+        tasks.append(msgspec.structs.replace(spec, reading=read_reading(options, spec.reading)))
+    if len({task.name for task in tasks}) < len(tasks) and task_files:
+        raise ConfigError("tasks", "each of another name", " ".join(task.name for task in tasks))
+    if not tasks:
         raise ConfigError("tasks", "at least one task, --task-file, or --data FILE with --text-col", "none")
     split = options["reported_split"]
     tasks = [replace_split(task, split) if split and task.reported_split != split else task for task in tasks]
@@ -248,8 +253,11 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
 
     limits = {name: options[name] for name in ("limit", "limit_reported")}
     data, given = options["data"], is_given("data")
-    if options["task_file"] is not None or data.startswith(HUB):
-        return load_tasks(settings, [_labelled_as(manifest, each) for each in choose_tasks([], options)], options)[0]
+    if options["task_files"] or data.startswith(HUB):
+        specs = choose_tasks([], options)
+        if len(specs) > 1:
+            raise ConfigError("--task-file", "one, as one task is scored", len(specs))
+        return load_tasks(settings, [_labelled_as(manifest, specs[0])], options)[0]
     spec = _with_metrics(task_of(reference, manifest), options) if manifest.origin is not None else None
     if given and is_data_file(data):
         if spec is not None and _is_trained_on(spec, data) and not any(options[column] for column in _COLUMNS):

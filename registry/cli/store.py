@@ -14,11 +14,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from registry.cli.options import Settings, backbone_option, json_option, note, print_json, printable
+from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
 from registry.errors import RegistryError
 from registry.schema import Reference
 from registry.store.errors import IntegrityError, StoreError
 from registry.store.listing import ListedSet, Summary, list_sets
+from registry.validation import require
 
 _TITLES = ("name", "newest", "aliases", "placement", "labels", "parameters", "bytes", "score", "data")
 _NUMBERS = ("newest", "parameters", "bytes")
@@ -115,9 +116,17 @@ def _data(summary: Summary) -> str:
 @click.command()
 @click.option("--backbone", default="embedded", show_default=True, help="embedded, a Hub id or a folder.")
 @click.option("--revision", help="Branch, tag or commit of a Hub id.")
+@click.option("--shipped", is_flag=True, help="Put the trained sets into it that come with the package.")
 @click.pass_obj
-def init(settings: Settings, backbone: str, revision: str | None) -> None:
+def init(settings: Settings, backbone: str, revision: str | None, shipped: bool) -> None:
     """Make a store for one backbone."""
+    if shipped:
+        from registry.store.shipped import copy_shipped
+
+        for name in ("backbone", "revision"):
+            require(not is_given(name), f"--{name}", "none beside --shipped, whose sets have theirs", backbone)
+        click.echo(f"store {settings.store} has {', '.join(map(str, copy_shipped(settings.store)))}")
+        return
     from registry.store.registry import Registry
 
     registry = Registry.create(settings.store, settings.load_backbone(backbone, revision))
@@ -210,11 +219,11 @@ def export_command(settings: Settings, reference: str, file: Path, force: bool) 
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", help="Store it under this name instead of its own.")
 @click.pass_obj
 def import_command(settings: Settings, file: Path, name: str | None) -> None:
-    """Check an exported FILE and store it as the next version of its name."""
+    """Check an exported FILE and store it as the next version of its name; save_pretrained's folders are taken too."""
     from registry.store.tensors import import_set
 
     reference = import_set(settings.open_store(), file, name)

@@ -7,6 +7,7 @@ do. The rows are packed before the encoder sees them, so padding costs nothing, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of
+from registry.schema import SetInfo
+from registry.store.archive import write_folder
+from registry.store.registry import make_manifest
+from registry.store.tensors import tensor_files
 
 _PROBLEM_TYPES: dict[str, Any] = {
     "classification": "single_label_classification",
@@ -56,6 +61,21 @@ class TrainerModel(nn.Module):
     def num_labels(self) -> int:
         """Return how many labels the head has."""
         return len(self.adapter_set.head_config.label_names)
+
+    def save_pretrained(self, folder: str | Path, info: SetInfo | None = None, *, name: str = "trained") -> None:
+        """Write the set into a new folder, from which ``adapter-registry import FOLDER`` takes it into a store.
+
+        Args:
+            folder: as ``PreTrainedModel.save_pretrained`` has it; one that is new or empty.
+            info: what is known of it: ``SetInfo(max_length=…, pair=…)``; what its training knows when None.
+            name: of the set in a store.
+
+        Raises:
+            ConfigError: nothing is known of it, or a tensor is not finite.
+            StoreWriteError: the folder has such a file already, or cannot be written.
+        """
+        manifest = make_manifest(name, self.adapter_set, self._backbone[0], info)
+        write_folder(Path(folder), manifest, tensor_files(self.adapter_set))
 
     def forward(
         self,

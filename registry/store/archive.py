@@ -56,8 +56,22 @@ def export_version(view: StoreReader, reference: Reference | str, path: Path, *,
     return path
 
 
+def write_folder(folder: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    """Write the three files of a version into a new or empty folder; ``read_archive`` reads them again.
+
+    Raises:
+        StoreWriteError: there is something already, or it cannot be written.
+    """
+    _check_path(folder)
+    with files.writing(folder, f"save '{manifest.name}'"):
+        files.make_folder(folder)
+        for member, data in {**contents, MANIFEST_FILE: seal(manifest, contents)}.items():
+            files.write_new(folder / member, data)
+        files.fsync_folder(folder)
+
+
 def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
-    """Return the manifest and the tensor files in an exported file, all digests checked.
+    """Return the manifest and the tensor files in an exported file, or a folder of all three, all digests checked.
 
     Raises:
         ArchiveNotFoundError: no such file.
@@ -68,10 +82,13 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
         try:
             with files.reading(path):
                 # The user's own path may be a link; what it leads to may not.
-                data = files.read(Path(os.path.realpath(path)), sum(_LIMITS.values()) + _OVERHEAD_LIMIT)
+                place = Path(os.path.realpath(path))
+                if place.is_dir():
+                    contents = {member: files.read(place / member, _LIMITS[member]) for member in MEMBERS}
+                else:
+                    contents = unpack(path, files.read(place, sum(_LIMITS.values()) + _OVERHEAD_LIMIT))
         except FileNotFoundError as err:
             raise ArchiveNotFoundError(path) from err
-        contents = unpack(path, data)
         manifest = check_manifest(path / MANIFEST_FILE, contents.pop(MANIFEST_FILE))
         for entry in manifest.files:
             check_tensor_file(path / entry.path, entry, contents[entry.path])

@@ -95,21 +95,7 @@ class Registry:
         if adapter_set is None or not (isinstance(trained, AdapterSet) or trained.storable):
             expected = "a trained adapter set, such as a placement leaves"
             raise ConfigError(f"what is to be saved as '{name}'", expected, "a method that leaves none")
-        info = info or adapter_set.info
-        if info is None:
-            expected = "SetInfo(max_length=…, pair=…), as this set was not trained here"
-            raise ConfigError(f"info of the set to be saved as '{name}'", expected, None)
-        manifest = Manifest(
-            name=name,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            adapter=adapter_set.adapter_config,
-            head=adapter_set.head_config,
-            parameters=adapter_set.stored_count,
-            dtype=str(self.backbone.dtype).removeprefix("torch."),
-            backbone=self.backbone.info,
-            library_versions=library_versions(),
-            **msgspec.structs.asdict(info),
-        )
+        manifest = make_manifest(name, adapter_set, self.backbone, info)
         return Reference(name=name, version=save_set(self.store, adapter_set, manifest))
 
     def train(self, name: str, data: TaskData, recipe: str | Recipe = "default", **choices: Any) -> StoredTraining:
@@ -260,3 +246,27 @@ class Registry:
                     load_set(self.store, name, version, self.backbone.info)
             except RegistryError as err:
                 yield Problem(str(target), err)
+
+
+def make_manifest(name: str, adapter_set: AdapterSet, backbone: Backbone, info: SetInfo | None = None) -> Manifest:
+    """Return what is known of a set, as it is stored; ``info`` is what its training knows when None.
+
+    Raises:
+        InvalidNameError: no set may have this name.
+        ConfigError: nothing is known of it.
+    """
+    info = info or adapter_set.info
+    if info is None:
+        expected = "SetInfo(max_length=…, pair=…), as this set was not trained here"
+        raise ConfigError(f"info of the set to be saved as '{name}'", expected, None)
+    return Manifest(
+        name=name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        adapter=adapter_set.adapter_config,
+        head=adapter_set.head_config,
+        parameters=adapter_set.stored_count,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        backbone=backbone.info,
+        library_versions=library_versions(),
+        **msgspec.structs.asdict(info),
+    )

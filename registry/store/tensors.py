@@ -56,8 +56,16 @@ def save_set(store: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
     described = (manifest.adapter, manifest.head, manifest.parameters)
     found = (adapter_set.adapter_config, adapter_set.head_config, adapter_set.stored_count)
     require(described == found, "manifest", f"the configuration of the set it is for, {found}", described)
-    contents = {ADAPTER_FILE: _to_bytes(adapter_set.adapter), HEAD_FILE: _to_bytes(adapter_set.head)}
-    return store.commit(manifest, contents)
+    return store.commit(manifest, tensor_files(adapter_set))
+
+
+def tensor_files(adapter_set: AdapterSet) -> dict[str, bytes]:
+    """Return the two tensor files of a set, by name.
+
+    Raises:
+        ConfigError: a tensor is no float of 16 or 32 bits, or not finite.
+    """
+    return {ADAPTER_FILE: _to_bytes(adapter_set.adapter), HEAD_FILE: _to_bytes(adapter_set.head)}
 
 
 def load_set(
@@ -78,7 +86,7 @@ def load_set(
 
 
 def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
-    """Store the set in an exported file as the next version of its name, or of ``name``, and return the reference.
+    """Store the set in an exported file, or a folder of its three files, as the next version of its name or ``name``.
 
     Raises:
         ArchiveNotFoundError: no such file.

@@ -36,6 +36,7 @@ from registry.validation import choose, require
 THRESHOLD = 0.5
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of code not ours
 _OWN: dict[str, Callable[[Array, Array], float]] = {}  # a stored name alone never runs code
 
 
@@ -77,7 +78,7 @@ def own_score(metric: str, labels: Array, probabilities: Array) -> float:
     attempted = f"metric {metric} of {len(labels):,} rows"
     try:
         value = float(_OWN[metric](labels, probabilities))
-    except Exception as err:
+    except _FAILURES as err:
         raise ConfigError(attempted, "a number", f"{type(err).__name__}: {err}") from err
     require(bool(np.isfinite(value)), attempted, "a finite number", value)
     return value

@@ -26,14 +26,14 @@ class Answered:
 
 
 def check_fits(reference: str, manifest: Manifest, data: TaskData) -> None:
-    """Refuse to ask a set what it was not trained to answer.
+    """Refuse to ask a set what it was not trained to answer; its labels may stand in another order.
 
     Raises:
         RequestError: labels, problem type or number of texts are not the task's.
     """
     attempted = f"score '{reference}' on task '{data.spec.name}'"
     head = manifest.head
-    if head.label_names != data.spec.label_names:
+    if sorted(head.label_names) != sorted(data.spec.label_names or ()):
         raise RequestError(
             attempted, f"labels {', '.join(head.label_names)}", ", ".join(data.spec.label_names or ()) or "none"
         )
@@ -54,15 +54,17 @@ def answer_task(
         reference: what the set is called in an error.
         manifest: of the set.
         adapter_set: its weights.
-        data: rows of a task with the same labels.
+        data: rows of a task with the same labels, whose order the answers have.
 
     Raises:
         RequestError: the task does not fit the set.
     """
     check_fits(reference, manifest, data)
     tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
-    shares = predict_probabilities(backbone.encoder, adapter_set, tokens)
-    return Answered(shares, tokens.truncated, adapter_set.head_config.thresholds)
+    head, shares = adapter_set.head_config, predict_probabilities(backbone.encoder, adapter_set, tokens)
+    order = [head.label_names.index(name) for name in data.spec.label_names or ()]
+    thresholds = tuple(head.thresholds[place] for place in order) if head.thresholds else ()
+    return Answered(shares[:, order], tokens.truncated, thresholds)
 
 
 def as_answers(data: TaskData, answered: Answered, seed: int) -> CellPredictions:

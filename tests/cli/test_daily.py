@@ -66,6 +66,21 @@ def test_two_sets_are_compared_on_every_row_of_a_file(trained: Path, tmp_path: P
     assert (21, "all", True) == (row["rows"], row["split"], row["identical"])
 
 
+def test_two_sets_are_compared_whatever_the_order_of_their_labels(tiny_folder: Path, tmp_path: Path) -> None:
+    """Answers are matched by the labels' names, so a set differs in nothing from itself in another order."""
+    path = write_csv(tmp_path / "rows.csv", own_rows())
+    store = ("--store", tmp_path / "store")
+    usual = ("train", "--data", path, *COLUMNS, "--backbone", tiny_folder, *QUICK)
+    names = sorted({row["mood"] for row in own_rows()})
+    for name, order in (("one", names), ("other", names[::-1])):
+        succeed(*store, *usual, "--name", name, "--labels", ",".join(order))
+    (told,) = succeed(*store, "compare", "one", "other", "--json").rows
+    scores = [succeed(*store, "evaluate", name, "--json").rows[0]["scores"] for name in ("one", "other")]
+    assert [scores[0]["accuracy"], scores[1]["accuracy"]] == pytest.approx(
+        [told["metrics"]["accuracy"][side]["mean"] for side in ("first", "second")]
+    )
+
+
 def test_a_folder_is_a_task(tiny_folder: Path, tmp_path: Path) -> None:
     """train.csv and dev.csv are found by name; the set is scored on the second, then and later."""
     folder = tmp_path / "mails"
@@ -252,9 +267,8 @@ def test_closed_and_full_pipes_end_in_one_line(trained: Path, redirection: str, 
 
 def test_any_data_set_of_the_hub_is_a_task() -> None:
     """hub:NAME:CONFIG with the column options names data set, configuration and splits."""
-    options = dict.fromkeys(
-        ("task_file", "split_col", "pair_col", "label_cols", "labels", "positive_label", "validation")
-    )
+    options = dict.fromkeys(("split_col", "pair_col", "label_cols", "labels", "positive_label", "validation"))
+    options["task_files"] = ()
     options |= {"sep": None, "quoting": None, "encoding": None, "no_header": False, "problem_type": None, "metrics": ()}
     options |= {"data": "hub:org/news:small", "text_col": "text", "label_col": "topic", "reported_split": "test"}
     (spec,) = choose_tasks([], options)

@@ -168,6 +168,21 @@ def test_train_on_a_task_file(store: Path, tmp_path: Path) -> None:
     assert trained["scores"] == pytest.approx(scored["scores"])
 
 
+def test_several_task_files_make_one_grid(tmp_path: Path, tiny_folder: Path) -> None:
+    """bench takes them beside built-in tasks; two of one name are refused."""
+    write_csv(tmp_path / "rows.csv", own_rows())
+    for name in ("one", "other"):
+        text = 'text_columns = ["body"]\nlabel_column = "mood"\nfile = "rows.csv"\n'
+        (tmp_path / f"{name}.toml").write_text(text)
+    files = ("--task-file", tmp_path / "one.toml", "--task-file", tmp_path / "other.toml")
+    usual = ("--method", "majority", "--backbone", tiny_folder, "--out", tmp_path / "bench")
+    succeed("bench", "sst2", "--data", "sample", *files, *usual)
+    rows = succeed("report", tmp_path / "bench", "--json").rows
+    assert ["one", "other", "sst2"] == sorted({row["task"] for row in rows})
+    told = call("bench", *files[:2], *files[:2], *usual)
+    assert (2, True) == (told.code, "tasks: expected each of another name, found 'one one'" in told.message)
+
+
 def test_regression_and_multi_label_of_ones_own(store: Path, tmp_path: Path) -> None:
     """Numbers and lists of labels are trained on, predicted and told as such."""
     rows = [{"body": row["body"], "stars": n % 5, "tags": "good|red" if n % 2 else ""} for n, row in

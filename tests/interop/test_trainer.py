@@ -15,7 +15,11 @@ from registry.interop.trainer import TrainerModel
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of
-from tests.support.toy_task import FILLERS, randomise
+from registry.schema import SetInfo
+from registry.store.errors import ArchiveError, StoreWriteError
+from registry.store.registry import Registry
+from registry.store.tensors import import_set
+from tests.support.toy_task import FILLERS, randomise, same_weights
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4)
 HEAD = HeadConfig(label_names=("bad", "good"))
@@ -51,6 +55,24 @@ class Numbers(torch.utils.data.Dataset[dict[str, int]]):
 
     def __getitem__(self, index: int) -> dict[str, int]:
         return {"row": index}
+
+
+def test_a_saved_folder_is_imported(tmp_path: Path, tiny_backbone: Backbone) -> None:
+    """What save_pretrained writes comes into a store bit for bit; a set of which nothing is known is refused."""
+    model = TrainerModel(tiny_backbone, randomise(tiny_backbone.new_adapter_set(ADAPTER, HEAD)))
+    with pytest.raises(ConfigError, match="as this set was not trained here"):
+        model.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved", SetInfo(max_length=32, pair=False), name="mine")
+    registry = Registry.create(tmp_path / "store", tiny_backbone)
+    assert "mine:1" == str(import_set(registry.store, tmp_path / "saved"))
+    assert same_weights(model.adapter_set, registry.load("mine"))
+    assert registry.manifest("mine").max_length == 32
+    with pytest.raises(StoreWriteError):
+        model.save_pretrained(tmp_path / "saved", SetInfo(max_length=32, pair=False))
+    head = tmp_path / "saved" / "head.safetensors"
+    head.write_bytes(head.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArchiveError, match="head.safetensors"):
+        import_set(registry.store, tmp_path / "saved")
 
 
 def test_trainer_trains_the_set_alone(tmp_path: Path, tiny_backbone: Backbone) -> None:
