@@ -5,7 +5,7 @@ Frozen records of plain data, validated when they are made; nothing here knows o
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 from registry.validation import Record, require
 
@@ -14,13 +14,29 @@ Activation = Literal["relu", "gelu", "silu", "tanh"]
 Initialisation = Literal["zero", "normal", "xavier"]
 Pooling = Literal["cls", "mean", "pooler"]
 ProblemType = Literal["classification", "multi_label", "regression"]
+Target = Literal["query", "key", "value", "attention_dense", "ffn_in", "ffn_out"]
 Baseline = Literal["majority", "head_only", "full_fine_tuning"]
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BASELINES: tuple[str, ...] = get_args(Baseline)
 
 
-class AdapterConfig(Record, frozen=True, kw_only=True):
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+def _check_layers(layers: tuple[int, ...] | None) -> None:
+    if layers is not None:
+        ordered = tuple(sorted(set(layers)))
+        require(bool(ordered) and ordered == layers, "layers", "distinct rising layer indices", layers)
+        require(layers[0] >= 0, "layers", "indices >= 0", layers)
+
+
+def _check_targets(targets: tuple[Target, ...], known: tuple[Target, ...] = TARGETS) -> None:
+    good = bool(targets) and len(set(targets)) == len(targets) and set(targets) <= set(known)
+    require(good, "targets", f"some of {', '.join(known)}, each once", targets)
+
+
+class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="bottleneck"):
     """The shape of one set's bottlenecks.
 
     Attributes:
@@ -46,10 +62,128 @@ class AdapterConfig(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require(self.reduction_factor >= 1, "reduction_factor", "an integer >= 1", self.reduction_factor)
         require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
-        if self.layers is not None:
-            ordered = tuple(sorted(set(self.layers)))
-            require(bool(ordered) and ordered == self.layers, "layers", "distinct rising layer indices", self.layers)
-            require(self.layers[0] >= 0, "layers", "indices >= 0", self.layers)
+        _check_layers(self.layers)
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return self.placement
+
+
+class LoraConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="lora"):
+    """Low-rank changes of frozen products (Hu et al. 2021): ``W x + scale * B(A x)``.
+
+    Attributes:
+        rank, alpha: r, and the scale times r, or times its root with ``rslora`` (Kalajdzievski 2023).
+        ranks, alphas: other ones of single products, by ``LAYER_TARGET``: ``3_query`` say.
+        targets: which products.
+        bias: ``lora_only`` trains a bias of those products too, ``all`` every bias of the layers.
+        dropout: share of what enters A that is dropped in training, 0 to 1.
+        layers: indices of the layers that are changed; None is all of them.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    rslora: bool = False
+    targets: tuple[Target, ...] = ("query", "value")
+    bias: Literal["none", "all", "lora_only"] = "none"
+    dropout: float = 0.0
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for rank in (self.rank, *self.ranks.values()):
+            require(rank >= 1, "rank", "an integer >= 1", rank)
+        for alpha in (self.alpha, *self.alphas.values()):
+            require(0 < alpha < 1e6, "alpha", "a number above 0", alpha)
+        for place in (*self.ranks, *self.alphas):
+            layer, _, target = place.partition("_")
+            good = layer.isdecimal() and target in self.targets
+            require(good, "ranks", "a layer and one of the targets, such as 3_query", place)
+        require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
+        _check_targets(self.targets)
+        _check_layers(self.layers)
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return "lora"
+
+    def rank_at(self, layer: int, target: Target) -> int:
+        """Return r of one product."""
+        return self.ranks.get(f"{layer}_{target}", self.rank)
+
+    def scale_at(self, layer: int, target: Target) -> float:
+        """Return what ``B(A x)`` of one product is multiplied by."""
+        rank = self.rank_at(layer, target)
+        alpha = self.alphas.get(f"{layer}_{target}", self.alpha)
+        return alpha / (rank**0.5 if self.rslora else rank)
+
+
+class Ia3Config(Record, frozen=True, kw_only=True, tag_field="method", tag="ia3"):
+    """Learned scales (Liu et al. 2022), one for each element; they start at one.
+
+    Attributes:
+        targets: of ``query``, ``key``, ``value``, ``attention_dense`` and ``ffn_in`` what comes out is scaled, of
+            ``ffn_out`` what goes in, the feed-forward part's inner states.
+        layers: indices of the layers that are changed; None is all of them.
+    """
+
+    targets: tuple[Target, ...] = ("key", "value", "ffn_out")
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_targets(self.targets)
+        _check_layers(self.layers)
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return "ia3"
+
+
+class BitFitConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="bitfit"):
+    """A change of every bias of the layers (Ben Zaken et al. 2022), of products and norms; they start at zero.
+
+    Attributes:
+        layers: indices of the layers that are changed; None is all of them.
+    """
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_layers(self.layers)
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return "bitfit"
+
+
+class PrefixConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="prefix"):
+    """Learned keys and values in front of every row (Li and Liang 2021, in its flat form), without a position.
+
+    Attributes:
+        length: P, how many a layer.
+        layers: indices of the layers that have them; None is all of them.
+    """
+
+    length: int = 30
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        require(1 <= self.length <= 4096, "length", "1 to 4,096 keys and values a layer", self.length)
+        _check_layers(self.layers)
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return "prefix"
+
+
+MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig
+METHODS: tuple[str, ...] = ("bottleneck", "lora", "ia3", "bitfit", "prefix")
 
 
 class HeadConfig(Record, frozen=True, kw_only=True):

@@ -5,9 +5,9 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from registry.config import AdapterConfig, HeadConfig, TrainingConfig
+from registry.config import HeadConfig, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
@@ -104,6 +104,15 @@ class Origin(Record, frozen=True, kw_only=True):
 
 
 STORE_FORMAT = 1
+MANIFEST_FORMAT = 2
+
+
+def name_method(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a record's fields with the method of its adapter named, which older ones leave out: bottlenecks."""
+    adapter = plain.get("adapter")
+    if plain.get("format") != 1 or not isinstance(adapter, dict):
+        return plain
+    return {**plain, "adapter": {"method": "bottleneck", **adapter}}
 
 
 class BackboneInfo(Record, frozen=True, kw_only=True):
@@ -113,6 +122,7 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
         source, revision: ``embedded``, a Hub id or a folder, as given; the Hub revision asked for, or None.
         family: the transformers model type.
         hidden_size, layers: H and L.
+        intermediate_size: width inside the feed-forward part; None in stores made before it was kept.
         parameters: elements of the encoder, its pooler included where it has one.
         fingerprint, tokenizer_digest: SHA-256 of config and weights as stored; of what decides the token ids.
     """
@@ -122,6 +132,7 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
     family: str
     hidden_size: int
     layers: int
+    intermediate_size: int | None = None
     parameters: int
     fingerprint: str
     tokenizer_digest: str
@@ -165,7 +176,8 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     Attributes:
         name, created: of the set; UTC time, ISO 8601.
-        adapter: None is a head without bottlenecks.
+        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``.
+        adapter: the method's shape; None is a head alone.
         parameters: elements in both files.
         dtype: of the backbone in training and scoring; the set itself is float32.
         library_versions: of the program that wrote it.
@@ -173,10 +185,10 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
         digest: SHA-256 of the manifest's own bytes with 64 zeros in this place; empty until stored.
     """
 
-    format: int = STORE_FORMAT
+    format: int = MANIFEST_FORMAT
     name: str
     created: str
-    adapter: AdapterConfig | None
+    adapter: MethodConfig | None
     head: HeadConfig
     parameters: int
     dtype: str | None = None
@@ -187,7 +199,13 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        require(self.format == STORE_FORMAT, "format", f"format {STORE_FORMAT} (a newer program?)", self.format)
+        known = f"a format from 1 to {MANIFEST_FORMAT} (a newer program?)"
+        require(1 <= self.format <= MANIFEST_FORMAT, "format", known, self.format)
+
+    @classmethod
+    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return what a manifest of format 1 says, as this one says it."""
+        return name_method(plain)
 
 
 class DataInfo(Record, frozen=True, kw_only=True):

@@ -27,7 +27,12 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A frozen noun; subclasses only add fields and checks."""
+    """A frozen noun; subclasses only add fields and checks, and read what older programs wrote."""
+
+    @classmethod
+    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields of a record that an older program wrote as they are spelled now."""
+        return plain
 
 
 def require(condition: bool, field: str, expected: str, found: object) -> None:
@@ -92,6 +97,8 @@ def from_json(kind: type[_T], data: bytes) -> _T:
         raise
     except ValueError as err:  # malformed, or an integer of thousands of digits
         raise ConfigError("the JSON text", "valid JSON", str(err)) from err
+    if isinstance(plain, dict) and issubclass(kind, Record):
+        plain = kind.upgrade(plain)
     return from_plain(kind, plain)
 
 

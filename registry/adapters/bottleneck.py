@@ -1,104 +1,36 @@
-"""What an adapter set does at one seam of the encoder, as formulas over plain tensors.
-
-A *seam* is the add-and-norm step after a sub-layer. The formulas are the same for a set alone, for a set in training
-and for many sets in one batch (mixing.py); who owns the tensors is not known here.
-
-Sources: Houlsby et al. 2019 (houlsby), Pfeiffer et al. 2021 (pfeiffer), He et al. 2022 (parallel).
-"""
+"""Bottlenecks between the layers, and a task's own layer norms: the weights behind the placements of seam.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from registry.adapters.interface import BottleneckWeights, Dropout, Kind, NormWeights, Place, Seam
+from registry.adapters.interface import PLAIN, BottleneckWeights, Dropout, Kind, NormWeights, Place, Seam, Squeeze
+from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
 from registry.config import AdapterConfig
 from registry.validation import require
 
-Map = Callable[[Tensor], Tensor]
-
-# Each of them maps 0 to 0, so bottlenecks of several sizes may be padded with zeros and computed together.
-ACTIVATIONS: Mapping[str, Map] = MappingProxyType({"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh})
 PLACES: Mapping[str, tuple[Place, ...]] = MappingProxyType(
     {"after_layer": ("ffn",), "houlsby": ("attention", "ffn"), "pfeiffer": ("ffn",), "parallel": ("ffn",)}
 )
 
 
-def apply_bottleneck(hidden: Tensor, weights: BottleneckWeights, activation: str, dropout: Dropout | None) -> Tensor:
-    """Return ``up(act(down(hidden)))``, (N, H) in the dtype of ``hidden``, computed in that of the weights.
+class TaskNorm(nn.Module):
+    """A task's own copy of one layer norm's weights, in float32; it starts as the backbone's."""
 
-    Source: Houlsby et al. 2019, section 2, figure 2.
-    """
-    inner = ACTIVATIONS[activation](F.linear(hidden.to(weights.down.dtype), weights.down, weights.down_bias))  # (N, M)
-    if dropout is not None:
-        inner = dropout(inner)
-    return F.linear(inner, weights.up, weights.up_bias).to(hidden.dtype)
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
 
-
-def apply_norm(hidden: Tensor, weights: NormWeights, eps: float) -> Tensor:
-    """Return the (N, H) states normalised in float32 with a task's own weights, in their own dtype again."""
-    return F.layer_norm(hidden.float(), weights.weight.shape, weights.weight, weights.bias, eps).to(hidden.dtype)
-
-
-def join_after_layer(sub: Tensor, residual: Tensor, norm: Map, bottleneck: Map, scale: float) -> Tensor:
-    """Return ``y + b(y)`` with ``y = norm(s + r)``: the adapter follows the finished layer."""
-    y = norm(sub + residual)
-    return y + bottleneck(y)
-
-
-def join_houlsby(sub: Tensor, residual: Tensor, norm: Map, bottleneck: Map, scale: float) -> Tensor:
-    """Return ``norm(s + b(s) + r)``: the adapter follows the sub-layer's projection."""
-    return norm(sub + bottleneck(sub) + residual)
-
-
-def join_pfeiffer(sub: Tensor, residual: Tensor, norm: Map, bottleneck: Map, scale: float) -> Tensor:
-    """Return ``norm(s + r + b(norm(s + r)))``: AdapterHub's ``seq_bn``, the norm is used twice."""
-    total = sub + residual
-    return norm(total + bottleneck(norm(total)))
-
-
-def join_parallel(sub: Tensor, residual: Tensor, norm: Map, bottleneck: Map, scale: float) -> Tensor:
-    """Return ``norm(s + r + scale * b(r))``: the adapter runs beside the feed-forward part."""
-    return norm(sub + residual + scale * bottleneck(residual))
-
-
-JOINS: Mapping[str, Callable[[Tensor, Tensor, Map, Map, float], Tensor]] = MappingProxyType(
-    {
-        "after_layer": join_after_layer,
-        "houlsby": join_houlsby,
-        "pfeiffer": join_pfeiffer,
-        "parallel": join_parallel,
-    }
-)
-
-
-def join(kind: Kind, sub: Tensor, residual: Tensor, norm: Map, bottleneck: Map) -> Tensor:
-    """Return the (N, H) states after one add-and-norm step of sets of one kind.
-
-    Args:
-        kind: says where the bottleneck joins, if at all.
-        sub: (N, H) what the sub-layer gave.
-        residual: (N, H) what the sub-layer was given.
-        norm: the layer norm of that seam, a task's own where it has one.
-        bottleneck: maps (N, H) states to what is added to them.
-    """
-    if kind.placement is None:
-        return norm(sub + residual)
-    return JOINS[kind.placement](sub, residual, norm, bottleneck, kind.scale)
-
-
-def join_alone(seam: Seam, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Return the (N, H) states after one add-and-norm step where all rows belong to one set."""
-    normalise: Map = norm if seam.norm is None else partial(apply_norm, weights=seam.norm, eps=norm.eps)
-    if seam.bottleneck is None:
-        return normalise(sub + residual)
-    squeeze = partial(apply_bottleneck, weights=seam.bottleneck, activation=seam.kind.activation, dropout=seam.dropout)
-    return join(seam.kind, sub, residual, normalise, squeeze)
+    @property
+    def weights(self) -> NormWeights:
+        """Return the two tensors."""
+        return NormWeights(self.weight, self.bias)
 
 
 class Bottleneck(nn.Module):
@@ -138,3 +70,39 @@ class Bottleneck(nn.Module):
     def weights(self) -> BottleneckWeights:
         """Return the four tensors."""
         return BottleneckWeights(self.down.weight, self.down.bias, self.up.weight, self.up.bias)
+
+
+class BottleneckAdapter(MethodAdapter):
+    """The bottlenecks of one set, and its own layer norms where it has any."""
+
+    config: AdapterConfig
+
+    def __init__(self, sizes: Sizes, layers: int, config: AdapterConfig, generator: torch.Generator) -> None:
+        super().__init__(config)
+        self.bottlenecks = nn.ModuleDict()
+        self.layer_norms = nn.ModuleDict()
+        for layer in chosen_layers(config.layers, layers):
+            for place in PLACES[config.placement]:
+                self.bottlenecks[f"{layer}_{place}"] = Bottleneck(sizes.hidden, config, generator)
+            if config.layer_norms:
+                for place in ("attention", "ffn"):
+                    self.layer_norms[f"{layer}_{place}"] = TaskNorm(sizes.hidden)
+
+    def seam(self, layer: int, place: Place) -> Seam:
+        """Return what this set does after one sub-layer."""
+        key = f"{layer}_{place}"
+        norm = cast(TaskNorm, self.layer_norms[key]).weights if key in self.layer_norms else None
+        if norm is None and key not in self.bottlenecks:
+            return PLAIN
+        if key not in self.bottlenecks:
+            return Seam(PLAIN.kind._replace(has_norm=True), norm=norm)
+        kind = Kind(self.config.placement, self.config.activation, self.config.scale, norm is not None)
+        bottleneck = cast(Bottleneck, self.bottlenecks[key])
+        return Seam(kind, Squeeze(bottleneck.weights, kind.activation, bottleneck.dropout), norm)
+
+    def start_norms(self, layer: int, attention: nn.Module, ffn: nn.Module) -> None:
+        """Give this layer's own norms, where the set has them, the backbone's weights as their start."""
+        for place, norm in (("attention", attention), ("ffn", ffn)):
+            key = f"{layer}_{place}"
+            if key in self.layer_norms:
+                self.layer_norms[key].load_state_dict(norm.state_dict())

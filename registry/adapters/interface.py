@@ -1,18 +1,30 @@
 """What the encoder asks of the adapters passed to it, and the tensors they answer with.
 
-The seam is the whole add-and-norm step of a sub-layer. Without adapters it is ``norm(sub + residual)``.
+At three places a set can act: around a frozen product, in front of a layer's keys and values, and at the *seam*, the
+whole add-and-norm step of a sub-layer. Without adapters a product is itself, there is no prefix, and the seam is
+``norm(sub + residual)``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from registry.config import Placement
+from registry.config import Placement, Target
 
 Place = Literal["attention", "ffn"]
+Parts = tuple[Target, ...]  # products of the same states that are done as one, their results side by side
+Map = Callable[[Tensor], Tensor]
+
+QUERY_KEY_VALUE: Parts = ("query", "key", "value")
+QUERY: Parts = ("query",)
+KEY_VALUE: Parts = ("key", "value")
+ATTENTION_DENSE: Parts = ("attention_dense",)
+FFN_IN: Parts = ("ffn_in",)
+FFN_OUT: Parts = ("ffn_out",)
 
 
 class Dropout(nn.Module):
@@ -39,7 +51,7 @@ class Dropout(nn.Module):
 
 
 class BottleneckWeights(NamedTuple):
-    """The tensors of one bottleneck: ``down`` (M, H), ``down_bias`` (M,), ``up`` (H, M), ``up_bias`` (H,)."""
+    """The tensors of one bottleneck: ``down`` (M, in), ``down_bias`` (M,), ``up`` (out, M), ``up_bias`` (out,)."""
 
     down: Tensor
     down_bias: Tensor
@@ -54,6 +66,50 @@ class NormWeights(NamedTuple):
     bias: Tensor
 
 
+class Squeeze(NamedTuple):
+    """``up(act(down(x)))``: a bottleneck, or with the activation ``identity`` the low-rank change of a product.
+
+    Attributes:
+        weights: its tensors.
+        activation: between the two products.
+        dropout: in training, of the inner states, or of what enters where ``drops_input``.
+        drops_input: see ``dropout``.
+    """
+
+    weights: BottleneckWeights
+    activation: str
+    dropout: Dropout | None = None
+    drops_input: bool = False
+
+
+class Change(NamedTuple):
+    """What one set changes of a frozen product: ``scale_out * frozen(scale_in * x) + bias + squeeze(x)``.
+
+    Attributes:
+        squeeze: the low-rank part.
+        scale_in: (in,) float32, or None.
+        scale_out, bias: (out,) float32, or None.
+    """
+
+    squeeze: Squeeze | None = None
+    scale_in: Tensor | None = None
+    scale_out: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class Prefix(NamedTuple):
+    """Keys and values in front of those of a batch's rows, in packed order.
+
+    Attributes:
+        keys, values: (T, H) for all rows, row after row.
+        counts: (B,) how many each row has.
+    """
+
+    keys: Tensor
+    values: Tensor
+    counts: tuple[int, ...]
+
+
 class Kind(NamedTuple):
     """What a set does at a seam but for its numbers; rows of sets of one kind are computed together."""
 
@@ -61,15 +117,23 @@ class Kind(NamedTuple):
     activation: str
     scale: float
     has_norm: bool
+    has_shift: bool = False
 
 
 class Seam(NamedTuple):
-    """What one set does at one seam; without a bottleneck and a norm it is the plain backbone."""
+    """What one set does at one seam; without a bottleneck, a norm and a shift it is the plain backbone.
+
+    Attributes:
+        kind: where the bottleneck joins.
+        squeeze: the bottleneck.
+        norm: in the place of the backbone's.
+        shift: (H,) float32 added to what the norm gives, a change of its bias.
+    """
 
     kind: Kind
-    bottleneck: BottleneckWeights | None = None
+    squeeze: Squeeze | None = None
     norm: NormWeights | None = None
-    dropout: Dropout | None = None
+    shift: Tensor | None = None
 
 
 PLAIN = Seam(Kind(None, "relu", 1.0, False))
@@ -77,6 +141,14 @@ PLAIN = Seam(Kind(None, "relu", 1.0, False))
 
 class Adapters(Protocol):
     """What the encoder asks of whatever is passed in as ``adapters``."""
+
+    def product(self, layer: int, parts: Parts, x: Tensor, frozen: Map) -> Tensor:
+        """Return the (N, out) results of frozen products of the (N, in) states ``x``, side by side."""
+        ...
+
+    def prefix(self, layer: int, rows: int) -> Prefix | None:
+        """Return what stands in front of the keys and values of the batch's rows, None for nothing."""
+        ...
 
     def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return the (N, H) states after the add-and-norm step of one sub-layer."""
@@ -88,7 +160,15 @@ class Adapters(Protocol):
 
 
 class NoAdapters:
-    """The plain backbone: add and norm, nothing else."""
+    """The plain backbone: its products, and add and norm, nothing else."""
+
+    def product(self, layer: int, parts: Parts, x: Tensor, frozen: Map) -> Tensor:
+        """Return the frozen product."""
+        return frozen(x)
+
+    def prefix(self, layer: int, rows: int) -> None:
+        """Return nothing."""
+        return
 
     def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return ``norm(sub + residual)``."""
@@ -100,8 +180,16 @@ class NoAdapters:
         return self
 
 
-class JoiningAdapter(Adapters, Protocol):
-    """An adapter that joins alone or in a mixed batch: in training (adapter_set.py) or resident (pool.py)."""
+class SetAdapter(Adapters, Protocol):
+    """One set's adapter, alone or in a mixed batch: in training (adapter_set.py) or resident (pool.py)."""
+
+    def change(self, layer: int, parts: Parts) -> Change | None:
+        """Return what this set changes of frozen products, None where nothing."""
+        ...
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return this set's own (P, H) keys and (P, H) values of a layer."""
+        ...
 
     def seam(self, layer: int, place: Place) -> Seam:
         """Return what this set does after one sub-layer."""

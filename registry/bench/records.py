@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from registry.bench.curves import LearningCurve
 from registry.bench.sweep import split_name, swept_settings
-from registry.config import AdapterConfig, HeadConfig, TrainingConfig
+from registry.config import HeadConfig, MethodConfig, TrainingConfig
 from registry.errors import ConfigError, RunError
 from registry.provenance import Hardware
-from registry.schema import BackboneInfo, DataInfo, FileEntry
+from registry.schema import BackboneInfo, DataInfo, FileEntry, name_method
 from registry.stats.predictions import Predictions
 from registry.store import files
 from registry.training.recipes import ParameterCounts
 from registry.validation import Record, check_name, from_json, require, to_json
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 
 
 class RunRecord(Record, frozen=True, kw_only=True):
@@ -78,7 +78,7 @@ class RunRecord(Record, frozen=True, kw_only=True):
     peak_memory_bytes: int = 0
     data: DataInfo
     backbone: BackboneInfo
-    adapter: AdapterConfig | None = None
+    adapter: MethodConfig | None = None
     head: HeadConfig | None = None
     training: TrainingConfig | None = None
     device: str
@@ -101,7 +101,13 @@ class RunRecord(Record, frozen=True, kw_only=True):
         return swept_settings(self.method)
 
     def __post_init__(self) -> None:
-        require(self.format == RUN_FORMAT, "format", f"format {RUN_FORMAT} (a newer program?)", self.format)
+        known = f"a format from 1 to {RUN_FORMAT} (a newer program?)"
+        require(1 <= self.format <= RUN_FORMAT, "format", known, self.format)
+
+    @classmethod
+    def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Return what a record of format 1 says, as this one says it."""
+        return name_method(plain)
 
 
 _RUN_AGAIN = "delete the record, and bench runs that cell again"

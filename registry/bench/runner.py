@@ -127,7 +127,7 @@ def make_job(
     variant = variant or Variant(name=cell.method, method=cell.method)
     data = data if variant.train_rows is None else data.with_train_rows(variant.train_rows)
     training = {**(overrides or {}), **variant.training}
-    plan = make_plan(variant.method, data, backbone, cell.seed, recipe, bottlenecks=variant.adapter, **training)
+    plan = make_plan(variant.method, data, backbone, cell.seed, recipe, choices=variant.adapter, **training)
     return CellJob(cell, plan, data, plan.digest(backbone, data), keeps)
 
 

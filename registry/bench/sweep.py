@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from registry.config import BASELINES, AdapterConfig, TrainingConfig
+from registry.config import BASELINES, TrainingConfig
 from registry.errors import ConfigError, closest
-from registry.training.recipes import replace_fields
+from registry.training.recipes import DEFAULT, read_recipe, recipe_names, replace_fields
 from registry.validation import Record, check_name, require
 
 Value = int | float
@@ -22,15 +22,25 @@ Value = int | float
 _CODES = {
     "learning_rate": "lr",
     "reduction_factor": "rf",
+    "rank": "r",
+    "alpha": "al",
+    "length": "pl",
     "epochs": "ep",
     "batch_size": "bs",
     "weight_decay": "wd",
     "adapter_dropout": "do",
     "train_rows": "n",
 }
-_OF_BOTTLENECKS = {"reduction_factor": "reduction_factor", "adapter_dropout": "dropout"}  # as an adapter names them
+# As the configurations of methods name them.
+_OF_ADAPTERS = {
+    "reduction_factor": "reduction_factor",
+    "rank": "rank",
+    "alpha": "alpha",
+    "length": "length",
+    "adapter_dropout": "dropout",
+}
 _OF_DATA = "train_rows"  # a fact of the run's data, and no choice that scores are compared to make
-_WHOLE = ("reduction_factor", "epochs", "batch_size", _OF_DATA)
+_WHOLE = ("reduction_factor", "rank", "length", "epochs", "batch_size", _OF_DATA)
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?"
 _SWEPT = re.compile(rf"-({'|'.join(_CODES.values())})({_NUMBER})(?=-|$)")
 _NAME = re.compile(rf"(.+?)((?:-(?:{'|'.join(_CODES.values())}){_NUMBER})+)")
@@ -88,8 +98,8 @@ def make_variants(methods: Sequence[str], sweeps: Mapping[str, Sequence[Value]])
     for method in methods:
         require(not fields or method != "majority", "--sweep", "methods that train (name them with --method)", method)
         for field in fields:
-            fits = field not in _OF_BOTTLENECKS or method not in BASELINES
-            require(fits, f"--sweep {field}", "methods with bottlenecks (name them with --method)", method)
+            fits = field not in _OF_ADAPTERS or method not in BASELINES
+            require(fits, f"--sweep {field}", "methods with an adapter (name them with --method)", method)
     combinations = [
         dict(zip(fields, values, strict=True)) for values in itertools.product(*(sweeps[field] for field in fields))
     ]
@@ -118,10 +128,12 @@ def swept_train_rows(name: str) -> int | None:
 
 def _make_variant(method: str, settings: Mapping[str, Value]) -> Variant:
     spelled = "".join(f"-{_CODES[field]}{_spell(value)}" for field, value in settings.items())
-    adapter = {_OF_BOTTLENECKS[field]: value for field, value in settings.items() if field in _OF_BOTTLENECKS}
-    training = {field: value for field, value in settings.items() if field not in (*_OF_BOTTLENECKS, _OF_DATA)}
+    adapter = {_OF_ADAPTERS[field]: value for field, value in settings.items() if field in _OF_ADAPTERS}
+    training = {field: value for field, value in settings.items() if field not in (*_OF_ADAPTERS, _OF_DATA)}
     rows = int(settings[_OF_DATA]) if _OF_DATA in settings else None
-    replace_fields(AdapterConfig(), adapter)  # a wrong value shows now, not when the rows are read
+    if method not in BASELINES:  # a wrong value shows now, not when the rows are read
+        recipe = read_recipe(method if method in recipe_names() else DEFAULT)
+        recipe.with_choices(adapter, {})
     replace_fields(TrainingConfig(), training)
     require(rows is None or rows >= 1, f"--sweep {_OF_DATA}", "at least 1 row", rows)
     name = check_name(f"{method}{spelled}", "method")

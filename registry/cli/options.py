@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from registry.config import PLACEMENTS, Activation, Pooling
+from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, Pooling
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
@@ -183,10 +183,15 @@ TRAINING_OPTIONS = (
 )
 
 SET_OPTIONS = (
+    click.option("--method", help=f"{', '.join(METHODS)}: by the recipe of that name, where no other is given."),
     click.option("--placement", help=f"Where bottlenecks join a layer: {', '.join(PLACEMENTS)}."),
     click.option("--reduction-factor", type=int, help="H / M; must divide H."),
     click.option("--activation", help="relu, gelu, silu or tanh."),
-    click.option("--layers", help="Layers that get bottlenecks, counted from 0: 3,4,5."),
+    click.option("--rank", type=int, help="Of LoRA's changes."),
+    click.option("--alpha", type=float, help="LoRA's scale times the rank."),
+    click.option("--targets", help=f"Products that LoRA or (IA)3 changes, with commas: {', '.join(TARGETS)}."),
+    click.option("--prefix-length", type=int, help="Keys and values in front of every row, a layer."),
+    click.option("--layers", help="Layers that get an adapter, counted from 0: 3,4,5."),
     click.option("--adapter-dropout", type=float, help="Share of bottleneck activations dropped in training."),
     click.option("--layer-norms/--no-layer-norms", default=None, help="Train the task's own layer norms too."),
     click.option("--pooling", help="cls, mean or pooler."),
@@ -228,15 +233,30 @@ def is_given(name: str) -> bool:
 
 
 def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the bottleneck choices that were given, under the names a recipe uses."""
+    """Return the choices of a method's configuration that were given, under the names a recipe uses."""
     return {
         "placement": _one_of(PLACEMENTS, options, "placement"),
         "reduction_factor": options["reduction_factor"],
         "activation": _one_of(get_args(Activation), options, "activation"),
+        "rank": options["rank"],
+        "alpha": options["alpha"],
+        "targets": tuple(each.strip() for each in options["targets"].split(",")) if options["targets"] else None,
+        "length": options["prefix_length"],
         "layers": _layers(options["layers"]),
         "dropout": options["adapter_dropout"],
         "layer_norms": options["layer_norms"],
     }
+
+
+def chosen_recipe(options: dict[str, Any]) -> str:
+    """Return the recipe that was given, else that of the method.
+
+    Raises:
+        ConfigError: an unknown method.
+    """
+    method = _one_of(METHODS, options, "method")
+    recipe: str = options["recipe"]
+    return recipe if method in (None, METHODS[0]) or is_given("recipe") else str(method)
 
 
 def head_choices(options: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from registry.cli.options import (
     Settings,
     adapter_choices,
     backbone_option,
+    chosen_recipe,
     head_choices,
     is_given,
     json_option,
@@ -108,7 +109,8 @@ def _train_tasks(
         raise ConfigError("--name", "one task", f"{len(specs)} tasks")
     if options["together"] and len({spec.name for spec in specs}) < len(specs):
         raise ConfigError("tasks", "each once with --together", " ".join(tasks))
-    recipe = read_recipe(options["recipe"]).with_choices(adapter_choices(options), head_choices(options))
+    choices = {"method": options["method"], **adapter_choices(options)}
+    recipe = read_recipe(chosen_recipe(options)).with_choices(choices, head_choices(options))
     from registry.store.registry import Registry
 
     loaded = load_tasks(settings, specs, options)

@@ -18,7 +18,7 @@ from registry.schema import SetInfo
 from registry.tasks.labels import BadCellError
 from registry.tasks.rows import check_text
 from registry.training.loop import train
-from registry.training.recipes import read_recipe
+from registry.training.recipes import for_backbone, read_recipe
 
 
 @functools.lru_cache(maxsize=2)
@@ -96,7 +96,7 @@ class AdapterClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = {**{name: getattr(self, name) for name in names}, "class_weights": weights, "seed": self.seed}
         config = recipe.training_for("", **chosen)
         head = recipe.head.for_task(tuple(map(str, self.classes_)), "classification")
-        made = recipe.adapter.for_hidden_size(backbone.info.hidden_size)
+        made = for_backbone(recipe.adapter, backbone)
         self.adapter_set_ = backbone.new_adapter_set(made, head, seed=self.seed)
         rows = LabelledRows(backbone.tokenize(texts, None, config.max_length), tuple(labels.tolist()))
         self.loss_ = train(backbone.encoder, self.adapter_set_, rows, config).final_loss

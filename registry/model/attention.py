@@ -6,14 +6,20 @@ are neighbours in the batch, and each such group is one call of SDPA. Both give 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from registry.adapters.interface import Prefix
 from registry.model.batching import Batch
 
 
-def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0) -> Tensor:
+def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
     """Return what each token gathers from the tokens of its own row, heads joined.
 
     Args:
@@ -21,10 +27,14 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0) -> Tenso
         batch: says where rows begin and which have equal length.
         heads: attention heads; each is H / heads wide.
         dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
+        prefix: keys and values in front of each row's.
 
     Returns:
         (N, H), in the dtype of ``qkv``.
     """
+    if prefix is not None:
+        query, key, value = qkv.chunk(3, dim=1)
+        return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens)
     if _has_varlen_kernel(qkv) and dropout == 0.0:
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
@@ -46,7 +56,9 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0) -> Tenso
     return torch.cat(parts)
 
 
-def attend_from_first(query: Tensor, key_value: Tensor, batch: Batch, heads: int) -> Tensor:
+def attend_from_first(
+    query: Tensor, key_value: Tensor, batch: Batch, heads: int, prefix: Prefix | None = None
+) -> Tensor:
     """Return what each row's first token gathers from the tokens of its row, heads joined.
 
     Args:
@@ -54,10 +66,14 @@ def attend_from_first(query: Tensor, key_value: Tensor, batch: Batch, heads: int
         key_value: (N, 2H), the projected keys and values of all tokens side by side.
         batch: says where rows begin and which have equal length.
         heads: attention heads; each is H / heads wide.
+        prefix: keys and values in front of each row's.
 
     Returns:
         (B, H), in the dtype of ``query``.
     """
+    if prefix is not None:
+        key, value = key_value.chunk(2, dim=1)
+        return _attend_after(prefix, query, key, value, batch, heads, (1,) * len(query))
     if _has_varlen_kernel(key_value):
         key, value = key_value.view(len(key_value), 2, heads, -1).unbind(1)  # (N, heads, D) each
         rows = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
@@ -76,6 +92,85 @@ def attend_from_first(query: Tensor, key_value: Tensor, batch: Batch, heads: int
             mixed = F.scaled_dot_product_attention(first, key, value)  # (rows, heads, 1, D)
             parts.append(mixed.reshape(group.rows, -1))
     return torch.cat(parts).to(dtype)
+
+
+def _attend_after(
+    prefix: Prefix, query: Tensor, key: Tensor, value: Tensor, batch: Batch, heads: int, asking: Sequence[int]
+) -> Tensor:
+    """Return what the queries gather from the prefix and the tokens of their row, heads joined.
+
+    Args:
+        prefix: of the batch's rows.
+        query: (Q, H), of each row as many as ``asking`` says.
+        key, value: (N, H), of all tokens.
+        batch: says where rows begin.
+        heads: attention heads.
+        asking: (B,) queries of each row.
+
+    Returns:
+        (Q, H), in the dtype of ``query``.
+    """
+    dtype = query.dtype
+    if _has_varlen_kernel(query):
+        order, starts = _prefix_order(prefix.counts, batch.row_tokens)
+        place = torch.from_numpy(order).to(query.device)
+        keys, values = (
+            torch.cat([own.to(dtype), tokens]).index_select(0, place).view(len(place), heads, -1)
+            for own, tokens in ((prefix.keys, key), (prefix.values, value))
+        )
+        asked = torch.from_numpy(numpy.cumsum([0, *asking], dtype=numpy.int32)).to(query.device)
+        longest = max(count + length for count, length in zip(prefix.counts, batch.row_tokens, strict=True))
+        key_starts = torch.from_numpy(starts).to(query.device)
+        by_head = query.reshape(len(query), heads, -1)
+        return _attend_varlen(by_head, keys, values, asked, key_starts, max(asking), longest)
+    if _is_slow_backwards(query):
+        query, key, value = query.float(), key.float(), value.float()
+    parts = []
+    with torch.autocast(query.device.type, enabled=False):
+        for run in _equal_rows(prefix.counts, batch.row_tokens, asking):
+            queries, own_keys, own_values = (
+                tensor[first:last].view(run.rows, -1, heads, tensor.shape[1] // heads).transpose(1, 2)
+                for tensor, (first, last) in ((query, run.queries), (key, run.tokens), (value, run.tokens))
+            )
+            before = [
+                own[slice(*run.prefix)].to(query.dtype).view(run.rows, -1, heads, own.shape[1] // heads).transpose(1, 2)
+                for own in (prefix.keys, prefix.values)
+            ]
+            keys, values = torch.cat([before[0], own_keys], dim=2), torch.cat([before[1], own_values], dim=2)
+            mixed = F.scaled_dot_product_attention(queries, keys, values)  # (rows, heads, queries, D)
+            parts.append(mixed.transpose(1, 2).reshape(-1, query.shape[1]).to(dtype))
+    return torch.cat(parts)
+
+
+class _Run(NamedTuple):
+    """Neighbouring rows of one length and one prefix: how many, and where their queries, tokens and prefixes are."""
+
+    rows: int
+    queries: tuple[int, int]
+    tokens: tuple[int, int]
+    prefix: tuple[int, int]
+
+
+def _equal_rows(counts: Sequence[int], lengths: Sequence[int], asking: Sequence[int]) -> Iterator[_Run]:
+    query = token = own = 0
+    for (count, length, asked), run in groupby(zip(counts, lengths, asking, strict=True)):
+        rows = sum(1 for _ in run)
+        ends = query + rows * asked, token + rows * length, own + rows * count
+        yield _Run(rows, (query, ends[0]), (token, ends[1]), (own, ends[2]))
+        query, token, own = ends
+
+
+def _prefix_order(
+    counts: Sequence[int], lengths: Sequence[int]
+) -> tuple[numpy.ndarray[Any, Any], numpy.ndarray[Any, Any]]:
+    """Return where prefixes and tokens of each row stand, prefixes being before all tokens, and where rows begin."""
+    own, tokens = numpy.asarray(counts), numpy.asarray(lengths)
+    first_own, first_token = numpy.cumsum(own) - own, numpy.cumsum(tokens) - tokens + own.sum()
+    pieces = [
+        numpy.concatenate([numpy.arange(a, a + n), numpy.arange(b, b + m)])
+        for a, n, b, m in zip(first_own, own, first_token, tokens, strict=True)
+    ]
+    return numpy.concatenate(pieces), numpy.cumsum([0, *(own + tokens)]).astype(numpy.int32)
 
 
 def _has_varlen_kernel(states: Tensor) -> bool:

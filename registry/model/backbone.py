@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
-from registry.config import AdapterConfig, HeadConfig, Pooling
+from registry.config import HeadConfig, MethodConfig, Pooling
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.batching import Batch, TokenRows
-from registry.model.encoder import Encoder
+from registry.model.encoder import Encoder, intermediate_size
 from registry.model.families import FAMILIES
 from registry.model.inference import pool_rows
 from registry.model.machine import choose_device, choose_dtype, keep_freed_memory
@@ -101,6 +101,7 @@ class Backbone(nn.Module):
             family=config.model_type,
             hidden_size=encoder.hidden_size,
             layers=len(encoder.layers),
+            intermediate_size=intermediate_size(config),
             parameters=encoder.parameter_count,
             fingerprint=fingerprint(config, tensors),
             tokenizer_digest=tokenizer_digest(tokenizer),
@@ -189,14 +190,17 @@ class Backbone(nn.Module):
                 self._cutting[max_length] = cutting
             return self._cutting[max_length]
 
-    def new_adapter_set(self, adapter: AdapterConfig | None, head: HeadConfig, *, seed: int = 0) -> AdapterSet:
+    def new_adapter_set(self, adapter: MethodConfig | None, head: HeadConfig, *, seed: int = 0) -> AdapterSet:
         """Return a fresh set that fits this backbone, on its device.
 
         Raises:
             ConfigError: the configuration does not fit H, L or the checkpoint (no pooler).
         """
         self.check_pooling(head)
-        fresh = AdapterSet(self.info.hidden_size, self.info.layers, adapter, head, seed=seed)
+        info = self.info
+        fresh = AdapterSet(
+            info.hidden_size, info.layers, adapter, head, seed=seed, intermediate_size=info.intermediate_size
+        )
         self.encoder.start_layer_norms(fresh)
         return fresh.to(self.device)
 

@@ -16,7 +16,16 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.adapters.interface import Adapters, NoAdapters
+from registry.adapters.interface import (
+    ATTENTION_DENSE,
+    FFN_IN,
+    FFN_OUT,
+    KEY_VALUE,
+    QUERY,
+    QUERY_KEY_VALUE,
+    Adapters,
+    NoAdapters,
+)
 from registry.model.attention import attend, attend_from_first
 from registry.model.batching import Batch
 from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES, Family
@@ -50,7 +59,7 @@ class Embeddings(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer: attention and feed-forward, each followed by the seam where adapters join."""
+    """One layer: attention and feed-forward, each followed by a seam; adapters act on its products, keys and seams."""
 
     def __init__(self, weights: Weights, prefix: str, family: Family, config: PretrainedConfig) -> None:
         super().__init__()
@@ -69,7 +78,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
         """Return the (N, H) states after this layer, the ``index``-th."""
-        gathered = attend(self.qkv(x), batch, self.heads, self.attention_dropout if self.training else 0.0)
+        qkv = adapters.product(index, QUERY_KEY_VALUE, x, self.qkv)  # (N, 3H)
+        dropout = self.attention_dropout if self.training else 0.0
+        gathered = attend(qkv, batch, self.heads, dropout, adapters.prefix(index, batch.row_count))
         return self._finish(gathered, x, index, adapters)
 
     def first_tokens(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
@@ -77,17 +88,22 @@ class EncoderLayer(nn.Module):
 
         Keys and values are needed of every token; queries and what follows them of the first alone.
         """
-        width = x.shape[1]
+        width, rows = x.shape[1], adapters.on_rows()
         first = x.index_select(0, batch.first_tokens)  # (B, H)
-        query = F.linear(first, self.qkv.weight[:width], self.qkv.bias[:width])
-        key_value = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])  # (N, 2H)
-        return self._finish(attend_from_first(query, key_value, batch, self.heads), first, index, adapters.on_rows())
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = rows.product(index, QUERY, first, lambda states: F.linear(states, weight[:width], bias[:width]))
+        key_value = adapters.product(  # (N, 2H)
+            index, KEY_VALUE, x, lambda states: F.linear(states, weight[width:], bias[width:])
+        )
+        prefix = adapters.prefix(index, batch.row_count)
+        return self._finish(attend_from_first(query, key_value, batch, self.heads, prefix), first, index, rows)
 
     def _finish(self, gathered: Tensor, x: Tensor, index: int, adapters: Adapters) -> Tensor:
         """Return the states after the projection of what attention gathered and the feed-forward part."""
-        a = F.dropout(self.attention_dense(gathered), self.dropout, self.training)  # (N, H)
-        x = adapters.join(index, "attention", a, x, self.attention_norm)
-        f = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H)
+        a = adapters.product(index, ATTENTION_DENSE, gathered, self.attention_dense)  # (N, H)
+        x = adapters.join(index, "attention", F.dropout(a, self.dropout, self.training), x, self.attention_norm)
+        inner = self.activation(adapters.product(index, FFN_IN, x, self.ffn_in))
+        f = adapters.product(index, FFN_OUT, inner, self.ffn_out)  # (N, H)
         return adapters.join(index, "ffn", F.dropout(f, self.dropout, self.training), x, self.ffn_norm)
 
 

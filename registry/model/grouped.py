@@ -1,4 +1,6 @@
-"""Bottlenecks of several adapter sets over one tensor of states: which states go together, in which product.
+"""Thin products of several adapter sets over one tensor of states: which states go together, in which product.
+
+Bottlenecks and low-rank changes are two of them, one after the other.
 
 The states of a set are gathered from wherever its rows lie in the batch. A CPU does two products for each set, which
 reads every weight once; a GPU, where a product costs its launch, does all sets of similar size in one, or all sets at
@@ -19,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from registry.adapters.bottleneck import ACTIVATIONS, apply_bottleneck
-from registry.adapters.interface import BottleneckWeights, Seam
+from registry.adapters.interface import BottleneckWeights, Squeeze
+from registry.adapters.seam import ACTIVATIONS, apply_squeeze
 
 Indices: TypeAlias = NDArray[numpy.int64]
 
@@ -29,10 +31,10 @@ GROUPED_WIDTH = 16  # elements; grouped products want rows that are multiples of
 
 
 class Grouping(Protocol):
-    """How the bottlenecks of several sets are computed over (N, H) states."""
+    """How two thin products of each of several sets are computed over (N, in) states."""
 
-    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
-        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+    def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
+        """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
         ...
 
 
@@ -63,19 +65,18 @@ class SetBySet:
         self._gather = torch.from_numpy(order).to(device)  # (N,) the states in the order of their sets
         self._scatter = torch.from_numpy(numpy.argsort(order)).to(device)  # (N,) the place of each state in it
 
-    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
-        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
-        weights, activation = bottlenecks_of(seams), ACTIVATIONS[seams[0].kind.activation]
+    def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
+        """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
+        weights, activation = [one.weights for one in squeezes], ACTIVATIONS[squeezes[0].activation]
         runs = torch.split(hidden.index_select(0, self._gather).to(weights[0].down.dtype), self._counts)
+        runs = tuple(_dropped(run, one, before=True) for run, one in zip(runs, squeezes, strict=True))
         inner = [F.linear(run, one.down, one.down_bias) for run, one in zip(runs, weights, strict=True)]
         if len({one.down_bias.shape for one in weights}) == 1:
             # All at once: on so few elements an activation costs more to call than to compute.
             active = torch.split(activation(torch.cat(inner)), self._counts)
         else:
             active = tuple(activation(each) for each in inner)
-        dropped = (
-            each if seam.dropout is None else seam.dropout(each) for each, seam in zip(active, seams, strict=True)
-        )
+        dropped = [_dropped(each, one, before=False) for each, one in zip(active, squeezes, strict=True)]
         added = torch.cat([F.linear(each, one.up, one.up_bias) for each, one in zip(dropped, weights, strict=True)])
         return added.index_select(0, self._scatter).to(hidden.dtype)
 
@@ -103,11 +104,11 @@ class Tiers:
         self._gather = torch.from_numpy(numpy.concatenate(gather)).to(device)  # (P,) the state at each padded place
         self._scatter = torch.from_numpy(scatter).to(device)  # (N,) the padded place of each state
 
-    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
-        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
+    def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
+        """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
         padded = hidden.index_select(0, self._gather)  # (P, H)
         parts = torch.split(padded, [len(tier.sets) * tier.longest for tier in self._tiers])
-        added = [_squeeze_tier(part, tier, seams) for part, tier in zip(parts, self._tiers, strict=True)]
+        added = [_squeeze_tier(part, tier, squeezes) for part, tier in zip(parts, self._tiers, strict=True)]
         return (added[0] if len(added) == 1 else torch.cat(added)).index_select(0, self._scatter)
 
 
@@ -130,9 +131,9 @@ class AllAtOnce:
             self._gather = torch.from_numpy(order).to(device)
             self._scatter = torch.from_numpy(numpy.argsort(order)).to(device)
 
-    def squeeze(self, hidden: Tensor, seams: Sequence[Seam]) -> Tensor:
-        """Return what each state's own bottleneck adds to it, (N, H) in the dtype of ``hidden``."""
-        down, down_bias, up, up_bias = _stack(bottlenecks_of(seams))
+    def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
+        """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
+        down, down_bias, up, up_bias = _stack([one.weights for one in squeezes])
         size = down.shape[1]
         # The grouped product knows no bias: a column of ones in the inner states multiplies it, and pads the width.
         spare = GROUPED_WIDTH - size % GROUPED_WIDTH
@@ -140,7 +141,7 @@ class AllAtOnce:
         up = torch.cat([up, up_bias.unsqueeze(2), up.new_zeros(*up.shape[:2], spare - 1)], dim=2)  # (K, H, M + spare)
         ordered = hidden if self._gather is None else hidden.index_select(0, self._gather)
         inner = F.grouped_mm(ordered, down.transpose(1, 2), offs=self._ends)  # (N, M + spare)
-        inner = ACTIVATIONS[seams[0].kind.activation](inner + down_bias.index_select(0, self._sets))
+        inner = ACTIVATIONS[squeezes[0].activation](inner + down_bias.index_select(0, self._sets))
         inner[:, size] = 1
         added = F.grouped_mm(inner, up.transpose(1, 2), offs=self._ends)  # (N, H)
         return added if self._scatter is None else added.index_select(0, self._scatter)
@@ -162,11 +163,6 @@ def group_sets(states: Sequence[Indices], device: torch.device, weights: Bottlen
     return Tiers(states, device)
 
 
-def bottlenecks_of(seams: Sequence[Seam]) -> list[BottleneckWeights]:
-    """Return the bottlenecks of seams that all have one."""
-    return [seam.bottleneck for seam in seams if seam.bottleneck is not None]
-
-
 def _tiers(counts: Sequence[int]) -> list[_Tier]:
     """Return tiers of falling size, a new one wherever the padding of the last becomes too much."""
     tiers: list[list[int]] = []
@@ -181,32 +177,40 @@ def _tiers(counts: Sequence[int]) -> list[_Tier]:
     return [_Tier(tuple(tier), tuple(counts[index] for index in tier)) for tier in tiers]
 
 
-def _squeeze_tier(padded: Tensor, tier: _Tier, seams: Sequence[Seam]) -> Tensor:
-    """Return what the bottlenecks of one tier add to its (sets * longest, H) padded states."""
-    own = [seams[index] for index in tier.sets]
-    weights = bottlenecks_of(own)
-    activation = own[0].kind.activation
+def _squeeze_tier(padded: Tensor, tier: _Tier, squeezes: Sequence[Squeeze]) -> Tensor:
+    """Return what the sets of one tier add to its (sets * longest, in) padded states."""
+    own = [squeezes[index] for index in tier.sets]
+    activation = own[0].activation
     if len(own) == 1:
-        return apply_bottleneck(padded, weights[0], activation, own[0].dropout)
-    down, down_bias, up, up_bias = _stack(weights)
-    states = padded.view(len(own), tier.longest, -1).to(down.dtype)  # (K, T, H)
+        return apply_squeeze(padded, own[0])
+    down, down_bias, up, up_bias = _stack([one.weights for one in own])
+    states = padded.view(len(own), tier.longest, -1).to(down.dtype)  # (K, T, in)
+    states = _drop(states, tier.counts, own, before=True)
     inner = ACTIVATIONS[activation](torch.baddbmm(down_bias.unsqueeze(1), states, down.transpose(1, 2)))  # (K, T, M)
-    inner = _drop(inner, tier.counts, own)
-    added = torch.baddbmm(up_bias.unsqueeze(1), inner, up.transpose(1, 2))  # (K, T, H)
-    return added.view(padded.shape).to(padded.dtype)
+    inner = _drop(inner, tier.counts, own, before=False)
+    added = torch.baddbmm(up_bias.unsqueeze(1), inner, up.transpose(1, 2))  # (K, T, out)
+    return added.view(len(padded), -1).to(padded.dtype)
 
 
-def _drop(inner: Tensor, counts: Sequence[int], seams: Sequence[Seam]) -> Tensor:
-    """Return the (K, T, M) inner states after each set's own dropout, drawn as the set alone would draw it."""
-    dropping = [seam.dropout if seam.dropout is not None and seam.dropout.is_active else None for seam in seams]
+def _dropped(states: Tensor, squeeze: Squeeze, *, before: bool) -> Tensor:
+    """Return the states of one set after its dropout, where that has its place ``before`` the first product or not."""
+    return states if squeeze.dropout is None or squeeze.drops_input != before else squeeze.dropout(states)
+
+
+def _drop(states: Tensor, counts: Sequence[int], squeezes: Sequence[Squeeze], *, before: bool) -> Tensor:
+    """Return the (K, T, wide) states after each set's own dropout, drawn as the set alone would draw it."""
+    dropping = [
+        one.dropout if one.dropout is not None and one.dropout.is_active and one.drops_input == before else None
+        for one in squeezes
+    ]
     if not any(dropping):
-        return inner
-    masks = torch.ones_like(inner)
-    for mask, count, dropout, weights in zip(masks, counts, dropping, bottlenecks_of(seams), strict=True):
+        return states
+    masks = torch.ones_like(states)
+    for mask, count, dropout, one in zip(masks, counts, dropping, squeezes, strict=True):
         if dropout is not None:
-            own = mask[:count, : len(weights.down_bias)]
+            own = mask[:count] if before else mask[:count, : len(one.weights.down_bias)]
             own.copy_(dropout.draw(own))
-    return inner * masks
+    return states * masks
 
 
 def _stack(weights: Sequence[BottleneckWeights]) -> BottleneckWeights:

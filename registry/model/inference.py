@@ -12,7 +12,7 @@ from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import Head, probabilities_of
-from registry.adapters.interface import Adapters, JoiningAdapter
+from registry.adapters.interface import Adapters, SetAdapter
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.encoder import Encoder
 from registry.model.mixed import MixedAdapters
@@ -36,8 +36,8 @@ class AnsweringSet(Protocol):
     """What a batch asks of an adapter set: in training (adapters.py) or resident (pool.py)."""
 
     @property
-    def adapter(self) -> JoiningAdapter:
-        """Return what joins the layers."""
+    def adapter(self) -> SetAdapter:
+        """Return what acts in the layers."""
         ...
 
     @property

@@ -21,6 +21,7 @@ import pandas as pd
 
 from registry.bench.records import RunRecord, read_records
 from registry.bench.results import FULL, check_comparable, method_order, methods_of, read_answers, reference_of
+from registry.config import AdapterConfig
 from registry.reports.frames import main_score, source_name, summary_table, total_table, unswept
 from registry.reports.numbers import readable_bytes
 from registry.stats.comparison import ALPHA, Comparison, adjust, compare, interval_of
@@ -129,7 +130,7 @@ class SizeCurve:
 
 def bottleneck_curves(records: Sequence[RunRecord], measured: TableStatistics) -> list[SizeCurve]:
     """Return for each task the scores of methods of which nothing but the bottleneck's size differs."""
-    fitting = [record for record in records if record.adapter is not None]
+    fitting = [record for record in records if isinstance(record.adapter, AdapterConfig)]
     return _size_curves(fitting, measured, "reduction_factor", "bottleneck size M", _bottleneck)
 
 
@@ -140,7 +141,8 @@ def amount_curves(records: Sequence[RunRecord], measured: TableStatistics) -> li
 
 
 def _bottleneck(record: RunRecord) -> int:
-    return record.backbone.hidden_size // (record.adapter.reduction_factor if record.adapter else 1)
+    factor = record.adapter.reduction_factor if isinstance(record.adapter, AdapterConfig) else 1
+    return record.backbone.hidden_size // factor
 
 
 def _size_curves(

@@ -15,49 +15,74 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from registry.adapters.adapter_set import Adapter, AdapterSet
-from registry.adapters.bottleneck import join_alone
+from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import Head
-from registry.adapters.interface import PLAIN, Adapters, BottleneckWeights, NormWeights, Place, Seam
+from registry.adapters.interface import (
+    ATTENTION_DENSE,
+    FFN_IN,
+    FFN_OUT,
+    KEY_VALUE,
+    PLAIN,
+    QUERY,
+    QUERY_KEY_VALUE,
+    BottleneckWeights,
+    Change,
+    NormWeights,
+    Parts,
+    Place,
+    Seam,
+    Squeeze,
+)
+from registry.adapters.method import MethodAdapter
 from registry.schema import Manifest
 from registry.validation import require
 
 GIBIBYTE = 2**30
 
 
-class ResidentAdapter:
+class ResidentAdapter(MethodAdapter):
     """An adapter for answers only: plain tensors, nothing that trains.
 
     Args:
         adapter: of the set; its tensors are copied.
         layers: of the backbone.
-        dtype: of the bottlenecks.
+        dtype: of the matrices; vectors stay float32.
     """
 
-    def __init__(self, adapter: Adapter, layers: int, dtype: torch.dtype) -> None:
+    def __init__(self, adapter: MethodAdapter, layers: int, dtype: torch.dtype) -> None:
+        super().__init__(adapter.config)
         places: tuple[Place, ...] = ("attention", "ffn")
         seams = {(layer, place): adapter.seam(layer, place) for layer in range(layers) for place in places}
-        self._seams = {where: _detach(seam, dtype) for where, seam in seams.items() if seam is not PLAIN}
+        self._seams = {where: _detach_seam(seam, dtype) for where, seam in seams.items() if seam is not PLAIN}
+        self._changes: dict[tuple[int, Parts], Change] = {}
+        self._prefixes: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer in range(layers):
+            # First tokens alone may be asked of the last layer, whose queries are then a product of their own.
+            of_last = (QUERY, KEY_VALUE) if layer == layers - 1 else ()
+            for parts in (QUERY_KEY_VALUE, *of_last, ATTENTION_DENSE, FFN_IN, FFN_OUT):
+                if (change := adapter.change(layer, parts)) is not None:
+                    self._changes[layer, parts] = _detach_change(change, dtype)
+            if (own := adapter.keys_and_values(layer)) is not None:
+                self._prefixes[layer] = own[0].detach().to(dtype, copy=True), own[1].detach().to(dtype, copy=True)
 
     @property
     def bytes(self) -> int:
         """Return the bytes of all tensors."""
-        parts = [part for seam in self._seams.values() for part in (seam.bottleneck, seam.norm) if part is not None]
-        return sum(tensor.nbytes for part in parts for tensor in part)
+        return _bytes_in([*self._seams.values(), *self._changes.values(), *self._prefixes.values()])
+
+    def change(self, layer: int, parts: Parts) -> Change | None:
+        """Return what this set changes of frozen products, None where nothing."""
+        return self._changes.get((layer, parts))
+
+    def keys_and_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return this set's own (P, H) keys and (P, H) values of a layer."""
+        return self._prefixes.get(layer)
 
     def seam(self, layer: int, place: Place) -> Seam:
         """Return what this set does after one sub-layer."""
         return self._seams.get((layer, place), PLAIN)
-
-    def join(self, layer: int, place: Place, sub: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Return the (N, H) states after one add-and-norm step, with this set's bottleneck where it has one."""
-        return join_alone(self.seam(layer, place), sub, residual, norm)
-
-    def on_rows(self) -> Adapters:
-        """Return itself, as every state is treated alike."""
-        return self
 
 
 class ResidentSet:
@@ -85,14 +110,37 @@ class ResidentSet:
         return self.adapter.bytes + sum(tensor.nbytes for tensor in head)
 
 
-def _detach(seam: Seam, dtype: torch.dtype) -> Seam:
+def _detach_seam(seam: Seam, dtype: torch.dtype) -> Seam:
     """Return the seam with tensors of its own that train no more."""
-    bottleneck, norm = seam.bottleneck, seam.norm
-    if bottleneck is not None:
-        bottleneck = BottleneckWeights(*(tensor.detach().to(dtype, copy=True) for tensor in bottleneck))
-    if norm is not None:
-        norm = NormWeights(*(tensor.detach().clone() for tensor in norm))
-    return Seam(seam.kind, bottleneck, norm)
+    norm = None if seam.norm is None else NormWeights(*(tensor.detach().clone() for tensor in seam.norm))
+    return Seam(seam.kind, _detach_squeeze(seam.squeeze, dtype), norm, _copied(seam.shift))
+
+
+def _detach_change(change: Change, dtype: torch.dtype) -> Change:
+    squeeze = _detach_squeeze(change.squeeze, dtype)
+    return Change(squeeze, _copied(change.scale_in), _copied(change.scale_out), _copied(change.bias))
+
+
+def _detach_squeeze(squeeze: Squeeze | None, dtype: torch.dtype) -> Squeeze | None:
+    if squeeze is None:
+        return None
+    weights = BottleneckWeights(*(tensor.detach().to(dtype, copy=True) for tensor in squeeze.weights))
+    return Squeeze(weights, squeeze.activation)
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _bytes_in(parts: Iterable[object]) -> int:
+    """Return the bytes of all tensors in tuples of tuples."""
+    found = 0
+    for part in parts:
+        if isinstance(part, Tensor):
+            found += part.nbytes
+        elif isinstance(part, tuple):
+            found += _bytes_in(part)
+    return found
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -19,8 +19,9 @@ from registry.store.reader import MANIFEST_FILE, VERSION_FOLDER, StoreReader, is
 from registry.validation import NOT_JSON
 
 
-class _Placed(msgspec.Struct, gc=False):
-    placement: str
+class _Shaped(msgspec.Struct, gc=False):
+    placement: str | None = None
+    method: str = "bottleneck"
 
 
 class _Labelled(msgspec.Struct, gc=False):
@@ -38,7 +39,7 @@ class Summary(msgspec.Struct, gc=False):
 
     name: str
     created: str
-    adapter: _Placed | None
+    adapter: _Shaped | None
     head: _Labelled
     parameters: int
     files: tuple[FileEntry, ...]
@@ -51,8 +52,8 @@ class Summary(msgspec.Struct, gc=False):
 
     @property
     def placement(self) -> str:
-        """Return where its bottlenecks are."""
-        return self.adapter.placement if self.adapter else "head only"
+        """Return where its bottlenecks are, or the name of another method."""
+        return (self.adapter.placement or self.adapter.method) if self.adapter else "head only"
 
     @property
     def bytes(self) -> int:

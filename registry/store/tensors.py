@@ -128,7 +128,13 @@ def _empty_set(manifest: Manifest, backbone: BackboneInfo, folder: Path) -> Adap
     """Return the set that the manifest describes, as shapes without memory."""
     try:
         with torch.device("meta"):
-            adapter_set = AdapterSet(backbone.hidden_size, backbone.layers, manifest.adapter, manifest.head)
+            adapter_set = AdapterSet(
+                backbone.hidden_size,
+                backbone.layers,
+                manifest.adapter,
+                manifest.head,
+                intermediate_size=backbone.intermediate_size,
+            )
     except ConfigError as err:
         raise ManifestError(folder, err.field, err.expected, err.found) from err
     if adapter_set.stored_count != manifest.parameters:

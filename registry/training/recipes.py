@@ -12,19 +12,26 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 
 from registry.config import (
     BASELINES,
+    METHODS,
     PLACEMENTS,
     Activation,
     AdapterConfig,
+    BitFitConfig,
     HeadConfig,
+    Ia3Config,
     Initialisation,
+    LoraConfig,
+    MethodConfig,
     Placement,
     Pooling,
+    PrefixConfig,
     ProblemType,
     TrainingConfig,
 )
@@ -44,7 +51,7 @@ SHIPPED = Path(__file__).with_name("recipes")
 DEFAULT = "default"
 
 
-class AdapterChoices(Record, frozen=True, kw_only=True):
+class AdapterChoices(Record, frozen=True, kw_only=True, tag_field="method", tag="bottleneck"):
     """The bottlenecks of a recipe: as ``AdapterConfig``, but their size may be given as M itself."""
 
     placement: Placement = "after_layer"
@@ -60,6 +67,11 @@ class AdapterChoices(Record, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         given = (self.reduction_factor is None) + (self.bottleneck_size is None)
         require(given == 1, "adapter", "one of reduction_factor and bottleneck_size", f"{2 - given} of them")
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return self.placement
 
     def for_hidden_size(self, hidden_size: int) -> AdapterConfig:
         """Return the configuration for a backbone of hidden size H.
@@ -78,6 +90,18 @@ class AdapterChoices(Record, frozen=True, kw_only=True):
         fields = msgspec.structs.asdict(self)
         del fields["bottleneck_size"]
         return AdapterConfig(**{**fields, "reduction_factor": factor})
+
+
+MethodChoices: TypeAlias = AdapterChoices | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig
+_CHOICES: Mapping[str, type[Record]] = MappingProxyType(
+    {
+        "bottleneck": AdapterChoices,
+        "lora": LoraConfig,
+        "ia3": Ia3Config,
+        "bitfit": BitFitConfig,
+        "prefix": PrefixConfig,
+    }
+)
 
 
 class HeadChoices(Record, frozen=True, kw_only=True):
@@ -118,7 +142,7 @@ class Recipe(Record, frozen=True, kw_only=True):
     name: str
     description: str
     backbone: str = "embedded"
-    adapter: AdapterChoices
+    adapter: MethodChoices
     head: HeadChoices
     training: TrainingConfig
     task: dict[str, dict[str, Any]] = {}
@@ -136,13 +160,25 @@ class Recipe(Record, frozen=True, kw_only=True):
     def with_choices(self, adapter: Mapping[str, Any], head: Mapping[str, Any]) -> Recipe:
         """Return the recipe with other adapter and head choices; None leaves a choice as it is."""
         changes = {name: value for name, value in adapter.items() if value is not None}
+        kind = _CHOICES[choose(str(changes.pop("method", method_of(self.adapter))), METHODS, "method")]
+        fields = kind.__struct_fields__
+        for name in changes:
+            if name not in fields:
+                expected = f"one of {', '.join(fields)} for {method_of(kind)}"
+                raise ConfigError("adapter", expected, name, closest(name, fields))
         if "reduction_factor" in changes:
             changes["bottleneck_size"] = None
+        own = msgspec.structs.asdict(self.adapter) if isinstance(self.adapter, kind) else {}
+        if kind is AdapterChoices and not own:
+            own = msgspec.structs.asdict(read_recipe(DEFAULT).adapter)
         return msgspec.structs.replace(
-            self,
-            adapter=from_plain(AdapterChoices, {**msgspec.structs.asdict(self.adapter), **changes}),
-            head=replace_fields(self.head, head),
+            self, adapter=from_plain(kind, {**own, **changes}), head=replace_fields(self.head, head)
         )
+
+
+def method_of(choices: Record | type[Record]) -> str:
+    """Return the name of the method that choices or a configuration are of."""
+    return str(choices.__struct_config__.tag)
 
 
 def replace_fields(record: Any, changes: Mapping[str, Any]) -> Any:
@@ -175,9 +211,12 @@ def read_recipe(name: str) -> Recipe:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ConfigError(f"recipe {path.name}", "TOML text in UTF-8", str(err)) from err
+    adapter = plain.get("adapter")
+    if isinstance(adapter, dict):  # a recipe that names no method is one of bottlenecks
+        plain["adapter"] = {"method": "bottleneck", **adapter}
     recipe: Recipe = from_plain(Recipe, {"name": path.stem, **plain})
     for method in recipe.method:
-        choose(method, (*BASELINES, *PLACEMENTS), f"recipe {path.name}, table method.{method}")
+        choose(method, (*BASELINES, *PLACEMENTS, *METHODS[1:]), f"recipe {path.name}, table method.{method}")
     for method in ("", *recipe.method):  # a wrong field shows now, not in the middle of a benchmark
         for task in ("", *recipe.task, *recipe.method.get(method, {}).get("task", {})):
             recipe.training_for(task, method)
@@ -190,7 +229,7 @@ class Plan(Record, frozen=True, kw_only=True):
     Attributes:
         method: a placement, a baseline or the name of a recipe.
         recipe: where the choices come from.
-        adapter: None where the method has no bottlenecks.
+        adapter: None where a head alone trains, or nothing.
         head: None for ``majority``, which has no model.
         training: None for ``majority``.
         unfreezes: whether a copy of the encoder trains as well (``full_fine_tuning``).
@@ -198,7 +237,7 @@ class Plan(Record, frozen=True, kw_only=True):
 
     method: str
     recipe: str
-    adapter: AdapterConfig | None = None
+    adapter: MethodConfig | None = None
     head: HeadConfig | None = None
     training: TrainingConfig | None = None
     unfreezes: bool = False
@@ -254,7 +293,7 @@ def make_plan(
     seed: int,
     recipe: Recipe | None = None,
     *,
-    bottlenecks: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Plan:
     """Return what a method means for a task on a backbone.
@@ -265,7 +304,7 @@ def make_plan(
         backbone: for the hidden size.
         seed: of the run.
         recipe: where placements and baselines take their choices from; the default recipe when None.
-        bottlenecks: choices of ``AdapterChoices`` that win over the recipe's; methods without bottlenecks have none.
+        choices: of the method's configuration, that win over the recipe's; baselines have none.
         overrides: training fields that win over the recipe's, None meaning not given.
 
     Raises:
@@ -280,12 +319,12 @@ def make_plan(
     if method in recipe_names():
         base = read_recipe(method)
     elif method in PLACEMENTS:
-        base = base.with_choices({"placement": cast(Placement, method)}, {})
-    if bottlenecks:
-        require(method not in BASELINES, "bottlenecks", "a method that has them", method)
-        base = base.with_choices(bottlenecks, {})
-    kind = method if method in BASELINES else base.adapter.placement
-    adapter = None if method in BASELINES else base.adapter.for_hidden_size(backbone.info.hidden_size)
+        base = base.with_choices({"method": "bottleneck", "placement": cast(Placement, method)}, {})
+    if choices:
+        require(method not in BASELINES, "choices", "a method with an adapter", method)
+        base = base.with_choices(choices, {})
+    kind = method if method in BASELINES else base.adapter.name
+    adapter = None if method in BASELINES else for_backbone(base.adapter, backbone)
     targets = data.train.labels if data.spec.problem_type == "regression" else ()
     head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type, targets)
     if method in BASELINES:
@@ -293,14 +332,41 @@ def make_plan(
     training = base.training_for(data.spec.name, kind, **{**overrides, "seed": seed})
     backbone.check_pooling(head)
     backbone.check_max_length(training.max_length)
-    if adapter is not None and adapter.layers is not None:
-        last = backbone.info.layers - 1
-        require(adapter.layers[-1] <= last, "layers", f"indices from 0 to {last}", adapter.layers)
+    if adapter is not None:
+        check_adapter(adapter, backbone, training.max_length)
     return Plan(
-        method=method if method != "recipe" else base.adapter.placement,
+        method=method if method != "recipe" else base.adapter.name,
         recipe=base.name,
         adapter=adapter,
         head=head,
         training=training,
         unfreezes=method == "full_fine_tuning",
     )
+
+
+def for_backbone(choices: MethodChoices, backbone: Backbone) -> MethodConfig:
+    """Return the configuration that a recipe's choices mean on a backbone.
+
+    Raises:
+        ConfigError: a bottleneck's size that does not divide H.
+    """
+    return choices.for_hidden_size(backbone.info.hidden_size) if isinstance(choices, AdapterChoices) else choices
+
+
+def check_adapter(adapter: MethodConfig, backbone: Backbone, max_length: int) -> None:
+    """Refuse an adapter that this backbone cannot have.
+
+    Raises:
+        ConfigError: a layer that is not there, a rank above a product's width, or a longer prefix than rows may be.
+    """
+    info = backbone.info
+    if adapter.layers is not None:
+        last = info.layers - 1
+        require(adapter.layers[-1] <= last, "layers", f"indices from 0 to {last}", adapter.layers)
+    if isinstance(adapter, LoraConfig):
+        widest, rank = info.hidden_size, max(adapter.rank, *adapter.ranks.values(), 0)
+        require(rank <= widest, "rank", f"at most the width of a product, {widest}", rank)
+    if isinstance(adapter, PrefixConfig):
+        longest = backbone.encoder.max_length
+        fits = adapter.length + max_length <= longest
+        require(fits, "length", f"at most {longest - max_length} beside rows of {max_length} tokens", adapter.length)

@@ -80,7 +80,7 @@ def read_repetition(reference: Reference, manifest: Manifest) -> Repetition:
         missing = ", ".join(name for name, fact in facts.items() if fact is None)
         raise ConfigError(f"--from {reference}", "a set that train or bench saved", f"one without {missing}")
     plan = Plan(
-        method=manifest.adapter.placement if manifest.adapter is not None else "head_only",
+        method=manifest.adapter.name if manifest.adapter is not None else "head_only",
         recipe=manifest.recipe or "",
         adapter=manifest.adapter,
         head=manifest.head,

@@ -13,15 +13,18 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig
+from registry.config import TARGETS, AdapterConfig, LoraConfig, MethodConfig
 
 Function = Callable[[Tensor], Tensor]
 
 BERT_PATHS = {
     "layer": "encoder.layer.{}",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
     "attention_dense": "attention.output.dense",
     "attention_norm": "attention.output.LayerNorm",
     "ffn_in": "intermediate.dense",
@@ -34,6 +37,9 @@ PATHS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "roberta": BERT_PATHS,
         "distilbert": {
             "layer": "transformer.layer.{}",
+            "query": "attention.q_lin",
+            "key": "attention.k_lin",
+            "value": "attention.v_lin",
             "attention_dense": "attention.out_lin",
             "attention_norm": "sa_layer_norm",
             "ffn_in": "ffn.lin1",
@@ -61,6 +67,10 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
     paths = PATHS[model.config.model_type]
     for layer in config.layers if config.layers is not None else range(adapter_set.layers):
         block = changed.get_submodule(paths["layer"].format(layer))
+        if not isinstance(config, AdapterConfig):
+            _hook_products(block, layer, config, tensors, paths)
+            _hook_prefix(block, tensors.get(f"keys.{layer}"), tensors.get(f"values.{layer}"), paths, model.config)
+            continue
         for place in ("attention", "ffn"):
             _hook(block, place, paths, config, _Parts(tensors, f"{layer}_{place}", config, block, paths))
     return changed
@@ -118,3 +128,62 @@ def _hook(block: nn.Module, place: str, paths: Mapping[str, str], config: Adapte
     if placement == "houlsby":
         dense = block.get_submodule(paths[f"{place}_dense"])
         dense.register_forward_hook(lambda module, inputs, output: output + parts.bottleneck(output))
+
+
+def _hook_products(
+    block: nn.Module, layer: int, config: MethodConfig, tensors: Mapping[str, Tensor], paths: Mapping[str, str]
+) -> None:
+    """Put LoRA's, (IA)3's and BitFit's formulas on the stock products and norms of one layer."""
+    for target in TARGETS:
+        module = block.get_submodule(paths["ffn_dense" if target == "ffn_out" else target])
+        key = f"{layer}_{target}"
+        scale, bias = tensors.get(f"scales.{key}"), tensors.get(f"biases.products.{key}")
+        if scale is not None and target == "ffn_out":
+            module.register_forward_pre_hook(lambda module, inputs, scale=scale: (inputs[0] * scale,))
+        elif scale is not None:
+            module.register_forward_hook(lambda module, inputs, output, scale=scale: output * scale)
+        if bias is not None:
+            module.register_forward_hook(lambda module, inputs, output, bias=bias: output + bias)
+        if f"products.{key}.lora_a" in tensors:
+            assert isinstance(config, LoraConfig)
+            a, b = tensors[f"products.{key}.lora_a"], tensors[f"products.{key}.lora_b"]
+            rank = len(a)
+            factor = config.alpha / (math.sqrt(rank) if config.rslora else rank)
+            module.register_forward_hook(
+                lambda module, inputs, output, a=a, b=b, factor=factor: output + factor * (inputs[0] @ a.T @ b.T)
+            )
+    for place in ("attention", "ffn"):
+        shift = tensors.get(f"biases.norms.{layer}_{place}")
+        if shift is not None:
+            norm = block.get_submodule(paths[f"{place}_norm"])
+            norm.register_forward_hook(lambda module, inputs, output, shift=shift: output + shift)
+
+
+def _hook_prefix(
+    block: nn.Module, keys: Tensor | None, values: Tensor | None, paths: Mapping[str, str], config: PretrainedConfig
+) -> None:
+    """Let one layer attend to (P, H) keys and values first; rows have to come alone, as no mask is looked at."""
+    if keys is None or values is None:
+        return
+    seen: dict[str, Tensor] = {}
+    for name in ("query", "key", "value"):
+        block.get_submodule(paths[name]).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+
+    def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        batch, length, width = seen["query"].shape
+        heads = config.num_attention_heads
+        size = width // heads
+        query, key, value = (
+            torch.cat([own.expand(batch, -1, -1), seen[name]], dim=1) if own is not None else seen[name]
+            for name, own in (("query", None), ("key", keys), ("value", values))
+        )
+        gathered = torch.empty(batch, length, width)
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            weights = (query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size)).softmax(dim=-1)
+            gathered[..., part] = weights @ value[..., part]
+        return (gathered,)
+
+    block.get_submodule(paths["attention_dense"]).register_forward_pre_hook(gather)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig, HeadConfig, TrainingConfig
+from registry.config import (
+    TARGETS,
+    AdapterConfig,
+    BitFitConfig,
+    HeadConfig,
+    Ia3Config,
+    LoraConfig,
+    MethodConfig,
+    PrefixConfig,
+    TrainingConfig,
+)
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
 from registry.training.loop import train
@@ -16,6 +27,19 @@ from registry.training.state import TrainingResult
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
+# Every method that is no bottleneck, with its switches: what is proved for one is proved for each of these.
+METHODS: Mapping[str, MethodConfig] = MappingProxyType(
+    {
+        "lora": LoraConfig(rank=4, dropout=0.1),
+        "lora-all": LoraConfig(rank=2, alpha=3.0, ranks={"1_query": 3}, rslora=True, targets=TARGETS, bias="all"),
+        "lora-some": LoraConfig(rank=2, targets=("key", "ffn_out"), bias="lora_only", layers=(1,)),
+        "ia3": Ia3Config(),
+        "ia3-all": Ia3Config(targets=TARGETS, layers=(0,)),
+        "bitfit": BitFitConfig(),
+        "prefix": PrefixConfig(length=5),
+        "prefix-some": PrefixConfig(length=2, layers=(1,)),
+    }
+)
 TRAINING = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, max_length=16)
 FILLERS = ("the cat was", "a dull film", "one two red blue", "he left she went", "sun rain city road is small")
 
@@ -32,7 +56,7 @@ def toy_rows(
 
 
 def train_fresh(
-    backbone: Backbone, config: TrainingConfig = TRAINING, adapter: AdapterConfig | None = ADAPTER, **options: object
+    backbone: Backbone, config: TrainingConfig = TRAINING, adapter: MethodConfig | None = ADAPTER, **options: object
 ) -> tuple[AdapterSet, TrainingResult]:
     """Return a new set trained on the toy rows, and what came of it."""
     fresh = backbone.new_adapter_set(adapter, HEAD, seed=config.seed)
@@ -46,7 +70,7 @@ def same_weights(one: AdapterSet, other: AdapterSet) -> bool:
 
 
 def randomise(adapter_set: AdapterSet, seed: int = 0, std: float = 0.2) -> AdapterSet:
-    """Return the set after its bottlenecks and head became random and its layer norms moved."""
+    """Return the set after its adapter and head became random and its layer norms and scales moved."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(tensor: Tensor) -> Tensor:
@@ -54,7 +78,8 @@ def randomise(adapter_set: AdapterSet, seed: int = 0, std: float = 0.2) -> Adapt
 
     with torch.no_grad():
         for name, tensor in adapter_set.state_dict().items():
-            tensor.copy_(tensor + noise(tensor) if "layer_norms" in name else noise(tensor))
+            is_scale = "layer_norms" in name or "scales" in name
+            tensor.copy_(tensor + noise(tensor) if is_scale else noise(tensor))
     return adapter_set
 
 
