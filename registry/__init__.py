@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from registry.tasks.task_data import TaskData
     from registry.training.fit import FitJob, fit, fit_together
     from registry.training.loop import train, train_together
-    from registry.training.recipes import Recipe, make_plan, read_recipe
+    from registry.training.plan import make_plan
+    from registry.training.recipes import Recipe, read_recipe
     from registry.training.state import TrainingJob
 
 _HOMES = {
@@ -62,7 +63,7 @@ _HOMES = {
     "fit": "training.fit",
     "fit_together": "training.fit",
     "load_task": "tasks.loading",
-    "make_plan": "training.recipes",
+    "make_plan": "training.plan",
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",

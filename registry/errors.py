@@ -96,7 +96,7 @@ class UnknownRecipeError(ConfigError, LookupError):
     def __init__(self, name: str, available: Iterable[str]) -> None:
         names = list(available)
         hint = closest(name, names) or "give one of these or the path of a .toml file"
-        super().__init__("recipe", f"one of {shorten(names)}", name, hint)
+        super().__init__("recipe", f"one of {shorten(names, 10)}", name, hint)
 
 
 class TaskError(RegistryError):

@@ -18,7 +18,7 @@ from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
 from registry.adapters.product import side_by_side
 from registry.config import TARGETS, BitFitConfig, Target
 
-PLACES: tuple[Place, ...] = ("attention", "ffn")
+_NORMS: tuple[Place, ...] = ("attention", "ffn")
 
 
 class Biases(nn.Module):
@@ -39,7 +39,7 @@ class Biases(nn.Module):
         for layer in layers:
             for target in TARGETS if targets is None else targets:
                 self.products[f"{layer}_{target}"] = nn.Parameter(torch.zeros(sizes.of(target)[1]))
-            for place in PLACES if norms else ():
+            for place in _NORMS if norms else ():
                 self.norms[f"{layer}_{place}"] = nn.Parameter(torch.zeros(sizes.hidden))
 
     def of_products(self, layer: int, parts: Parts) -> Tensor | None:

@@ -27,7 +27,7 @@ from registry.provenance import Hardware
 from registry.schema import BackboneInfo, DataInfo, FileEntry, name_method
 from registry.stats.predictions import Predictions
 from registry.store import files
-from registry.training.recipes import ParameterCounts
+from registry.training.plan import ParameterCounts
 from registry.validation import Record, check_name, from_json, require, to_json
 
 RUN_FORMAT = 2

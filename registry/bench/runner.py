@@ -27,7 +27,8 @@ from registry.store.registry import Registry
 from registry.tasks.task_data import TaskData
 from registry.training.fit import FitJob, Fitted, fit_together
 from registry.training.origin import data_info
-from registry.training.recipes import ParameterCounts, Plan, Recipe, make_plan
+from registry.training.plan import ParameterCounts, Plan, make_plan
+from registry.training.recipes import Recipe
 from registry.training.state import StepReport
 
 

@@ -249,7 +249,7 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
         ConfigError, DataError, UnknownTaskError: no rows are named, or they cannot be used.
     """
     from registry.tasks.loading import load_task, load_to_score
-    from registry.training.repeat import task_of
+    from registry.training.origin import task_of
 
     limits = {name: options[name] for name in ("limit", "limit_reported")}
     data, given = options["data"], is_given("data")

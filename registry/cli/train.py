@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from registry.tasks.task_data import TaskData
     from registry.training.checkpoint import Checkpoint
     from registry.training.fit import FitJob, Fitted
-    from registry.training.recipes import Plan
-    from registry.training.repeat import Repetition
+    from registry.training.origin import Repetition
+    from registry.training.plan import Plan
     from registry.training.trackers import Tracking
 
 CHECKPOINTS = ".checkpoints"
@@ -130,14 +130,15 @@ def _repeat(
     asked = f"--from {options['repeated']}"
     require(not tasks, asked, "no TASK beside it, as the set has one", " ".join(tasks))
     given = [name for name in options if name not in BESIDE_FROM and is_given(name)]
-    told = " ".join(f"--{name.replace('_', '-')}" for name in given)
+    options_of = {each.name: each.opts[0] for each in click.get_current_context().command.params}
+    told = " ".join(options_of[name] for name in given)
     require(not given, asked, "no choice beside it, as it repeats all of them", told)
     store = settings.open_store()
     name, version = store.resolve(options["repeated"])
     manifest = store.manifest(name, version)
     for metric in options["metrics"]:  # known by now, which is all that one of one's own needs
         choose(metric, tuple(manifest.scores), f"{asked} --metric")
-    from registry.training.repeat import read_repetition
+    from registry.training.origin import read_repetition
 
     repetition = read_repetition(Reference(name=name, version=version), manifest)
     fits = settings.dtype in ("auto", repetition.dtype)
@@ -150,7 +151,7 @@ def _repeat(
 
 
 def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
-    from registry.training.recipes import make_plan
+    from registry.training.plan import make_plan
 
     overrides = training_choices(options)
     if options["early_stopping"]:
@@ -284,7 +285,7 @@ def _save(
 
 
 def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
-    from registry.training.repeat import find_differences, has_same_weights
+    from registry.training.origin import find_differences, has_same_weights
 
     return {
         "repeats": str(repetition.reference),

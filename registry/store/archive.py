@@ -88,6 +88,8 @@ def read_archive(path: Path) -> tuple[Manifest, dict[str, bytes]]:
                 else:
                     contents = unpack(path, files.read(place, sum(_LIMITS.values()) + _OVERHEAD_LIMIT))
         except FileNotFoundError as err:
+            if path.is_dir():
+                raise ArchiveError(path, "content", ", ".join(MEMBERS), f"no {Path(err.filename).name}") from err
             raise ArchiveNotFoundError(path) from err
         manifest = check_manifest(path / MANIFEST_FILE, contents.pop(MANIFEST_FILE))
         for entry in manifest.files:

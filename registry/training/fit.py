@@ -32,7 +32,7 @@ from registry.tasks.task_data import TaskData
 from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train_together
 from registry.training.origin import data_info, set_info
-from registry.training.recipes import ParameterCounts, Plan
+from registry.training.plan import ParameterCounts, Plan
 from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult
 
 _PROCESS = Path("/proc/self")

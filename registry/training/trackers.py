@@ -27,7 +27,7 @@ from registry.validation import choose
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.tasks.task_data import TaskData
-    from registry.training.recipes import Plan
+    from registry.training.plan import Plan
     from registry.training.state import StepReport
 
 Status = Literal["finished", "failed", "stopped"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from registry.errors import ConfigError, DivergedError
 from registry.schema import Reference
 from registry.training.fit import Fitted, fit
-from registry.training.recipes import DEFAULT, Recipe, make_plan, read_recipe
+from registry.training.plan import make_plan
+from registry.training.recipes import DEFAULT, Recipe, read_recipe
 from registry.training.state import Loss, StepReport
 
 if TYPE_CHECKING:

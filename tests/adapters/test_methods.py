@@ -12,7 +12,7 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import intermediate_size
 from registry.model.inference import logits_of
-from registry.training.recipes import check_adapter
+from registry.training.plan import check_adapter
 from tests.support.reference_adapters import PATHS, hooked_model
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_states
 from tests.support.tiny_backbone import tiny_model

@@ -20,7 +20,7 @@ from registry.tasks.metrics import score
 from registry.tasks.spec import find_task, task_from_file
 from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
-from registry.training.recipes import make_plan
+from registry.training.plan import make_plan
 from registry.validation import to_json
 from tests.support.command_line import own_rows, write_csv, write_data_folder
 from tests.support.stored_sets import tree

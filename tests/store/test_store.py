@@ -40,6 +40,7 @@ def test_store_file_is_pinned(store: Store) -> None:
     "family": "bert",
     "fingerprint": "%s",
     "hidden_size": 32,
+    "intermediate_size": null,
     "layers": 2,
     "parameters": 1000,
     "revision": null,
@@ -50,7 +51,7 @@ def test_store_file_is_pinned(store: Store) -> None:
   "format": 1
 }
 """
-        % (b"a" * 64, b"b" * 64, b"3c1a8b9d4f12a450af49f3c1bc863dc7a6e6639d44995d8fe94a6be6e26f6dfb")
+        % (b"a" * 64, b"b" * 64, b"824619079c841bfedf83db14dfd36b5d8e9c47fe50d05036c73b2764bd516634")
     }
     assert expected == tree(store.root)
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import PLACEMENTS, AdapterConfig, HeadConfig
+from registry.config import PLACEMENTS, AdapterConfig, HeadConfig, MethodConfig
 from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchError
 from registry.store.errors import AdapterNotFoundError
 from registry.store.store import Store
 from registry.store.tensors import load_set, save_set, stored_bytes
 from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, tree
+from tests.support.toy_task import METHODS
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def save(store: Store, adapter_set: AdapterSet, **changes: Any) -> int:
 SETS = [
     *((AdapterConfig(placement=placement, reduction_factor=4, init="normal"), HEAD) for placement in PLACEMENTS),
     (AdapterConfig(reduction_factor=8, layer_norms=True, layers=(1,), init="xavier"), HEAD),
+    *((config, HEAD) for config in METHODS.values()),
     (None, HEAD),
     (ADAPTER, HeadConfig(label_names=("a", "b", "c"), form="dense_tanh", problem_type="multi_label")),
     (ADAPTER, HeadConfig(label_names=("score",), problem_type="regression", trained=False)),
@@ -44,11 +46,11 @@ SETS = [
 
 
 @pytest.mark.parametrize(("adapter", "head"), SETS)
-def test_saved_set_comes_back_bit_equal(store: Store, adapter: AdapterConfig | None, head: HeadConfig) -> None:
+def test_saved_set_comes_back_bit_equal(store: Store, adapter: MethodConfig | None, head: HeadConfig) -> None:
     """Every kind of set is read back with equal bits, in evaluation mode, as trainable as it was."""
-    saved = AdapterSet(32, 2, adapter, head, seed=3)
+    saved = AdapterSet(32, 2, adapter, head, seed=3, intermediate_size=64)
     assert 1 == save(store, saved)
-    manifest, loaded = load_set(store, "mrpc", 1, INFO)
+    manifest, loaded = load_set(store, "mrpc", 1, msgspec.structs.replace(INFO, intermediate_size=64))
     assert (adapter, head) == (loaded.adapter_config, loaded.head_config) == (manifest.adapter, manifest.head)
     assert saved.state_dict().keys() == loaded.state_dict().keys()
     for key, tensor in saved.state_dict().items():

@@ -18,7 +18,7 @@ from registry.reports.report import render_terminal, write_report
 from registry.schema import REPORT_FORMATS, BackboneInfo, DataInfo
 from registry.stats.predictions import CellKey, CellPredictions, Predictions
 from registry.tasks.metrics import score
-from registry.training.recipes import ParameterCounts
+from registry.training.plan import ParameterCounts
 from registry.validation import to_json
 
 BACKBONE = 22_713_216

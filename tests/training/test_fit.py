@@ -19,7 +19,8 @@ from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task, task_from_file
 from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
-from registry.training.recipes import Plan, make_plan, method_names, read_recipe
+from registry.training.plan import Plan, make_plan
+from registry.training.recipes import method_names, read_recipe, recipe_names
 from tests.support.command_line import own_rows, write_csv, write_data_folder
 from tests.support.toy_task import same_weights
 
@@ -50,7 +51,7 @@ def plan_of(method: str, data: TaskData, backbone: Backbone, seed: int = 0, **ov
 
 def test_methods_are_baselines_placements_and_recipes() -> None:
     """A benchmark knows the baselines, every placement and every shipped recipe but the default."""
-    assert (*BASELINES, *PLACEMENTS, "houlsby-2019", "lab-notebook", "roberta-patch") == method_names()
+    assert (*BASELINES, *PLACEMENTS, *recipe_names()[1:]) == method_names()
 
 
 @pytest.mark.parametrize("method", PLACEMENTS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from registry.config import AdapterConfig, HeadConfig, TrainingConfig
+from registry.config import PLACEMENTS, AdapterConfig, HeadConfig, MethodConfig, TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
@@ -20,7 +20,7 @@ from registry.tasks.metrics import score
 from registry.training.loop import train
 from registry.training.optimizer import learning_rate_at, make_optimizer
 from registry.training.state import StepReport, TrainingJob, TrainingState
-from tests.support.toy_task import ADAPTER, HEAD, TRAINING, same_weights, toy_rows, train_fresh
+from tests.support.toy_task import ADAPTER, HEAD, METHODS, TRAINING, same_weights, toy_rows, train_fresh
 
 SELECTING = msgspec.structs.replace(TRAINING, evaluate_every=2, select_best="accuracy")
 
@@ -30,18 +30,21 @@ def changed(config: TrainingConfig = TRAINING, **fields: object) -> TrainingConf
     return msgspec.structs.replace(config, **fields)
 
 
-def losses_of(backbone: Backbone, config: TrainingConfig, adapter: AdapterConfig | None = ADAPTER) -> list[float]:
+def losses_of(backbone: Backbone, config: TrainingConfig, adapter: MethodConfig | None = ADAPTER) -> list[float]:
     """Return the loss of every step of a training on the toy rows."""
     losses: list[float] = []
     train_fresh(backbone, config, adapter, observe=lambda report: losses.append(report.loss))
     return losses
 
 
-@pytest.mark.parametrize("placement", ["after_layer", "houlsby", "pfeiffer", "parallel", None])
-def test_training_learns_a_separable_task(tiny_backbone: Backbone, placement: str | None) -> None:
-    """With any placement, or a head alone, the loss falls and rows never seen are answered."""
-    adapter = None if placement is None else AdapterConfig(placement=placement, reduction_factor=4)
-    config = changed(epochs=50 if placement is None else 16, learning_rate=2e-2)
+@pytest.mark.parametrize("method", ["after_layer", "houlsby", "pfeiffer", "parallel", *METHODS, None])
+def test_training_learns_a_separable_task(tiny_backbone: Backbone, method: str | None) -> None:
+    """With any method, or a head alone, the loss falls and rows never seen are answered."""
+    adapter = METHODS.get(method or "")
+    if method in PLACEMENTS:
+        adapter = AdapterConfig(placement=method, reduction_factor=4)
+    few = method is None or method.startswith(("ia3", "prefix"))  # have little to learn with
+    config = changed(epochs=50 if few else 16, learning_rate=5e-2 if few and method else 2e-2)
     losses = losses_of(tiny_backbone, config, adapter)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     trained, _ = train_fresh(tiny_backbone, config, adapter)

@@ -20,7 +20,7 @@ from registry.store.registry import Registry
 from registry.tasks.task_data import TaskData
 from registry.training.fit import fit
 from registry.training.loop import train
-from registry.training.recipes import make_plan
+from registry.training.plan import make_plan
 from tests.support.command_line import call, own_rows, succeed, write_csv
 from tests.support.toy_task import toy_rows
 

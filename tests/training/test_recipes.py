@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ else:
     import tomli as tomllib
 
 # An optional choice that a recipe does not make has no value that TOML could spell.
-UNSPELLED = {"class_weights", "evaluate_every", "select_best", "patience"}
+UNSPELLED = {"class_weights", "evaluate_every", "select_best", "patience", "loss"}
 
 
 def spelled(name: str) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def own_recipe(folder: Path, change: tuple[str, str] = ("", "")) -> Path:
 
 def test_shipped_recipes() -> None:
     """These recipes ship, the default among them."""
-    assert ("default", "houlsby-2019", "lab-notebook", "roberta-patch") == recipe_names()
+    others = ("bitfit", "houlsby-2019", "ia3", "lab-notebook", "lora", "prefix", "roberta-patch")
+    assert ("default", *others) == recipe_names()
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -45,8 +47,9 @@ def test_every_recipe_spells_every_choice(name: str) -> None:
     recipe, plain = read_recipe(name), spelled(name)
     assert name == recipe.name
     sizes = {"reduction_factor", "bottleneck_size"}
-    assert set(AdapterChoices.__struct_fields__) - sizes - {"layers"} == set(plain["adapter"]) - sizes
-    assert 1 == len(sizes & set(plain["adapter"]))
+    unspelled = {*sizes, "layers", "ranks", "alphas", "method"}
+    assert set(recipe.adapter.__struct_fields__) - unspelled == set(plain["adapter"]) - unspelled
+    assert isinstance(recipe.adapter, AdapterChoices) == len(sizes & set(plain["adapter"]))
     assert set(HeadChoices.__struct_fields__) == set(plain["head"])
     assert set(TrainingConfig.__struct_fields__) == set(plain["training"]) | (UNSPELLED - set(plain["training"]))
     assert recipe.description
@@ -58,7 +61,7 @@ def test_what_is_spelled_is_what_is_read(name: str) -> None:
     """Every field of the TOML is the field of the recipe."""
     recipe, plain = read_recipe(name), spelled(name)
     for part in ("adapter", "head", "training"):
-        found = msgspec.to_builtins(getattr(recipe, part))
+        found = json.loads(msgspec.json.encode(getattr(recipe, part)))
         assert plain[part] == {key: found[key] for key in plain[part]}
     assert (plain["backbone"], plain["description"]) == (recipe.backbone, recipe.description)
 
@@ -66,7 +69,7 @@ def test_what_is_spelled_is_what_is_read(name: str) -> None:
 def test_choices_of_a_recipe_are_those_of_the_configurations() -> None:
     """A new field of a configuration cannot be forgotten in recipes."""
     assert {*AdapterConfig.__struct_fields__, "bottleneck_size"} == set(AdapterChoices.__struct_fields__)
-    of_the_task = {"label_names", "problem_type", "target_mean", "target_deviation"}
+    of_the_task = {"label_names", "problem_type", "target_mean", "target_deviation", "temperature", "thresholds"}
     assert set(HeadConfig.__struct_fields__) == {*HeadChoices.__struct_fields__, *of_the_task}
 
 
@@ -240,7 +243,7 @@ def test_form_of_the_head_is_checked_when_the_recipe_is_read(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["defualt", "../recipes/default", "none.toml", "", "DEFAULT"])
 def test_unknown_recipes(name: str) -> None:
     """A name is one of the shipped ones or the path of a TOML file."""
-    with pytest.raises(UnknownRecipeError, match="cannot use recipe: expected one of default, houlsby-2019"):
+    with pytest.raises(UnknownRecipeError, match="cannot use recipe: expected one of bitfit, default"):
         read_recipe(name)
 
 

@@ -13,7 +13,7 @@ import pytest
 from registry.config import PLACEMENTS
 from registry.schema import Manifest, Reference
 from registry.store.store import Store
-from registry.training.repeat import find_differences, has_same_weights, read_repetition
+from registry.training.origin import find_differences, has_same_weights, read_repetition
 from registry.validation import to_json
 from tests.support.command_line import QUICK, Outcome, call, own_rows, start, succeed, write_csv, write_data_folder
 from tests.support.stored_sets import reseal
