@@ -15,6 +15,7 @@ Initialisation = Literal["zero", "normal", "xavier"]
 Pooling = Literal["cls", "mean", "pooler"]
 ProblemType = Literal["classification", "multi_label", "regression"]
 Target = Literal["query", "key", "value", "attention_dense", "ffn_in", "ffn_out"]
+HeadForm = Literal["linear", "dense_tanh", "dense_gelu", "dense_relu"]
 Baseline = Literal["majority", "head_only", "full_fine_tuning"]
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
@@ -31,9 +32,9 @@ def _check_layers(layers: tuple[int, ...] | None) -> None:
         require(layers[0] >= 0, "layers", "indices >= 0", layers)
 
 
-def _check_targets(targets: tuple[Target, ...], known: tuple[Target, ...] = TARGETS) -> None:
-    good = bool(targets) and len(set(targets)) == len(targets) and set(targets) <= set(known)
-    require(good, "targets", f"some of {', '.join(known)}, each once", targets)
+def _check_targets(targets: tuple[Target, ...]) -> None:
+    good = bool(targets) and len(set(targets)) == len(targets)
+    require(good, "targets", f"some of {', '.join(TARGETS)}, each once", targets)
 
 
 class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="bottleneck"):
@@ -125,16 +126,20 @@ class Ia3Config(Record, frozen=True, kw_only=True, tag_field="method", tag="ia3"
     """Learned scales (Liu et al. 2022), one for each element; they start at one.
 
     Attributes:
-        targets: of ``query``, ``key``, ``value``, ``attention_dense`` and ``ffn_in`` what comes out is scaled, of
-            ``ffn_out`` what goes in, the feed-forward part's inner states.
+        targets: which products.
+        inputs: those of them of which what goes in is scaled, not what comes out; not for query, key and value, whose
+            states are the same.
         layers: indices of the layers that are changed; None is all of them.
     """
 
     targets: tuple[Target, ...] = ("key", "value", "ffn_out")
+    inputs: tuple[Target, ...] = ("ffn_out",)
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_targets(self.targets)
+        fit = set(self.inputs) <= set(self.targets) - {"query", "key", "value"}
+        require(fit, "inputs", "some of the targets attention_dense, ffn_in and ffn_out", self.inputs)
         _check_layers(self.layers)
 
     @property
@@ -190,7 +195,9 @@ class HeadConfig(Record, frozen=True, kw_only=True):
     """Pooling and classifier of one task.
 
     Attributes:
-        form, pooling: linear, or dense + tanh + linear, over first token, mean, or the checkpoint's frozen pooler.
+        form: a linear layer alone, or a dense one with an activation before it.
+        pooling: over the first token, the mean, or the checkpoint's frozen pooler.
+        bias: whether the last layer has one.
         problem_type: decides the loss and how logits become answers.
         label_names: the classes in the order of the logits; for regression the one name of the value.
         dropout: share of pooled values dropped in training, 0 to 1.
@@ -201,7 +208,8 @@ class HeadConfig(Record, frozen=True, kw_only=True):
     """
 
     label_names: tuple[str, ...]
-    form: Literal["linear", "dense_tanh"] = "linear"
+    form: HeadForm = "linear"
+    bias: bool = True
     pooling: Pooling = "mean"
     problem_type: ProblemType = "classification"
     dropout: float = 0.0

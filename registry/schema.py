@@ -5,6 +5,7 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from registry.config import HeadConfig, MethodConfig, TrainingConfig
@@ -42,6 +43,16 @@ class Reference(Record, frozen=True, kw_only=True):
         if self.alias is not None:
             return f"{self.name}@{self.alias}"
         return self.name if self.version is None else f"{self.name}:{self.version}"
+
+
+def members_of(reference: str) -> tuple[str, ...]:
+    """Return the references that ``a+b`` joins, of sets that answer as one; a reference alone is its own."""
+    return tuple(reference.split("+"))
+
+
+def join_members(references: Iterable[str]) -> str:
+    """Return the reference that joins several."""
+    return "+".join(references)
 
 
 class Reading(Record, frozen=True, kw_only=True):
@@ -122,7 +133,8 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
         source, revision: ``embedded``, a Hub id or a folder, as given; the Hub revision asked for, or None.
         family: the transformers model type.
         hidden_size, layers: H and L.
-        intermediate_size: width inside the feed-forward part; None in stores made before it was kept.
+        inner_sizes: elements that leave the feed-forward part's first product and enter its second; None in stores made
+            before they were kept.
         parameters: elements of the encoder, its pooler included where it has one.
         fingerprint, tokenizer_digest: SHA-256 of config and weights as stored; of what decides the token ids.
     """
@@ -132,7 +144,7 @@ class BackboneInfo(Record, frozen=True, kw_only=True):
     family: str
     hidden_size: int
     layers: int
-    intermediate_size: int | None = None
+    inner_sizes: tuple[int, int] | None = None
     parameters: int
     fingerprint: str
     tokenizer_digest: str

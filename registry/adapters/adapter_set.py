@@ -53,7 +53,8 @@ class AdapterSet(nn.Module):
         adapter: the method's shape; None makes a head alone.
         head: pooling, classes and form of the classifier.
         seed: decides the initial weights, the same on every device.
-        intermediate_size: width inside the feed-forward part, which methods that change it need.
+        inner_sizes: elements that leave the feed-forward part's first product and enter its second, which methods
+            that change them need.
 
     Attributes:
         info: what its training knows of it, which a store keeps; None for a set that was not trained.
@@ -70,13 +71,13 @@ class AdapterSet(nn.Module):
         head: HeadConfig,
         *,
         seed: int = 0,
-        intermediate_size: int | None = None,
+        inner_sizes: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         generator = torch.Generator(device="cpu").manual_seed(seed)
         self.hidden_size, self.layers = hidden_size, layers
         self.info: SetInfo | None = None
-        sizes = Sizes(hidden_size, intermediate_size)
+        sizes = Sizes(hidden_size, inner_sizes)
         made = None if adapter is None else ADAPTERS[type(adapter)](sizes, layers, adapter, generator)
         self.adapter = made if made is not None else MethodAdapter()
         self.head = Head(hidden_size, head, generator)

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry.adapters.interface import Dropout
+from registry.adapters.interface import Dropout, Map
 from registry.config import HeadConfig, TrainingConfig
 from registry.errors import ConfigError
 from registry.validation import require
 
+_ACTIVATIONS: Mapping[str, Map] = MappingProxyType(
+    {"dense_tanh": torch.tanh, "dense_gelu": F.gelu, "dense_relu": F.relu}
+)
+
 
 class Head(nn.Module):
-    """Dropout and a linear layer, or RoBERTa's dense + tanh before it, over one pooled state per row."""
+    """Dropout and a linear layer, or a dense one with an activation before it, over one pooled state per row.
+
+    ``dense_tanh`` is RoBERTa's classifier and AdapterHub's of two layers.
+    """
 
     def __init__(self, hidden_size: int, config: HeadConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.dropout = Dropout(config.dropout)
-        self.dense = nn.Linear(hidden_size, hidden_size) if config.form == "dense_tanh" else None
-        self.out = nn.Linear(hidden_size, len(config.label_names))
+        self.dense = nn.Linear(hidden_size, hidden_size) if config.form != "linear" else None
+        self.out = nn.Linear(hidden_size, len(config.label_names), bias=config.bias)
         linears = [layer for layer in (self.dense, self.out) if layer is not None]
         for linear in linears:
             if not linear.weight.is_meta:
                 nn.init.normal_(linear.weight, std=0.02, generator=generator)  # BERT's own initialisation
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
             if not config.trained:
                 _turn_into_buffers(linear)
 
@@ -37,7 +46,7 @@ class Head(nn.Module):
         """Return (B, C) float32 logits for the (B, H) pooled states."""
         pooled = self.dropout(pooled.float())
         if self.dense is not None:
-            pooled = self.dropout(torch.tanh(self.dense(pooled)))
+            pooled = self.dropout(_ACTIVATIONS[self.config.form](self.dense(pooled)))
         logits: Tensor = self.out(pooled)
         return logits
 

@@ -27,7 +27,7 @@ class Ia3Adapter(MethodAdapter):
         for layer in chosen_layers(config.layers, layers):
             for target in config.targets:
                 wide, out = sizes.of(target)
-                size = wide if target == "ffn_out" else out
+                size = wide if target in config.inputs else out
                 self.scales[f"{layer}_{target}"] = nn.Parameter(torch.ones(size))
 
     def change(self, layer: int, parts: Parts) -> Change | None:
@@ -36,6 +36,6 @@ class Ia3Adapter(MethodAdapter):
         if not any(key in self.scales for key in keys):
             return None
         own = [self.scales.get(key, None) for key in keys]
-        if parts == ("ffn_out",):
+        if parts[0] in self.config.inputs:
             return Change(scale_in=own[0])
         return Change(scale_out=side_by_side(own, [self.sizes.of(part)[1] for part in parts], 1.0))

@@ -16,10 +16,10 @@ Config = TypeVar("Config", bound=MethodConfig)
 
 
 class Sizes(NamedTuple):
-    """The widths that a method has to know: H, and that inside the feed-forward part."""
+    """The widths that a method has to know: H, and what leaves and enters the feed-forward part's two products."""
 
     hidden: int
-    intermediate: int | None
+    inner: tuple[int, int] | None
 
     def of(self, target: Target) -> tuple[int, int]:
         """Return the elements that enter and leave one product.
@@ -29,9 +29,9 @@ class Sizes(NamedTuple):
         """
         if not target.startswith("ffn"):
             return self.hidden, self.hidden
-        inner = self.intermediate
-        require(inner is not None, "targets", "none in the feed-forward part, whose width is not known here", target)
-        return (self.hidden, inner or 0) if target == "ffn_in" else (inner or 0, self.hidden)
+        require(self.inner is not None, "targets", "none in the feed-forward part, whose width is not known", target)
+        leaving, entering = self.inner or (0, 0)
+        return (self.hidden, leaving) if target == "ffn_in" else (entering, self.hidden)
 
 
 def chosen_layers(wanted: tuple[int, ...] | None, layers: int) -> tuple[int, ...]:

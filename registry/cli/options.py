@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, Pooling
+from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, HeadForm, Pooling
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
@@ -195,6 +195,11 @@ SET_OPTIONS = (
     click.option("--adapter-dropout", type=float, help="Share of bottleneck activations dropped in training."),
     click.option("--layer-norms/--no-layer-norms", default=None, help="Train the task's own layer norms too."),
     click.option("--pooling", help="cls, mean or pooler."),
+    click.option(
+        "--head-form", help=f"The last layer alone or a dense one before it: {', '.join(get_args(HeadForm))}."
+    ),
+    click.option("--head-dropout", type=float, help="Share of what enters the head's layers dropped in training."),
+    click.option("--head-bias/--no-head-bias", default=None, help="Give the head's last layer a bias."),
     click.option("--train-head/--freeze-head", default=None, help="Train the classifier, or leave it at its start."),
 )
 
@@ -240,7 +245,7 @@ def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:
         "activation": _one_of(get_args(Activation), options, "activation"),
         "rank": options["rank"],
         "alpha": options["alpha"],
-        "targets": tuple(each.strip() for each in options["targets"].split(",")) if options["targets"] else None,
+        "targets": _targets(options["targets"]),
         "length": options["prefix_length"],
         "layers": _layers(options["layers"]),
         "dropout": options["adapter_dropout"],
@@ -261,7 +266,13 @@ def chosen_recipe(options: dict[str, Any]) -> str:
 
 def head_choices(options: dict[str, Any]) -> dict[str, Any]:
     """Return the head choices that were given, under the names a recipe uses."""
-    return {"pooling": _one_of(get_args(Pooling), options, "pooling"), "trained": options["train_head"]}
+    return {
+        "pooling": _one_of(get_args(Pooling), options, "pooling"),
+        "form": _one_of(get_args(HeadForm), options, "head_form"),
+        "dropout": options["head_dropout"],
+        "bias": options["head_bias"],
+        "trained": options["train_head"],
+    }
 
 
 def training_choices(options: dict[str, Any]) -> dict[str, Any]:
@@ -288,6 +299,10 @@ def _class_weights(text: str | None) -> tuple[float, ...] | str | None:
 def _one_of(names: tuple[str, ...], options: dict[str, Any], field: str) -> str | None:
     value: str | None = options[field]
     return value if value is None else choose(value, names, field)
+
+
+def _targets(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(choose(each.strip(), TARGETS, "targets") for each in text.split(","))
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -24,7 +24,7 @@ from registry.cli.options import (
     with_options,
 )
 from registry.errors import ConfigError, DataError, RegistryError, RequestError, UnansweredError
-from registry.schema import Reference
+from registry.schema import Reference, join_members, members_of
 from registry.validation import require
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def predict(
     adapter-registry predict sst2 "a gripping film"
     adapter-registry predict mrpc "He left." "He went away."
     adapter-registry predict mails --data mails.csv --text-col body --out answers.csv
+    adapter-registry predict mails+mails-2 "a text for two sets, whose probabilities are averaged"
     echo '{"adapter": "sst2", "text": "dull"}' | adapter-registry predict -
     """
     from registry.serving.predictor import Predictor, Request
@@ -78,12 +79,12 @@ def predict(
     if reference == "-" or text == "-":
         own = None if reference == "-" else reference
         if own is not None:
-            Reference.parse(own)
+            _parse_members(own)
         if sys.stdin is None:
             raise RequestError("answer lines of standard input", "an open one", "a closed one")
         _answer_lines(settings, sys.stdin.buffer, own, options)
         return
-    Reference.parse(reference)
+    _parse_members(reference)
     if text is None:
         raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines, or --data FILE", "none")
     if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
@@ -153,8 +154,13 @@ def _parse_row(number: int, line: bytes, reference: str | None) -> dict[str, Any
             raise RequestError(attempted, f"a text under '{key}'", json.dumps(row.get(key))[:80])
     if not isinstance(row.get("pair"), str | None):
         raise RequestError(attempted, "a text under 'pair'", json.dumps(row["pair"])[:80])
-    Reference.parse(row["adapter"])
+    _parse_members(row["adapter"])
     return row
+
+
+def _parse_members(reference: str) -> tuple[Reference, ...]:
+    """Return the sets that a reference names, one or several as in ``a+b``."""
+    return tuple(map(Reference.parse, members_of(reference)))
 
 
 def _answer_file(settings: Settings, references: list[str], options: dict[str, Any]) -> None:
@@ -167,9 +173,9 @@ def _answer_file(settings: Settings, references: list[str], options: dict[str, A
     if not path.is_file():
         raise DataError(path, "file", "a file", "a folder" if path.is_dir() else "none")
     store = settings.open_store()
-    found = {each: store.resolve(each) for each in references}
-    exact = tuple(f"{name}:{version}" for name, version in found.values())
-    manifest = store.manifest(*found[references[0]])
+    found = [[store.resolve(each) for each in _parse_members(reference)] for reference in references]
+    exact = tuple(join_members([f"{name}:{version}" for name, version in members]) for members in found)
+    manifest = store.manifest(*found[0][0])
     registry = settings.open_registry(options["backbone"])
     columns, threshold = _text_columns(manifest, options), options["threshold"]
     question = FileQuestion(path, exact, columns, read_reading(options), options["prefix"], threshold)
@@ -258,16 +264,19 @@ def _readable(label: str | tuple[str, ...] | float) -> str:
 @json_option
 @click.pass_obj
 def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
-    """Score a stored set on the reported split of its task."""
+    """Score a stored set on the reported split of its task; a+b scores the mean of two sets' probabilities."""
+    from registry.serving.ensemble import label_order
     from registry.tasks.metrics import score
-    from registry.training.evaluate import answer_task
+    from registry.training.evaluate import answer_task, mean_answers
 
-    Reference.parse(reference)
+    members = _parse_members(reference)
     registry = settings.open_registry(options["backbone"])
-    manifest = registry.manifest(reference)
-    adapter_set = registry.load(reference)
-    data = load_for_set(settings, reference, manifest, options)
-    answered = answer_task(registry.backbone, reference, manifest, adapter_set, data)
+    manifests = [registry.manifest(each) for each in members]
+    label_order(reference, [manifest.head for manifest in manifests])
+    sets = [registry.load(each) for each in members]
+    data = load_for_set(settings, str(members[0]), manifests[0], options)
+    asked = zip(map(str, members), manifests, sets, strict=True)
+    answered = mean_answers([answer_task(registry.backbone, *one, data) for one in asked])
     labels, metrics = data.reported.labels, data.spec.metrics
     scores = score(data.spec.problem_type, labels, answered.probabilities, metrics, answered.thresholds)
     if data.sample:

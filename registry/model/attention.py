@@ -6,7 +6,7 @@ are neighbours in the batch, and each such group is one call of SDPA. Both give 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -18,8 +18,17 @@ from torch.nn import functional as F
 from registry.adapters.interface import Prefix
 from registry.model.batching import Batch
 
+Bias = Callable[[int], Tensor]  # of rows of a length the (heads, length, length) that are added to their scores
 
-def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0, prefix: Prefix | None = None) -> Tensor:
+
+def attend(
+    qkv: Tensor,
+    batch: Batch,
+    heads: int,
+    dropout: float = 0.0,
+    prefix: Prefix | None = None,
+    bias: Bias | None = None,
+) -> Tensor:
     """Return what each token gathers from the tokens of its own row, heads joined.
 
     Args:
@@ -28,14 +37,15 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0, prefix: 
         heads: attention heads; each is H / heads wide.
         dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
         prefix: keys and values in front of each row's.
+        bias: what is added to the scores of a row's tokens, by their places.
 
     Returns:
         (N, H), in the dtype of ``qkv``.
     """
     if prefix is not None:
         query, key, value = qkv.chunk(3, dim=1)
-        return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens)
-    if _has_varlen_kernel(qkv) and dropout == 0.0:
+        return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens, bias)
+    if bias is None and _has_varlen_kernel(qkv) and dropout == 0.0:
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
@@ -50,14 +60,20 @@ def attend(qkv: Tensor, batch: Batch, heads: int, dropout: float = 0.0, prefix: 
             if slow:
                 by_head = by_head.to(torch.float32, memory_format=torch.contiguous_format)  # one copy for both
             query, key, value = by_head  # (rows, heads, length, D) each
-            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            added = None if bias is None else bias(group.length).to(query.dtype)
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
             joined = mixed.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
             parts.append(joined.reshape(group.rows * group.length, -1))
     return torch.cat(parts)
 
 
 def attend_from_first(
-    query: Tensor, key_value: Tensor, batch: Batch, heads: int, prefix: Prefix | None = None
+    query: Tensor,
+    key_value: Tensor,
+    batch: Batch,
+    heads: int,
+    prefix: Prefix | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
     """Return what each row's first token gathers from the tokens of its row, heads joined.
 
@@ -67,14 +83,15 @@ def attend_from_first(
         batch: says where rows begin and which have equal length.
         heads: attention heads; each is H / heads wide.
         prefix: keys and values in front of each row's.
+        bias: what is added to the scores of a row's tokens, by their places.
 
     Returns:
         (B, H), in the dtype of ``query``.
     """
     if prefix is not None:
         key, value = key_value.chunk(2, dim=1)
-        return _attend_after(prefix, query, key, value, batch, heads, (1,) * len(query))
-    if _has_varlen_kernel(key_value):
+        return _attend_after(prefix, query, key, value, batch, heads, (1,) * len(query), bias)
+    if bias is None and _has_varlen_kernel(key_value):
         key, value = key_value.view(len(key_value), 2, heads, -1).unbind(1)  # (N, heads, D) each
         rows = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
         first = query.view(len(query), heads, -1)
@@ -89,13 +106,21 @@ def attend_from_first(
         for group, asking, tokens in zip(batch.groups, firsts, runs, strict=True):
             key, value = tokens.view(group.rows, group.length, 2, heads, -1).permute(2, 0, 3, 1, 4)
             first = asking.view(group.rows, heads, 1, -1)
-            mixed = F.scaled_dot_product_attention(first, key, value)  # (rows, heads, 1, D)
+            added = None if bias is None else bias(group.length)[:, :1].to(first.dtype)
+            mixed = F.scaled_dot_product_attention(first, key, value, attn_mask=added)  # (rows, heads, 1, D)
             parts.append(mixed.reshape(group.rows, -1))
     return torch.cat(parts).to(dtype)
 
 
 def _attend_after(
-    prefix: Prefix, query: Tensor, key: Tensor, value: Tensor, batch: Batch, heads: int, asking: Sequence[int]
+    prefix: Prefix,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    heads: int,
+    asking: Sequence[int],
+    bias: Bias | None,
 ) -> Tensor:
     """Return what the queries gather from the prefix and the tokens of their row, heads joined.
 
@@ -106,12 +131,13 @@ def _attend_after(
         batch: says where rows begin.
         heads: attention heads.
         asking: (B,) queries of each row.
+        bias: of the scores between tokens; those of a prefix have none, as it has no place.
 
     Returns:
         (Q, H), in the dtype of ``query``.
     """
     dtype = query.dtype
-    if _has_varlen_kernel(query):
+    if bias is None and _has_varlen_kernel(query):
         order, starts = _prefix_order(prefix.counts, batch.row_tokens)
         place = torch.from_numpy(order).to(query.device)
         keys, values = (
@@ -137,9 +163,73 @@ def _attend_after(
                 for own in (prefix.keys, prefix.values)
             ]
             keys, values = torch.cat([before[0], own_keys], dim=2), torch.cat([before[1], own_values], dim=2)
-            mixed = F.scaled_dot_product_attention(queries, keys, values)  # (rows, heads, queries, D)
+            added = None
+            if bias is not None:
+                length, asked_of = own_keys.shape[2], queries.shape[2]
+                added = F.pad(bias(length)[:, :asked_of].to(queries.dtype), (keys.shape[2] - length, 0))
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=added)  # (rows, heads, queries, D)
             parts.append(mixed.transpose(1, 2).reshape(-1, query.shape[1]).to(dtype))
     return torch.cat(parts)
+
+
+def attend_in_window(qkv: Tensor, batch: Batch, heads: int, reach: int, dropout: float = 0.0) -> Tensor:
+    """Return what each token gathers from those of its row at most ``reach`` places away, heads joined.
+
+    Rows longer than a few windows are cut into blocks, each with the keys around it, so that memory grows with the
+    tokens and not with their square.
+
+    Args:
+        qkv: (N, 3H), the projected queries, keys and values side by side.
+        batch: says where rows begin and which have equal length.
+        heads: attention heads; each is H / heads wide.
+        reach: how many places a token sees on either side.
+        dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
+    """
+    dtype, parts = qkv.dtype, []
+    slow = _is_slow_backwards(qkv)
+    with torch.autocast(qkv.device.type, enabled=False):
+        runs = torch.split(qkv, [group.rows * group.length for group in batch.groups])
+        for group, tokens in zip(batch.groups, runs, strict=True):
+            by_head = tokens.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = by_head.float() if slow else by_head  # (rows, heads, length, D) each
+            if group.length > 4 * reach:
+                mixed = _attend_in_blocks(query, key, value, reach, dropout)
+            else:
+                seen = window_mask(group.length, reach, qkv.device) if group.length > reach + 1 else None
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+            parts.append(mixed.transpose(1, 2).to(dtype).reshape(group.rows * group.length, -1))
+    return torch.cat(parts)
+
+
+def window_mask(length: int, reach: int, device: torch.device) -> Tensor:
+    """Return (length, length) booleans, whether two places are at most ``reach`` apart."""
+    places = torch.arange(length, device=device)
+    return (places[:, None] - places[None, :]).abs() <= reach
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, reach: int, dropout: float) -> Tensor:
+    """Return (rows, heads, length, D) of blocks of ``2 * reach`` queries, each with the keys within reach of it."""
+    rows, heads, length, size = query.shape
+    block = 2 * reach
+    count = -(-length // block)
+    spare = count * block - length
+    queries = F.pad(query, (0, 0, 0, spare)).reshape(rows * heads, count, block, size)
+    around = [
+        F.pad(states, (0, 0, reach, reach + spare))
+        .reshape(rows * heads, -1, size)
+        .unfold(1, block + 2 * reach, block)  # (rows * heads, count, D, keys)
+        .transpose(2, 3)
+        for states in (key, value)
+    ]
+    place = torch.arange(block + 2 * reach, device=query.device) - reach  # of a key, from where its block begins
+    own = torch.arange(block, device=query.device)
+    near = (own[:, None] - place[None, :]).abs() <= reach  # (block, keys)
+    absolute = torch.arange(count, device=query.device)[:, None] * block + place[None, :]  # (count, keys)
+    seen = near & ((absolute >= 0) & (absolute < length))[:, None, :]  # (count, block, keys)
+    # A query past the row's end sees itself, so that no row of weights is empty; it is cut off below.
+    seen = seen | ((own[:, None] == place[None, :]) & (absolute >= length)[:, None, :])
+    mixed = F.scaled_dot_product_attention(queries, around[0], around[1], attn_mask=seen, dropout_p=dropout)
+    return mixed.reshape(rows, heads, count * block, size)[:, :, :length]
 
 
 class _Run(NamedTuple):

@@ -22,7 +22,7 @@ from registry.adapters.interface import Adapters
 from registry.config import HeadConfig, MethodConfig, Pooling
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.batching import Batch, TokenRows
-from registry.model.encoder import Encoder, intermediate_size
+from registry.model.encoder import Encoder, inner_sizes
 from registry.model.families import FAMILIES
 from registry.model.inference import pool_rows
 from registry.model.machine import choose_device, choose_dtype, keep_freed_memory
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
             family=config.model_type,
             hidden_size=encoder.hidden_size,
             layers=len(encoder.layers),
-            intermediate_size=intermediate_size(config),
+            inner_sizes=inner_sizes(config),
             parameters=encoder.parameter_count,
             fingerprint=fingerprint(config, tensors),
             tokenizer_digest=tokenizer_digest(tokenizer),
@@ -198,9 +198,8 @@ class Backbone(nn.Module):
         """
         self.check_pooling(head)
         info = self.info
-        fresh = AdapterSet(
-            info.hidden_size, info.layers, adapter, head, seed=seed, intermediate_size=info.intermediate_size
-        )
+        self.encoder.check_method(adapter)
+        fresh = AdapterSet(info.hidden_size, info.layers, adapter, head, seed=seed, inner_sizes=info.inner_sizes)
         self.encoder.start_layer_norms(fresh)
         return fresh.to(self.device)
 

@@ -8,7 +8,9 @@ Shapes: B rows, T tokens of a row, N tokens of all rows, H hidden size, L layers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +28,13 @@ from registry.adapters.interface import (
     Adapters,
     NoAdapters,
 )
+from registry.config import AdapterConfig, BitFitConfig, LoraConfig, MethodConfig
 from registry.model.attention import attend, attend_from_first
 from registry.model.batching import Batch
 from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES, Family
+from registry.model.modernbert import ModernEmbeddings, ModernLayer
 from registry.model.pretrained import Weights
+from registry.validation import require
 
 NO_ADAPTERS = NoAdapters()
 
@@ -58,11 +63,59 @@ class Embeddings(nn.Module):
         return x if self.projection is None else self.projection(x)
 
 
+class RelativeBias(nn.Module):
+    """What is added to the scores of two tokens by how far apart they are, for each head; all layers share it.
+
+    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; as MPNet has it.
+    """
+
+    _FARTHEST = 128  # places beyond which all are one bucket
+    _LENGTHS = 32  # whose tables are kept
+
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table = table
+        self._kept: dict[int, Tensor] = {}
+
+    def forward(self, length: int) -> Tensor:
+        """Return (heads, length, length)."""
+        if length in self._kept:
+            return self._kept[length]
+        places = torch.arange(length, device=self.table.weight.device)
+        bias: Tensor = self.table(self._buckets(places[None, :] - places[:, None])).permute(2, 0, 1)
+        if not self.table.weight.requires_grad:
+            if len(self._kept) == self._LENGTHS:
+                self._kept = {}
+            self._kept[length] = bias
+        return bias
+
+    def _buckets(self, distance: Tensor) -> Tensor:
+        """Return the rows of the table: one each for near places, wider ones farther off, before and after apart."""
+        half = self.table.num_embeddings // 2
+        exact, far = half // 2, distance.abs()
+        scale = math.log(self._FARTHEST / exact)
+        wide = exact + (torch.log(far.clamp(min=1).float() / exact) / scale * (half - exact)).long()
+        return half * (distance > 0) + torch.where(far < exact, far, wide.clamp(max=half - 1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> RelativeBias:
+        self._kept = {}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
 class EncoderLayer(nn.Module):
     """One layer: attention and feed-forward, each followed by a seam; adapters act on its products, keys and seams."""
 
-    def __init__(self, weights: Weights, prefix: str, family: Family, config: PretrainedConfig) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        prefix: str,
+        family: Family,
+        config: PretrainedConfig,
+        relative: RelativeBias | None = None,
+    ) -> None:
         super().__init__()
+        self.relative = relative
         h, inner, eps = config.hidden_size, intermediate_size(config), _norm_eps(config)
         names = [prefix + name for name in (family.query, family.key, family.value)]
         self.qkv = weights.linear(names, h, h)  # one product instead of three
@@ -80,7 +133,8 @@ class EncoderLayer(nn.Module):
         """Return the (N, H) states after this layer, the ``index``-th."""
         qkv = adapters.product(index, QUERY_KEY_VALUE, x, self.qkv)  # (N, 3H)
         dropout = self.attention_dropout if self.training else 0.0
-        gathered = attend(qkv, batch, self.heads, dropout, adapters.prefix(index, batch.row_count))
+        prefix = adapters.prefix(index, batch.row_count)
+        gathered = attend(qkv, batch, self.heads, dropout, prefix, self.relative)
         return self._finish(gathered, x, index, adapters)
 
     def first_tokens(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
@@ -96,7 +150,8 @@ class EncoderLayer(nn.Module):
             index, KEY_VALUE, x, lambda states: F.linear(states, weight[width:], bias[width:])
         )
         prefix = adapters.prefix(index, batch.row_count)
-        return self._finish(attend_from_first(query, key_value, batch, self.heads, prefix), first, index, rows)
+        gathered = attend_from_first(query, key_value, batch, self.heads, prefix, self.relative)
+        return self._finish(gathered, first, index, rows)
 
     def _finish(self, gathered: Tensor, x: Tensor, index: int, adapters: Adapters) -> Tensor:
         """Return the states after the projection of what attention gathered and the feed-forward part."""
@@ -123,10 +178,14 @@ class Encoder(nn.Module):
         family = FAMILIES[config.model_type]
         self.config = config
         self.hidden_size: int = config.hidden_size
-        self.embeddings = Embeddings(weights, family, config)
-        self.layers = nn.ModuleList(
-            EncoderLayer(weights, f"{family.layers}.{index}.", family, config)
-            for index in range(config.num_hidden_layers)
+        self.is_pre_norm = family.pre_norm
+        self.embeddings = (
+            ModernEmbeddings(weights, family, config) if family.pre_norm else Embeddings(weights, family, config)
+        )
+        self.layers = nn.ModuleList(_make_layers(weights, family, config))
+        last = family.last_norm
+        self.last_norm = (
+            None if last is None else weights.norm(last, config.hidden_size, config.norm_eps, config.norm_bias)
         )
         has_pooler = family.pooler is not None and weights.has(family.pooler)
         h = self.hidden_size
@@ -136,12 +195,14 @@ class Encoder(nn.Module):
     @property
     def max_length(self) -> int:
         """Return the longest row, in tokens, that the position embeddings allow."""
+        if isinstance(self.embeddings, ModernEmbeddings):
+            return int(self.config.max_position_embeddings)
         return int(self.embeddings.position.num_embeddings) - self.embeddings.first_position
 
     @property
     def token_types(self) -> int:
         """Return how many token types the embeddings know; 1 where they have none."""
-        table = self.embeddings.token_type
+        table = None if isinstance(self.embeddings, ModernEmbeddings) else self.embeddings.token_type
         return 1 if table is None else table.num_embeddings
 
     @property
@@ -159,7 +220,8 @@ class Encoder(nn.Module):
         Returns:
             (N, H), in this encoder's dtype.
         """
-        return self._run(self.embeddings(batch), batch, adapters or NO_ADAPTERS, range(len(self.layers)))
+        x = self._run(self.embeddings(batch), batch, adapters or NO_ADAPTERS, range(len(self.layers)))
+        return x if self.last_norm is None else self.last_norm(x)
 
     def below(self, layer: int, batch: Batch) -> Tensor:
         """Return the (N, H) states that enter the ``layer``-th layer where no adapter joins before it."""
@@ -185,9 +247,11 @@ class Encoder(nn.Module):
         last = len(self.layers) - 1
         if "mean" in poolings or self.training or layer > last:
             x = self._run(x, batch, adapters, range(layer, last + 1))
+            x = x if self.last_norm is None else self.last_norm(x)
             return {pooling: self.pool(x, batch, pooling) for pooling in poolings}
         x = self._run(x, batch, adapters, range(layer, last))
         first = self.layers[last].first_tokens(x, last, batch, adapters)  # type: ignore[operator]
+        first = first if self.last_norm is None else self.last_norm(first)
         return {pooling: self._pool_first(first, pooling) for pooling in poolings}
 
     def pool(self, hidden: Tensor, batch: Batch, pooling: str) -> Tensor:
@@ -213,11 +277,45 @@ class Encoder(nn.Module):
             x = self.layers[index](x, index, batch, adapters)
         return x
 
+    def check_method(self, adapter: MethodConfig | None) -> None:
+        """Refuse a method that is not defined on this family.
+
+        Raises:
+            ConfigError: norms of a task's own or a placement within a norm where sub-layers end without one, or a
+                change of biases where there are none.
+        """
+        biases = self.layers[0].get_submodule("ffn_out").bias is not None
+        family = str(self.config.model_type)
+        if isinstance(adapter, AdapterConfig) and self.is_pre_norm:
+            known = ("after_layer", "houlsby", "parallel")
+            require(adapter.placement in known, "placement", f"{', '.join(known)} for {family}", adapter.placement)
+            require(not adapter.layer_norms, "layer_norms", f"none for {family}, which has none at the seams", True)
+        changes = isinstance(adapter, BitFitConfig) or (isinstance(adapter, LoraConfig) and adapter.bias != "none")
+        require(biases or not changes, "bias", f"no change of biases for {family}, which has none", str(adapter))
+
     def start_layer_norms(self, adapter_set: AdapterSet) -> None:
         """Give a set's own layer norms, where it has any, this encoder's weights as their start."""
         for index, layer in enumerate(self.layers):
             attention_norm, ffn_norm = layer.get_submodule("attention_norm"), layer.get_submodule("ffn_norm")
             adapter_set.adapter.start_norms(index, attention_norm, ffn_norm)
+
+
+def _make_layers(weights: Weights, family: Family, config: PretrainedConfig) -> list[nn.Module]:
+    """Return L layers; those of one group are one and the same module."""
+    count = int(config.num_hidden_layers)
+    if family.pre_norm:
+        return [ModernLayer(weights, f"{family.layers}.{index}.", family, config, index) for index in range(count)]
+    relative = None
+    if family.relative is not None:
+        relative = RelativeBias(weights.embedding(family.relative, config.num_attention_heads))
+    if family.groups is None:
+        prefixes = [f"{family.layers}.{index}." for index in range(count)]
+        return [EncoderLayer(weights, prefix, family, config, relative) for prefix in prefixes]
+    groups = int(config.num_hidden_groups)
+    made = [
+        EncoderLayer(weights, f"{family.groups}.{group}.albert_layers.0.", family, config) for group in range(groups)
+    ]
+    return [made[index * groups // count] for index in range(count)]
 
 
 def row_means(hidden: Tensor, batch: Batch) -> Tensor:
@@ -232,6 +330,12 @@ def row_means(hidden: Tensor, batch: Batch) -> Tensor:
 def intermediate_size(config: PretrainedConfig) -> int:
     """Return the width inside the feed-forward part, under either of its names."""
     return int(getattr(config, "intermediate_size", None) or config.hidden_dim)
+
+
+def inner_sizes(config: PretrainedConfig) -> tuple[int, int]:
+    """Return how many elements leave the feed-forward part's first product, and how many enter its second."""
+    inner = intermediate_size(config)
+    return (2 * inner if FAMILIES[config.model_type].pre_norm else inner), inner
 
 
 def _norm_eps(config: PretrainedConfig) -> float:

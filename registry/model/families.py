@@ -1,7 +1,8 @@
 """Where each encoder family of transformers keeps its parts; the only place that knows their names.
 
-A family is data: dotted paths from the base model or from one of its layers. Sources: the modeling files of
-transformers 5 for bert, roberta, xlm_roberta, camembert, electra and distilbert.
+A family of post-norm kin is data: dotted paths from the base model or from one of its layers; ModernBERT's forward
+differs, and is in modernbert.py. Sources: the modeling files of transformers 5 for bert, roberta, xlm_roberta,
+camembert, electra, distilbert, mpnet, albert and modernbert.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ class Family:
         query, key, value, attention_dense, attention_norm: from a layer.
         ffn_in, ffn_out, ffn_norm: from a layer.
         pooler: the dense layer of the pooler, from the base model.
+        relative: a table of biases of attention scores by distance, from the base model.
+        groups: the list of groups of layers, from the base model, where several layers share the weights of one.
+        pre_norm: whether norms stand before the sub-layers, with rotary positions and windows, as in ModernBERT.
         positions_after_padding: positions count from padding id + 1 instead of 0.
+        last_norm: after the last layer, from the base model.
         activation, state_dropout, attention_dropout: names of fields of the configuration.
     """
 
@@ -48,15 +53,19 @@ class Family:
     ffn_out: str = "output.dense"
     ffn_norm: str = "output.LayerNorm"
     pooler: str | None = "pooler.dense"
+    relative: str | None = None
+    groups: str | None = None
+    pre_norm: bool = False
     positions_after_padding: bool = False
     activation: str = "hidden_act"
+    last_norm: str | None = None
     state_dropout: str = "hidden_dropout_prob"
     attention_dropout: str = "attention_probs_dropout_prob"
 
     @property
     def parts(self) -> frozenset[str]:
         """Return the top-level modules of the encoder; other tensors (language-model heads) are none of ours."""
-        names = (self.word, self.layers, self.projection, self.pooler)
+        names = (self.word, self.layers, self.projection, self.pooler, self.embedding_norm, self.last_norm)
         return frozenset(name.split(".")[0] for name in names if name is not None)
 
 
@@ -81,6 +90,48 @@ DISTILBERT = Family(
     attention_dropout="attention_dropout",
 )
 
+MPNET = Family(
+    prefix="mpnet",
+    token_type=None,
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    attention_dense="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    relative="encoder.relative_attention_bias",
+    positions_after_padding=True,
+)
+ALBERT = Family(
+    prefix="albert",
+    groups="encoder.albert_layer_groups",
+    projection="encoder.embedding_hidden_mapping_in",
+    query="attention.query",
+    key="attention.key",
+    value="attention.value",
+    attention_dense="attention.dense",
+    attention_norm="attention.LayerNorm",
+    ffn_in="ffn",
+    ffn_out="ffn_output",
+    ffn_norm="full_layer_layer_norm",
+    pooler="pooler",
+)
+MODERNBERT = Family(
+    prefix="model",
+    layers="layers",
+    word="embeddings.tok_embeddings",
+    token_type=None,
+    embedding_norm="embeddings.norm",
+    attention_dense="attn.Wo",
+    attention_norm="attn_norm",
+    ffn_in="mlp.Wi",
+    ffn_out="mlp.Wo",
+    ffn_norm="mlp_norm",
+    last_norm="final_norm",
+    pooler=None,
+    pre_norm=True,
+    activation="hidden_activation",
+)
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "bert": BERT,
@@ -89,6 +140,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "camembert": ROBERTA,
         "electra": ELECTRA,
         "distilbert": DISTILBERT,
+        "mpnet": MPNET,
+        "albert": ALBERT,
+        "modernbert": MODERNBERT,
     }
 )
 

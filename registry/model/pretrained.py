@@ -67,20 +67,24 @@ class Weights:
         layer: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
         return layer
 
-    def linear(self, modules: Sequence[str], inputs: int, outputs: int) -> FrozenLinear:
+    def linear(self, modules: Sequence[str], inputs: int, outputs: int, bias: bool = True) -> FrozenLinear:
         """Return one linear layer whose outputs are those of all ``modules`` side by side, each ``outputs`` wide."""
         weights = [self._take(f"{module}.weight", (outputs, inputs)) for module in modules]
-        biases = [self._take(f"{module}.bias", (outputs,)) for module in modules]
         layer = FrozenLinear(inputs, outputs * len(modules), device="meta")
         layer.weight = nn.Parameter(weights[0] if len(weights) == 1 else torch.cat(weights))
+        if not bias:
+            layer.register_parameter("bias", None)
+            return layer
+        biases = [self._take(f"{module}.bias", (outputs,)) for module in modules]
         layer.bias = nn.Parameter(biases[0] if len(biases) == 1 else torch.cat(biases))
         return layer
 
-    def norm(self, module: str, width: int, eps: float) -> nn.LayerNorm:
+    def norm(self, module: str, width: int, eps: float, bias: bool = True) -> nn.LayerNorm:
         """Return a layer norm over the given width."""
-        layer = nn.LayerNorm(width, eps=eps, device="meta")
+        layer = nn.LayerNorm(width, eps=eps, bias=bias, device="meta")
         layer.weight = nn.Parameter(self._take(f"{module}.weight", (width,)))
-        layer.bias = nn.Parameter(self._take(f"{module}.bias", (width,)))
+        if bias:
+            layer.bias = nn.Parameter(self._take(f"{module}.bias", (width,)))
         return layer
 
     def check_all_taken(self) -> None:
@@ -115,6 +119,14 @@ _CONFIG_FIELDS = (
     "hidden_act", "activation", "layer_norm_eps", "max_position_embeddings", "type_vocab_size", "vocab_size",
     "pad_token_id", "embedding_size",
 )  # fmt: skip
+_OWN_FIELDS = {  # of single families, so that the fingerprints of others stay what they are
+    "mpnet": ("relative_attention_num_buckets",),
+    "albert": ("num_hidden_groups", "inner_group_num"),
+    "modernbert": (
+        *("norm_eps", "hidden_activation", "norm_bias", "attention_bias", "mlp_bias"),
+        *("layer_types", "local_attention", "rope_parameters"),
+    ),
+}
 _PROBES = (
     "The quick brown fox jumps over the lazy dog.", "naïve CAFÉ Ünïted", "don't e-mail U.S. 3.14 £5 100%",
     "北京 東京 서울 Привет שלום", "a\tb\n c  d", "supercalifragilistic antidisestablishmentarianism 🙂",
@@ -260,7 +272,8 @@ def fingerprint(config: object, tensors: dict[str, Tensor]) -> str:
         tensors: as ``read_encoder_tensors`` gives them.
     """
     digest = hashlib.sha256()
-    fields = {name: getattr(config, name, None) for name in _CONFIG_FIELDS}
+    own = _OWN_FIELDS.get(str(getattr(config, "model_type", "")), ())
+    fields = {name: getattr(config, name, None) for name in (*_CONFIG_FIELDS, *own)}
     digest.update(json.dumps(fields, sort_keys=True).encode())
     for chunk in _tensor_bytes(tensors):
         digest.update(chunk)
@@ -295,6 +308,12 @@ def read_supported_config(folder: Path, source: str) -> PretrainedConfig:
         "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
         "a decoder": getattr(config, "is_decoder", False),
         "an unknown activation": getattr(config, FAMILIES[family].activation) not in ENCODER_ACTIVATIONS,
+        "several layers in a group": getattr(config, "inner_group_num", 1) != 1,
+        "scaled rotary positions": any(
+            each.get("rope_type", "default") != "default"
+            for each in (getattr(config, "rope_parameters", None) or {}).values()
+            if isinstance(each, dict)
+        ),
     }
     for feature, found in unusual.items():
         if found:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from registry.errors import ConfigError, OutputError, RegistryError, RequestError
-from registry.schema import Manifest, Reading
+from registry.schema import Manifest, Reading, members_of
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
 from registry.tasks.tables import Table, read_chunks
@@ -90,7 +90,10 @@ def answer_chunks(
         ConfigError: an added column has the name of one of the file's, or a row has one that the header lacks.
     """
     header: tuple[str, ...] | None = None
-    added = {each: added_columns(question, each, predictor.registry.manifest(each)) for each in question.references}
+    added = {
+        each: added_columns(question, each, predictor.registry.manifest(members_of(each)[0]))
+        for each in question.references
+    }
     for table in read_chunks(question.path, question.text_columns, question.reading, rows=rows, with_rest=True):
         taken = {name for names in added.values() for name in names} & set(table.names)
         if taken:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import msgspec
 import numpy
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from registry.errors import RegistryError, RequestError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
-from registry.schema import Manifest
+from registry.schema import Manifest, join_members, members_of
+from registry.serving.ensemble import label_order, mean_thresholds
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
@@ -35,7 +37,7 @@ SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may 
 
 @dataclass(frozen=True)
 class Request:
-    """One row to answer: a reference to a stored set, a text, and the second text of a pair task."""
+    """One row to answer: a reference to a stored set (or several, ``a+b``), a text, and that of a pair task."""
 
     reference: str
     text: str
@@ -47,7 +49,7 @@ class Prediction:
     """The answer to one row.
 
     Attributes:
-        reference: the set that answered, with its version.
+        reference: the set that answered, with its version, or the sets.
         label: the most probable class; for multi-label those from their thresholds on; for regression the value.
         probabilities: by label name; for regression the value under its name.
         truncated: whether the row was cut to the set's longest length.
@@ -156,6 +158,8 @@ class Predictor:
             AdapterNotFoundError, IntegrityError, BackboneMismatchError: see ``Registry.load``.
         """
         rows = [each if isinstance(each, Request) else Request(*each) for each in requests]
+        if any(len(members_of(row.reference)) > 1 for row in rows):
+            return self._ensembled(rows)
         references = dict.fromkeys(row.reference for row in rows)
         found = {each: self.registry.identify(each) for each in references}
         answers: list[Prediction | None] = [None] * len(rows)
@@ -168,6 +172,28 @@ class Predictor:
                 for index, answer in zip(own, self._answer([rows[i] for i in own], owners, sets), strict=True):
                     answers[index] = answer
         return [answer for answer in answers if answer is not None]
+
+    def _ensembled(self, rows: Sequence[Request]) -> list[Prediction]:
+        """Return the answers to rows of which some are asked of several sets together, all of them in mixed batches."""
+        members = [members_of(row.reference) for row in rows]
+        asked = [Request(one, row.text, row.pair) for row, own in zip(rows, members, strict=True) for one in own]
+        answers = iter(self.mixed(asked))
+        heads = {one: self.registry.manifest(one).head for one in {each for own in members for each in own}}
+        found = []
+        for own in members:
+            given = [next(answers) for _ in own]
+            found.append(given[0] if len(own) == 1 else self._mean(own, given, [heads[one] for one in own]))
+        return found
+
+    def _mean(self, members: Sequence[str], given: Sequence[Prediction], heads: Sequence[HeadConfig]) -> Prediction:
+        """Return the one answer of several sets to a row."""
+        order = label_order(join_members(members), heads)
+        shares = [list(one.probabilities.values()) for one in given]
+        each = [[own[place] for place in places] for own, places in zip(shares, order, strict=True)]
+        reference = join_members([one.reference for one in given])
+        truncated, thresholds = any(one.truncated for one in given), mean_thresholds(heads, order)
+        head = msgspec.structs.replace(heads[0], thresholds=thresholds)
+        return _interpret(reference, head, numpy.mean(each, axis=0).tolist(), truncated, self.threshold)
 
     def answer_each(self, requests: Sequence[Request]) -> list[Prediction | RegistryError]:
         """Return the answers to rows of any sets, in order; a row that cannot be answered has its error instead."""
@@ -193,7 +219,9 @@ class Predictor:
 
     def _find_manifest(self, reference: str) -> Manifest | RegistryError:
         try:
-            return self.registry.manifest(reference)
+            manifests = [self.registry.manifest(one) for one in members_of(reference)]
+            label_order(reference, [manifest.head for manifest in manifests])
+            return manifests[0]
         except RegistryError as err:
             return err
 
@@ -207,7 +235,10 @@ class Predictor:
         """Return the answers of ``sets`` to rows of which the i-th belongs to ``sets[owners[i]]``."""
         numbers, truncated = self._numbers(rows, owners, sets, probabilities_of)
         each = zip(owners, numbers, truncated, strict=True)
-        return [_interpret(sets[owner], probabilities, cut, self.threshold) for owner, probabilities, cut in each]
+        return [
+            _interpret(sets[owner].reference, sets[owner].manifest.head, probabilities, cut, self.threshold)
+            for owner, probabilities, cut in each
+        ]
 
     def _numbers(
         self,
@@ -293,8 +324,9 @@ def _check_request(index: int, row: Request, reference: str, manifest: Manifest)
         raise RequestError(attempted, "one text, as its task is on single texts", "two")
 
 
-def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool, threshold: float | None) -> Prediction:
-    head: HeadConfig = owner.manifest.head
+def _interpret(
+    reference: str, head: HeadConfig, numbers: Sequence[float], truncated: bool, threshold: float | None
+) -> Prediction:
     probabilities = dict(zip(head.label_names, numbers, strict=True))
     label: str | tuple[str, ...] | float
     if head.problem_type == "regression":
@@ -306,4 +338,4 @@ def _interpret(owner: ResidentSet, numbers: Sequence[float], truncated: bool, th
         label = tuple(name for name, share, enough in each if share >= numpy.float32(enough))
     else:
         label = max(probabilities, key=lambda name: probabilities[name])
-    return Prediction(owner.reference, label, probabilities, truncated)
+    return Prediction(reference, label, probabilities, truncated)

@@ -133,7 +133,7 @@ def _empty_set(manifest: Manifest, backbone: BackboneInfo, folder: Path) -> Adap
                 backbone.layers,
                 manifest.adapter,
                 manifest.head,
-                intermediate_size=backbone.intermediate_size,
+                inner_sizes=backbone.inner_sizes,
             )
     except ConfigError as err:
         raise ManifestError(folder, err.field, err.expected, err.found) from err

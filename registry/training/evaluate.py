@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
@@ -65,6 +66,18 @@ def answer_task(
     order = [head.label_names.index(name) for name in data.spec.label_names or ()]
     thresholds = tuple(head.thresholds[place] for place in order) if head.thresholds else ()
     return Answered(shares[:, order], tokens.truncated, thresholds)
+
+
+def mean_answers(answered: Sequence[Answered]) -> Answered:
+    """Return the mean of what several sets answer to the same rows, and of their thresholds."""
+    if len(answered) == 1:
+        return answered[0]
+    shares = numpy.stack([one.probabilities for one in answered]).mean(axis=0, dtype=numpy.float64)
+    thresholds: tuple[float, ...] = ()
+    if any(one.thresholds for one in answered):
+        half = (0.5,) * shares.shape[1]
+        thresholds = tuple(map(float, numpy.mean([one.thresholds or half for one in answered], axis=0)))
+    return Answered(shares.astype(numpy.float32), max(one.truncated for one in answered), thresholds)
 
 
 def as_answers(data: TaskData, answered: Answered, seed: int) -> CellPredictions:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,7 @@ from registry.config import (
     AdapterConfig,
     BitFitConfig,
     HeadConfig,
+    HeadForm,
     Ia3Config,
     Initialisation,
     LoraConfig,
@@ -105,7 +106,8 @@ _CHOICES: Mapping[str, type[Record]] = MappingProxyType(
 class HeadChoices(Record, frozen=True, kw_only=True):
     """The head of a recipe: all of ``HeadConfig`` that does not depend on the task."""
 
-    form: Literal["linear", "dense_tanh"] = "linear"
+    form: HeadForm = "linear"
+    bias: bool = True
     pooling: Pooling = "mean"
     dropout: float = 0.0
     trained: bool = True

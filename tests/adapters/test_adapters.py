@@ -40,6 +40,10 @@ def test_placement_equals_the_hooked_stock_model(
     model = tiny_model(family)
     config = AdapterConfig(placement=placement, reduction_factor=4, layers=layers, layer_norms=layer_norms, scale=2.5)
     encoder, rows = encoder_of(model), random_rows()
+    if family == "modernbert" and (placement == "pfeiffer" or layer_norms):
+        with pytest.raises(ConfigError, match="for modernbert"):
+            encoder.check_method(config)
+        return
     adapter_set = random_set(encoder, config)
     expected = stock_states(hooked_model(model, adapter_set), rows)
     assert difference(expected, our_states(encoder, rows, adapter_set.adapter)) <= TOLERANCE

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
+from registry.model.encoder import NO_ADAPTERS
 from registry.model.families import FAMILIES
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_output, stock_states
 from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_model
@@ -98,3 +99,26 @@ def test_bert_base_shape_equals_the_stock_model() -> None:
     assert (12, 768, 12) == (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
     rows = random_rows((5, 31, 14))
     assert difference(stock_states(model, rows), our_states(encoder_of(model), rows)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("length", [5, 9, 17, 33, 40, 64])
+def test_windows_in_blocks_are_windows_of_the_stock_model(length: int) -> None:
+    """Rows shorter and longer than a window, a block, and several of them equal the stock model, first tokens too."""
+    model = tiny_model("modernbert", layer_types=["sliding_attention"] * 2)
+    rows, encoder = random_rows((length, 3, length)), encoder_of(model)
+    expected = stock_states(model, rows)
+    assert difference(expected, our_states(encoder, rows)) <= TOLERANCE
+    batch = Batch.pack(rows)
+    first = batch.restore(encoder.pooled(batch, NO_ADAPTERS, ("cls",))["cls"])
+    assert difference([states[0] for states in expected], list(first)) <= TOLERANCE
+
+
+def test_layers_of_a_group_are_one(tmp_path: Path) -> None:
+    """ALBERT's layers share their weights, in a copy that trains too, and are counted once."""
+    model = save_tiny_checkpoint(tmp_path, "albert", num_hidden_groups=1, num_hidden_layers=3)
+    backbone = Backbone.load(str(tmp_path), device="cpu")
+    assert backbone.encoder.layers[0] is backbone.encoder.layers[2]
+    copied = backbone.unfrozen_copy()
+    assert copied.layers[0] is copied.layers[2]
+    assert backbone.info.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (3, 3) == (backbone.info.layers, len(copied.layers))

@@ -83,13 +83,13 @@ def test_resident_set_is_a_copy() -> None:
     one = AdapterSet(8, 1, AdapterConfig(reduction_factor=2, layer_norms=True, init="normal"), HEAD)
     resident = ResidentSet("one:1", MANIFEST, one, torch.float32)
     seam, head = resident.adapter.seam(0, "ffn"), resident.head.out.weight
-    assert seam.bottleneck is not None
+    assert seam.squeeze is not None
     assert seam.norm is not None
-    before = [tensor.clone() for tensor in (*seam.bottleneck, *seam.norm, head)]
+    before = [tensor.clone() for tensor in (*seam.squeeze, *seam.norm, head)]
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.add_(1.0)
-    after = (*seam.bottleneck, *seam.norm, head)
+    after = (*seam.squeeze, *seam.norm, head)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert not any(tensor.requires_grad for tensor in after)
 

@@ -40,7 +40,7 @@ def test_store_file_is_pinned(store: Store) -> None:
     "family": "bert",
     "fingerprint": "%s",
     "hidden_size": 32,
-    "intermediate_size": null,
+    "inner_sizes": null,
     "layers": 2,
     "parameters": 1000,
     "revision": null,
@@ -51,7 +51,7 @@ def test_store_file_is_pinned(store: Store) -> None:
   "format": 1
 }
 """
-        % (b"a" * 64, b"b" * 64, b"824619079c841bfedf83db14dfd36b5d8e9c47fe50d05036c73b2764bd516634")
+        % (b"a" * 64, b"b" * 64, b"ceec769968ad387e0ce9dcbfb2c81557f897e83b6b6499219c27df4149141682")
     }
     assert expected == tree(store.root)
 

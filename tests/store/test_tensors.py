@@ -48,9 +48,9 @@ SETS = [
 @pytest.mark.parametrize(("adapter", "head"), SETS)
 def test_saved_set_comes_back_bit_equal(store: Store, adapter: MethodConfig | None, head: HeadConfig) -> None:
     """Every kind of set is read back with equal bits, in evaluation mode, as trainable as it was."""
-    saved = AdapterSet(32, 2, adapter, head, seed=3, intermediate_size=64)
+    saved = AdapterSet(32, 2, adapter, head, seed=3, inner_sizes=(64, 64))
     assert 1 == save(store, saved)
-    manifest, loaded = load_set(store, "mrpc", 1, msgspec.structs.replace(INFO, intermediate_size=64))
+    manifest, loaded = load_set(store, "mrpc", 1, msgspec.structs.replace(INFO, inner_sizes=(64, 64)))
     assert (adapter, head) == (loaded.adapter_config, loaded.head_config) == (manifest.adapter, manifest.head)
     assert saved.state_dict().keys() == loaded.state_dict().keys()
     for key, tensor in saved.state_dict().items():

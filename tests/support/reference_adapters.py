@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import TARGETS, AdapterConfig, LoraConfig, MethodConfig
@@ -35,6 +35,31 @@ PATHS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "bert": BERT_PATHS,
         "roberta": BERT_PATHS,
+        "mpnet": {
+            **BERT_PATHS,
+            "query": "attention.attn.q",
+            "key": "attention.attn.k",
+            "value": "attention.attn.v",
+            "attention_dense": "attention.attn.o",
+            "attention_norm": "attention.LayerNorm",
+        },
+        "albert": {  # of two groups, so that two layers have weights of their own
+            "layer": "encoder.albert_layer_groups.{}.albert_layers.0",
+            "query": "attention.query",
+            "key": "attention.key",
+            "value": "attention.value",
+            "attention_dense": "attention.dense",
+            "attention_norm": "attention.LayerNorm",
+            "ffn_in": "ffn",
+            "ffn_dense": "ffn_output",
+            "ffn_norm": "full_layer_layer_norm",
+        },
+        "modernbert": {
+            "layer": "layers.{}",
+            "attention_dense": "attn.Wo",
+            "ffn_in": "mlp.Wi",
+            "ffn_dense": "mlp.Wo",
+        },
         "distilbert": {
             "layer": "transformer.layer.{}",
             "query": "attention.q_lin",
@@ -67,9 +92,12 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
     paths = PATHS[model.config.model_type]
     for layer in config.layers if config.layers is not None else range(adapter_set.layers):
         block = changed.get_submodule(paths["layer"].format(layer))
+        if model.config.model_type == "modernbert":
+            _hook_pre_norm(block, layer, config, tensors)
+            continue
         if not isinstance(config, AdapterConfig):
             _hook_products(block, layer, config, tensors, paths)
-            _hook_prefix(block, tensors.get(f"keys.{layer}"), tensors.get(f"values.{layer}"), paths, model.config)
+            _hook_prefix(block, tensors.get(f"keys.{layer}"), tensors.get(f"values.{layer}"), paths, changed)
             continue
         for place in ("attention", "ffn"):
             _hook(block, place, paths, config, _Parts(tensors, f"{layer}_{place}", config, block, paths))
@@ -138,7 +166,7 @@ def _hook_products(
         module = block.get_submodule(paths["ffn_dense" if target == "ffn_out" else target])
         key = f"{layer}_{target}"
         scale, bias = tensors.get(f"scales.{key}"), tensors.get(f"biases.products.{key}")
-        if scale is not None and target == "ffn_out":
+        if scale is not None and target in getattr(config, "inputs", ()):
             module.register_forward_pre_hook(lambda module, inputs, scale=scale: (inputs[0] * scale,))
         elif scale is not None:
             module.register_forward_hook(lambda module, inputs, output, scale=scale: output * scale)
@@ -160,7 +188,7 @@ def _hook_products(
 
 
 def _hook_prefix(
-    block: nn.Module, keys: Tensor | None, values: Tensor | None, paths: Mapping[str, str], config: PretrainedConfig
+    block: nn.Module, keys: Tensor | None, values: Tensor | None, paths: Mapping[str, str], model: PreTrainedModel
 ) -> None:
     """Let one layer attend to (P, H) keys and values first; rows have to come alone, as no mask is looked at."""
     if keys is None or values is None:
@@ -173,7 +201,10 @@ def _hook_prefix(
 
     def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         batch, length, width = seen["query"].shape
-        heads = config.num_attention_heads
+        heads = model.config.num_attention_heads
+        bias = torch.zeros(heads, length, length + len(keys))
+        if model.config.model_type == "mpnet":
+            bias[..., len(keys) :] = model.encoder.compute_position_bias(seen["query"])[0]
         size = width // heads
         query, key, value = (
             torch.cat([own.expand(batch, -1, -1), seen[name]], dim=1) if own is not None else seen[name]
@@ -182,8 +213,65 @@ def _hook_prefix(
         gathered = torch.empty(batch, length, width)
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
-            weights = (query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size)).softmax(dim=-1)
+            weights = (query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size) + bias[head]).softmax(dim=-1)
             gathered[..., part] = weights @ value[..., part]
         return (gathered,)
 
     block.get_submodule(paths["attention_dense"]).register_forward_pre_hook(gather)
+
+
+def _hook_pre_norm(block: nn.Module, layer: int, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Put the formulas on one layer of ModernBERT, whose products of attention are one and whose sums are bare."""
+    modules = {"attention_dense": "attn.Wo", "ffn_in": "mlp.Wi", "ffn_out": "mlp.Wo"}
+    width = block.get_submodule("attn.Wo").weight.shape[0]
+    for place, target in enumerate(TARGETS):
+        module = block.get_submodule(modules.get(target, "attn.Wqkv"))
+        part = slice(place * width, (place + 1) * width) if target not in modules else slice(None)
+        key = f"{layer}_{target}"
+        scale = tensors.get(f"scales.{key}")
+        if scale is not None and target in getattr(config, "inputs", ()):
+            module.register_forward_pre_hook(lambda module, inputs, scale=scale: (inputs[0] * scale,))
+        elif scale is not None:
+
+            def multiply(
+                module: nn.Module, inputs: object, output: Tensor, part: slice = part, scale: Tensor = scale
+            ) -> Tensor:
+                output = output.clone()
+                output[..., part] = output[..., part] * scale
+                return output
+
+            module.register_forward_hook(multiply)
+        if f"products.{key}.lora_a" in tensors:
+            assert isinstance(config, LoraConfig)
+            a, b = tensors[f"products.{key}.lora_a"], tensors[f"products.{key}.lora_b"]
+            factor = config.alpha / (math.sqrt(len(a)) if config.rslora else len(a))
+
+            def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor, part: slice = part,
+                    a: Tensor = a, b: Tensor = b, factor: float = factor) -> Tensor:  # fmt: skip
+                output = output.clone()
+                output[..., part] = output[..., part] + factor * (inputs[0] @ a.T @ b.T)
+                return output
+
+            module.register_forward_hook(add)
+    if not isinstance(config, AdapterConfig):
+        return
+    activation = ACTIVATIONS[config.activation]
+
+    def squeeze(place: str, x: Tensor) -> Tensor:
+        names = ("down.weight", "down.bias", "up.weight", "up.bias")
+        down, down_bias, up, up_bias = (tensors[f"bottlenecks.{layer}_{place}.{name}"] for name in names)
+        return activation(x @ down.T + down_bias) @ up.T + up_bias
+
+    before: list[Tensor] = []
+    if config.placement == "houlsby":
+        for place, name in (("attention", "attn.Wo"), ("ffn", "mlp.Wo")):
+            block.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, place=place: output + squeeze(place, output)
+            )
+    elif config.placement == "after_layer":
+        block.register_forward_hook(lambda module, inputs, output: output + squeeze("ffn", output))
+    else:
+        block.get_submodule("mlp_norm").register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+        block.get_submodule("mlp.Wo").register_forward_hook(
+            lambda module, inputs, output: output + config.scale * squeeze("ffn", before.pop())
+        )

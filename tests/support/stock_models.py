@@ -34,7 +34,7 @@ def stock_output(model: PreTrainedModel, rows: TokenRows) -> tuple[list[Tensor],
         "attention_mask": torch.tensor([[int(t < len(ids)) for t in range(longest)] for ids in rows.input_ids]),
         "token_type_ids": torch.tensor([[*kinds, *[0] * (longest - len(kinds))] for kinds in rows.type_ids]),
     }
-    if model.config.model_type == "distilbert":
+    if model.config.model_type in ("distilbert", "mpnet", "modernbert"):
         del inputs["token_type_ids"]
     output = model(**inputs)
     states = output.last_hidden_state

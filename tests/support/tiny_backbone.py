@@ -21,6 +21,13 @@ SIZES = {
 OWN_SIZES = {
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 66},
     "electra": {**SIZES, "embedding_size": 16},
+    "albert": {**SIZES, "embedding_size": 16, "num_hidden_groups": 2},
+    "modernbert": {
+        **SIZES,
+        "local_attention": 8,
+        "layer_types": ["full_attention", "sliding_attention"],
+        **{f"{name}_token_id": number for number, name in enumerate(("bos", "cls", "eos", "sep"), start=1)},
+    },
 }
 
 
@@ -50,7 +57,7 @@ def tiny_tokenizer(pad_id: int = 0) -> PreTrainedTokenizerFast:
 
 def tiny_model(family: str = "bert", seed: int = 0, **overrides: object) -> PreTrainedModel:
     """Return a seeded random model of ``family`` in evaluation mode, its norms away from one and zero."""
-    pad_id = 1 if family in ("roberta", "xlm-roberta", "camembert") else 0
+    pad_id = 1 if family in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     sizes = OWN_SIZES.get(family, SIZES)
     config = AutoConfig.for_model(family, **{"vocab_size": 160, "pad_token_id": pad_id, **sizes, **overrides})
     with torch.random.fork_rng():

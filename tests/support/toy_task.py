@@ -34,7 +34,7 @@ METHODS: Mapping[str, MethodConfig] = MappingProxyType(
         "lora-all": LoraConfig(rank=2, alpha=3.0, ranks={"1_query": 3}, rslora=True, targets=TARGETS, bias="all"),
         "lora-some": LoraConfig(rank=2, targets=("key", "ffn_out"), bias="lora_only", layers=(1,)),
         "ia3": Ia3Config(),
-        "ia3-all": Ia3Config(targets=TARGETS, layers=(0,)),
+        "ia3-all": Ia3Config(targets=TARGETS, inputs=("attention_dense", "ffn_in"), layers=(0,)),
         "bitfit": BitFitConfig(),
         "prefix": PrefixConfig(length=5),
         "prefix-some": PrefixConfig(length=2, layers=(1,)),
