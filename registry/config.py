@@ -191,6 +191,23 @@ MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig 
 METHODS: tuple[str, ...] = ("bottleneck", "lora", "ia3", "bitfit", "prefix")
 
 
+class Merging(Record, frozen=True, kw_only=True):
+    """How several sets are made into one.
+
+    Attributes:
+        how: the weighted mean, the weighted sum (task arithmetic), TIES, or the sum after DARE has dropped elements.
+        density: share of the elements that ``ties`` and ``dare`` keep.
+        seed: decides what ``dare`` drops.
+    """
+
+    how: Literal["average", "sum", "ties", "dare"] = "average"
+    density: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.density <= 1, "density", "a share above 0, at most 1", self.density)
+
+
 class HeadConfig(Record, frozen=True, kw_only=True):
     """Pooling and classifier of one task.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from registry.config import HeadConfig, MethodConfig, TrainingConfig
+from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
@@ -158,6 +158,14 @@ class FileEntry(Record, frozen=True, kw_only=True):
     sha256: str
 
 
+class MergedSet(Record, frozen=True, kw_only=True):
+    """One of the sets that a merged one is made of: its version, the digest of its manifest, and its weight."""
+
+    reference: str
+    digest: str
+    weight: float
+
+
 class SetInfo(Record, frozen=True, kw_only=True):
     """What is known of a set besides its tensors and backbone.
 
@@ -168,6 +176,8 @@ class SetInfo(Record, frozen=True, kw_only=True):
         positive_label: the class that ``f1_binary`` is of, where a task has two.
         scores: metric names and values on ``split`` of ``data``.
         recipe, training, data, split, origin: where the weights come from, None where not known.
+        merged_from, merging: the sets it was made of, and how; empty and None for one that was trained.
+        merging_loss: share of the changes that the rank of LoRA could not hold.
     """
 
     task: str | None = None
@@ -181,6 +191,9 @@ class SetInfo(Record, frozen=True, kw_only=True):
     data: DataInfo | None = None
     split: str | None = None
     origin: Origin | None = None
+    merged_from: tuple[MergedSet, ...] = ()
+    merging: Merging | None = None
+    merging_loss: float | None = None
 
 
 class Manifest(SetInfo, frozen=True, kw_only=True):

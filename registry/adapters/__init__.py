@@ -2,5 +2,5 @@
 
 Reading order: ``interface`` (what the encoder asks of what is passed in), the formulas ``seam`` and ``product``,
 ``method`` (what all methods share) and one file a method: ``bottleneck``, ``lora``, ``ia3``, ``bitfit``, ``prefix``;
-``head``, ``adapter_set``. To the right: ``model``, the frozen encoder that a set is passed to.
+``head``, ``adapter_set``, ``merging``. To the right: ``model``, the frozen encoder that a set is passed to.
 """

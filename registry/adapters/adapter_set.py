@@ -75,7 +75,7 @@ class AdapterSet(nn.Module):
     ) -> None:
         super().__init__()
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        self.hidden_size, self.layers = hidden_size, layers
+        self.hidden_size, self.layers, self.inner_sizes = hidden_size, layers, inner_sizes
         self.info: SetInfo | None = None
         sizes = Sizes(hidden_size, inner_sizes)
         made = None if adapter is None else ADAPTERS[type(adapter)](sizes, layers, adapter, generator)

@@ -20,7 +20,18 @@ from registry.cli.compare import compare
 from registry.cli.lists import add_completion, doctor, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings, printable
 from registry.cli.predict import evaluate, predict
-from registry.cli.store import alias, export_command, gc, import_command, init, list_command, remove, show, verify
+from registry.cli.store import (
+    alias,
+    export_command,
+    gc,
+    import_command,
+    init,
+    list_command,
+    merge,
+    remove,
+    show,
+    verify,
+)
 from registry.cli.train import train
 from registry.errors import RegistryError, closest
 from registry.version import __version__
@@ -95,7 +106,7 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
-    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, gc),
+    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, merge, gc),
     *(list_tasks, list_recipes, list_methods, doctor),
 )
 for _command in _COMMANDS:

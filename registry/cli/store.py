@@ -1,6 +1,6 @@
-"""Commands on what is stored: init, show, verify, alias, remove, export, import, gc.
+"""Commands on what is stored: init, show, verify, alias, remove, export, import, merge, gc.
 
-Only init, verify and import need torch.
+Only init, verify, import and merge need torch.
 
 The ``list`` command: one line for each name in a store, whether there are three of them or ten thousand.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
-from registry.errors import RegistryError
+from registry.errors import ConfigError, RegistryError
 from registry.schema import Reference
 from registry.store.errors import IntegrityError, StoreError
 from registry.store.listing import ListedSet, Summary, list_sets
-from registry.validation import require
+from registry.validation import from_plain, require
 
 _TITLES = ("name", "newest", "aliases", "placement", "labels", "parameters", "bytes", "score", "data")
 _NUMBERS = ("newest", "parameters", "bytes")
@@ -228,6 +229,40 @@ def import_command(settings: Settings, file: Path, name: str | None) -> None:
 
     reference = import_set(settings.open_store(), file, name)
     click.echo(f"{file} -> {reference}")
+
+
+@click.command()
+@click.argument("references", nargs=-1, required=True, metavar="REF REF...")
+@click.option("--name", required=True, help="Of the merged set.")
+@click.option("--weight", "weights", help="One for each set, with commas: .7,.3; all alike by default.")
+@click.option("--how", default="average", show_default=True, help="average, sum (task arithmetic), ties or dare.")
+@click.option("--density", type=float, default=0.5, show_default=True, help="Share that ties and dare keep.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides what dare drops.")
+@backbone_option
+@click.pass_obj
+def merge(settings: Settings, /, references: tuple[str, ...], name: str, backbone: str | None, **options: Any) -> None:
+    """Make one set of several of one configuration and labels; 'predict a+b' averages what sets of any kind answer.
+
+    \b
+    adapter-registry merge mails:1 mails:2 --name mails-mean
+    adapter-registry merge a@best b:2 --weight .7,.3 --how ties --name both
+    """
+    from registry.config import Merging
+
+    merging = from_plain(Merging, {each: options[each] for each in ("how", "density", "seed")})
+    weights = None if options["weights"] is None else _numbers(options["weights"])
+    registry = settings.open_registry(backbone)
+    reference = registry.merge(name, references, weights, merging)
+    lost = registry.manifest(reference).merging_loss
+    told = "" if lost is None else f"; its rank cannot hold {lost:.1%} of their changes"
+    click.echo(f"{' + '.join(references)} -> {reference}{told}")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as err:
+        raise ConfigError("--weight", "numbers with commas, such as .7,.3", text) from err
 
 
 @click.command()

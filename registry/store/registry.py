@@ -6,7 +6,7 @@ is in a file is tensors.py's to know, and what is in a folder the store's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.merging import merge_sets
+from registry.config import Merging
 from registry.errors import ConfigError, RegistryError
 from registry.provenance import library_versions
-from registry.schema import Manifest, Reference, SetInfo
+from registry.schema import Manifest, MergedSet, Reference, SetInfo
 from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
@@ -25,6 +27,7 @@ from registry.store.manifest import check_backbone
 from registry.store.reader import StoredVersion
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
+from registry.validation import require
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
@@ -119,6 +122,52 @@ class Registry:
             self, name, data, recipe, **choices
         )
         return trained
+
+    def merge(
+        self,
+        name: str,
+        references: Sequence[str | Reference],
+        weights: Sequence[float] | None = None,
+        merging: Merging | None = None,
+    ) -> Reference:
+        """Store what several stored sets make together as the next version of ``name``.
+
+        Args:
+            name: of the merged set.
+            references: of at least two sets of one configuration and labels.
+            weights: one for each; all 1 when None.
+            merging: how; the weighted mean when None.
+
+        Raises:
+            ConfigError: sets that cannot be merged; see ``merge_sets``.
+            AdapterNotFoundError, IntegrityError: and whatever ``load`` and ``save`` raise.
+        """
+        found = [self.store.resolve(each) for each in references]
+        loaded = [load_set(self.store, *each, self.backbone.info) for each in found]
+        shares = list(weights) if weights is not None else [1.0] * len(loaded)
+        chosen = merging or Merging()
+        merged, lost = merge_sets([one for _, one in loaded], shares, chosen)
+        manifests = [manifest for manifest, _ in loaded]
+        first = manifests[0]
+        pairs = {manifest.pair for manifest in manifests}
+        require(len(pairs) == 1, "sets to merge", "all on single texts, or all on pairs", sorted(map(str, pairs)))
+        members = tuple(
+            MergedSet(reference=f"{own}:{version}", digest=manifest.digest, weight=share)
+            for (own, version), manifest, share in zip(found, manifests, shares, strict=True)
+        )
+        info = SetInfo(
+            task=first.task if len({manifest.task for manifest in manifests}) == 1 else None,
+            pair=first.pair,
+            max_length=max(manifest.max_length for manifest in manifests),
+            main_metric=first.main_metric,
+            positive_label=first.positive_label,
+            origin=first.origin if len({manifest.task for manifest in manifests}) == 1 else None,
+            split=first.split,
+            merged_from=members,
+            merging=chosen,
+            merging_loss=lost if lost > 0 else None,
+        )
+        return self.save(name, merged, info)
 
     def load(self, reference: str | Reference) -> AdapterSet:
         """Return a stored set on the backbone's device, in evaluation mode.

@@ -13,7 +13,7 @@ import torch
 from rounds import Contender, timed
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig, HeadConfig, TrainingConfig
+from registry.config import AdapterConfig, HeadConfig, MethodConfig, TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.encoder import NO_ADAPTERS
@@ -131,7 +131,7 @@ def mixed_contenders(
     return found
 
 
-def fill_pool(backbone: Backbone, count: int, adapter: AdapterConfig = ADAPTER) -> AdapterPool[int]:
+def fill_pool(backbone: Backbone, count: int, adapter: MethodConfig = ADAPTER) -> AdapterPool[int]:
     """Return a pool in which the sets 0 to ``count`` - 1 are resident, as a predictor has them."""
 
     def load(seed: int) -> ResidentSet:

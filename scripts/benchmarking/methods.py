@@ -1,0 +1,257 @@
+"""LoRA beside peft's LoRA, sets of several methods in one batch, and ModernBERT packed beside ModernBERT padded.
+
+Rates and ratios as in main.py, of one run: every contender takes its turn in every round. ModernBERT is a random
+encoder of the real one's widths and fewer layers, so its figures are of speed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from main import MIXED_ROWS, MIXED_SETS, job_of, mixed_batches, read_rows
+from ours import (
+    ADAPTER,
+    BATCH,
+    BATCH_TOKENS,
+    DTYPES,
+    HEAD,
+    ask_bare,
+    ask_mixed,
+    contenders,
+    fill_pool,
+    load_backbones,
+    training_config,
+)
+from peer_client import PeerWorker
+from rounds import Contender, Results, measure, timed
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from registry.bench.records import write_file
+from registry.config import LoraConfig
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.encoder import NO_ADAPTERS, Encoder
+from registry.model.inference import LabelledRows
+from registry.model.pretrained import Weights
+from registry.provenance import code_version, command_line, hardware, library_versions
+from registry.serving.pool import AdapterPool
+from registry.training.loop import train
+
+LORA = LoraConfig(rank=8, alpha=16.0, targets=("query", "value"))
+SIZES = {"mrpc": 96, "sst2": 192}
+MANY = 64
+MODERN_LAYERS, MODERN_ROWS = 6, 24
+
+
+def main() -> None:
+    """Measure every group and write both reports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="hub", help="hub, sample or a folder of parquet files")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="float32 where bfloat16 has no instructions")
+    parser.add_argument("--out", type=Path, default=Path("reports"))
+    parser.set_defaults(device="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    backbones = {name: each for name, each in load_backbones(options.device).items() if name in options.dtypes}
+    rows = {task: read_rows(task, options.data, limit, backbones["float32"]) for task, limit in SIZES.items()}
+    python = Path(".venv-peers/bin/python") if Path(".venv-peers/.installed").is_file() else None
+    with tempfile.TemporaryDirectory() as name:
+        worker = PeerWorker(python, job_of(rows, 0, options), Path(name))
+        results = Results(
+            [
+                each
+                for group, made in groups(backbones, rows, worker).items()
+                for each in measure(group, made(), options.rounds)
+            ]
+        )
+        versions = worker.versions
+        worker.close()
+    write(results, versions, options.out)
+
+
+def groups(
+    backbones: Mapping[str, Backbone], rows: Mapping[str, LabelledRows], worker: PeerWorker
+) -> dict[str, Callable[[], list[Contender]]]:
+    """Return what makes the contenders of each group, when its turn comes."""
+    batches, owners = mixed_batches(len(rows["sst2"]))
+    many = [[place % MANY for place in range(first, first + len(own))] for first, own in enumerate(owners)]
+
+    def peer(group: str, label: str, count: int) -> Contender:
+        return Contender("peft", label, count, lambda: worker.seconds(f"{group}/peft"))
+
+    def mixed() -> list[Contender]:
+        tokens, count = rows["sst2"].tokens, sum(map(len, batches))
+        pools = {name: fill_pool(each, MANY, LORA) for name, each in backbones.items()}
+        both = {name: _two_methods(each) for name, each in backbones.items()}
+
+        def ask(pool: Mapping[str, AdapterPool[int]], chosen: Sequence[Sequence[int]]) -> Callable[..., Any]:
+            return lambda name, backbone: lambda: ask_mixed(backbone, pool[name], tokens, batches, chosen)
+
+        alone = [[0] * len(own) for own in owners]
+        return [
+            *contenders(backbones, lambda name, each: lambda: ask_bare(each, tokens, batches), "bare", "bare", count),
+            *contenders(backbones, ask(pools, alone), "one", "one LoRA set, the same batches", count),
+            *contenders(backbones, ask(pools, owners), "mixed", f"{MIXED_SETS} LoRA sets in a batch", count),
+            *contenders(backbones, ask(pools, many), "many", f"rows of {MANY} LoRA sets", count),
+            *contenders(
+                backbones, ask(both, owners), "both", f"{MIXED_SETS} sets, LoRA and bottlenecks in turn", count
+            ),
+            peer("mixed-sst2", f"peft: adapter_names of {MIXED_SETS} LoRA", count),
+        ]
+
+    found: dict[str, Callable[[], list[Contender]]] = {}
+    for task, own in rows.items():
+        found[f"train-{task}"] = lambda own=own, task=task: [
+            *contenders(backbones, lambda name, each: _training(each, own), "ours", "ours: one LoRA set", len(own)),
+            peer(f"train-{task}", "peft: LoRA, padded", len(own)),
+        ]
+        found[f"infer-{task}"] = lambda own=own, task=task: [
+            *contenders(
+                backbones, lambda name, each: _answering(each, own.tokens), "ours", "ours: one LoRA set", len(own)
+            ),
+            peer(f"infer-{task}", "peft: LoRA, padded", len(own)),
+        ]
+    return {**found, "mixed-sst2": mixed, "modernbert": modern_contenders}
+
+
+def _two_methods(backbone: Backbone) -> AdapterPool[int]:
+    """Return a pool of sets that are LoRA and bottlenecks in turn."""
+    pools = [fill_pool(backbone, MIXED_SETS, each) for each in (LORA, ADAPTER)]
+    pool = AdapterPool(lambda key: _resident(pools[key % 2], key))
+    for key in range(MIXED_SETS):
+        with pool.hold([key]):
+            pass
+    return pool
+
+
+def _resident(pool: AdapterPool[int], key: int) -> Any:
+    with pool.hold([key]) as (found,):
+        return found
+
+
+def _training(backbone: Backbone, rows: LabelledRows) -> Callable[[], object]:
+    adapter_set = backbone.new_adapter_set(LORA, HEAD)
+    return lambda: train(backbone.encoder, adapter_set.train(), rows, training_config())
+
+
+def _answering(backbone: Backbone, rows: TokenRows) -> Callable[[], object]:
+    batches = sorted_batches([len(ids) for ids in rows.input_ids], BATCH_TOKENS, BATCH)
+    pool = fill_pool(backbone, 1, LORA)
+    with pool.hold([0]) as (one,):
+        return lambda: ask_mixed(backbone, pool, rows, batches, [[0] * len(each) for each in batches]) or one
+
+
+def modern_contenders() -> list[Contender]:
+    """Return a random ModernBERT over rows of mixed length: ours packed, and transformers' own padded."""
+    config = AutoConfig.for_model("modernbert", num_hidden_layers=MODERN_LAYERS)
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    encoder = Encoder(Weights(model.state_dict(), "random"), config).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(16, 512, (MODERN_ROWS,), generator=generator).tolist()
+    rows = TokenRows(
+        [torch.randint(5, 50_000, (n,), generator=generator).tolist() for n in lengths], [[0] * n for n in lengths]
+    )
+    batches = sorted_batches(lengths, BATCH_TOKENS, BATCH)
+    plain = [list(range(first, min(first + BATCH, MODERN_ROWS))) for first in range(0, MODERN_ROWS, BATCH)]
+
+    @torch.inference_mode()
+    def packed() -> None:
+        for indices in batches:
+            encoder.pooled(Batch.pack(rows.take(indices)), NO_ADAPTERS, ("mean",))
+
+    device = torch.device("cpu")
+    return [
+        Contender("ours", "ours: packed", MODERN_ROWS, timed(packed, device)),
+        Contender("padded", "transformers: padded", MODERN_ROWS, timed(lambda: _padded(model, rows, plain), device)),
+        Contender(
+            "sorted",
+            "transformers: sorted by length, padded",
+            MODERN_ROWS,
+            timed(lambda: _padded(model, rows, batches), device),
+        ),
+    ]
+
+
+@torch.inference_mode()
+def _padded(model: PreTrainedModel, rows: TokenRows, batches: Sequence[Sequence[int]]) -> None:
+    for indices in batches:
+        width = max(len(rows.input_ids[row]) for row in indices)
+        ids = [[*rows.input_ids[row], *[0] * (width - len(rows.input_ids[row]))] for row in indices]
+        mask = [[int(place < len(rows.input_ids[row])) for place in range(width)] for row in indices]
+        model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+
+
+TARGETS = (
+    ("Train one LoRA set, MRPC, best dtype, vs peft", "train-mrpc", "ours", "peft", 3.0),
+    ("Train one LoRA set, SST-2, best dtype, vs peft", "train-sst2", "ours", "peft", 4.0),
+    ("Answers of one LoRA set, MRPC, best dtype, vs peft", "infer-mrpc", "ours", "peft", 2.5),
+    (
+        f"{MIXED_ROWS} rows over {MIXED_SETS} LoRA sets, best dtype, vs peft adapter_names",
+        "mixed-sst2",
+        "mixed",
+        "peft",
+        4.0,
+    ),
+    ("The same, vs our own one-set rate", "mixed-sst2", "mixed", "one", 0.9),
+    (f"Rows of {MANY} LoRA sets, vs our own one-set rate", "mixed-sst2", "many", "one", None),
+    (f"{MIXED_SETS} sets, LoRA and bottlenecks in turn, vs our own one-set rate", "mixed-sst2", "both", "one", None),
+    ("ModernBERT widths, rows of mixed length, vs transformers padded", "modernbert", "ours", "padded", 1.5),
+    ("The same, vs transformers sorted and padded", "modernbert", "ours", "sorted", None),
+)
+
+
+def write(results: Results, versions: dict[str, str], out: Path) -> None:
+    """Write the figures for programs and the tables for people."""
+    machine = hardware(torch.get_num_threads(), None)
+    lines = ["# Methods: rates beside peft's, and of several methods together", ""]
+    peers = ", ".join(f"{name} {version}" for name, version in versions.items()) or "none"
+    where = f"{machine.processor}, {machine.threads} thread, {code_version()}; `{command_line()}`."
+    lines += [where, f"Medians of rounds in turn; peers: {peers}.", ""]
+    lines += ["| measure | ratio | target | met |", "|---|---|---|---|"]
+    found = []
+    for title, group, own, base, limit in TARGETS:
+        ratio, dtype = best_ratio(results, group, own, base)
+        met = "" if limit is None or ratio is None else "yes" if ratio >= limit else "no"
+        told = "not measured" if ratio is None else f"{ratio:.2f}{f' ({dtype})' if dtype else ''}"
+        lines.append(f"| {title} | {told} | {'' if limit is None else f'>= {limit:g}'} | {met} |")
+        found.append({"measure": title, "ratio": ratio, "dtype": dtype, "target": limit})
+    lines += ["", "| group | contender | rows/s | lowest to highest |", "|---|---|---|---|"]
+    for each in results.values():
+        spread = f"{each.spread[0]:,.1f} to {each.spread[1]:,.1f}" if each.spread else ""
+        lines.append(
+            f"| {each.group} | {each.label} | {f'{each.rate:,.1f}' if each.rate else each.failed} | {spread} |"
+        )
+    content = {"code": code_version(), "command": command_line(), "libraries": library_versions(), "peers": versions,
+               "targets": found, "results": [each.to_json() for each in results.values()]}  # fmt: skip
+    write_file(out / "benchmark_methods.md", ("\n".join(lines) + "\n").encode())
+    write_file(out / "benchmark_methods.json", (json.dumps(content, indent=1) + "\n").encode())
+    print("\n".join(lines))
+
+
+def best_ratio(results: Results, group: str, own: str, base: str) -> tuple[float | None, str]:
+    """Return the ratio to a peer in our best dtype; to a rate of our own, the lower of those in the same dtype."""
+    if (group, own) in results:
+        return results.ratio(group, own, base), ""
+    ratios = {}
+    for dtype in ("float32", "bfloat16"):
+        other = base if (group, base) in results else f"{base}-{dtype}"
+        ratio = results.ratio(group, f"{own}-{dtype}", other)
+        if ratio is not None:
+            ratios[dtype] = ratio
+    if not ratios:
+        return None, ""
+    choose = max if (group, base) in results else min
+    dtype = choose(ratios, key=lambda name: ratios[name])
+    return ratios[dtype], dtype
+
+
+if __name__ == "__main__":
+    main()
