@@ -18,7 +18,7 @@ from torch import Tensor
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import AdapterConfig, HeadConfig, Ia3Config, LoraConfig, Merging
 from registry.errors import ConfigError
-from registry.validation import require
+from registry.validation import Record, require
 
 
 def merge_sets(sets: Sequence[AdapterSet], weights: Sequence[float], merging: Merging) -> tuple[AdapterSet, float]:
@@ -43,7 +43,7 @@ def merge_sets(sets: Sequence[AdapterSet], weights: Sequence[float], merging: Me
             ("head", _plain(first.head_config), _plain(other.head_config)),
         ):
             if one != another:
-                raise ConfigError(f"sets to merge: their {kind}", f"one configuration, {one}", another)
+                raise ConfigError(f"sets to merge: their {kind}", *_differences(one, another))
     config = first.adapter_config
     norms = isinstance(config, AdapterConfig) and config.layer_norms
     require(merging.how == "average" or not norms, "how", "average, as these sets have layer norms", merging.how)
@@ -69,6 +69,16 @@ def merge_sets(sets: Sequence[AdapterSet], weights: Sequence[float], merging: Me
             found[name] = _combine(own, weights, merging, generator)
     merged.load_state_dict(found)
     return merged.eval(), lost
+
+
+def _differences(one: Record | None, another: Record | None) -> tuple[str, str]:
+    """Return what was expected of the second of two configurations, and found: the method, or fields that differ."""
+    if one is None or another is None or type(one) is not type(another):
+        names = [getattr(each, "name", "no adapter") for each in (one, another)]
+        return f"one method, {names[0]}", names[1]
+    fields = [name for name in one.__struct_fields__ if getattr(one, name) != getattr(another, name)]
+    told = [", ".join(f"{name} {getattr(each, name)}" for name in fields) for each in (one, another)]
+    return told[0], told[1]
 
 
 def _plain(head: HeadConfig) -> HeadConfig:

@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from registry.config import BASELINES, TrainingConfig
+from registry.config import BASELINES, AdapterConfig, TrainingConfig
 from registry.errors import ConfigError, closest
-from registry.training.recipes import DEFAULT, read_recipe, recipe_names, replace_fields
+from registry.training.recipes import DEFAULT, AdapterChoices, read_recipe, recipe_names, replace_fields
 from registry.validation import Record, check_name, require
 
 Value = int | float
@@ -132,8 +132,9 @@ def _make_variant(method: str, settings: Mapping[str, Value]) -> Variant:
     training = {field: value for field, value in settings.items() if field not in (*_OF_ADAPTERS, _OF_DATA)}
     rows = int(settings[_OF_DATA]) if _OF_DATA in settings else None
     if method not in BASELINES:  # a wrong value shows now, not when the rows are read
-        recipe = read_recipe(method if method in recipe_names() else DEFAULT)
-        recipe.with_choices(adapter, {})
+        chosen = read_recipe(method if method in recipe_names() else DEFAULT).with_choices(adapter, {}).adapter
+        if isinstance(chosen, AdapterChoices):  # whose sizes are checked beside a backbone
+            replace_fields(AdapterConfig(), adapter)
     replace_fields(TrainingConfig(), training)
     require(rows is None or rows >= 1, f"--sweep {_OF_DATA}", "at least 1 row", rows)
     name = check_name(f"{method}{spelled}", "method")

@@ -153,7 +153,7 @@ def _attend_after(
         query, key, value = query.float(), key.float(), value.float()
     parts = []
     with torch.autocast(query.device.type, enabled=False):
-        for run in _equal_rows(prefix.counts, batch.row_tokens, asking):
+        for run in equal_rows(prefix.counts, batch.row_tokens, asking):
             queries, own_keys, own_values = (
                 tensor[first:last].view(run.rows, -1, heads, tensor.shape[1] // heads).transpose(1, 2)
                 for tensor, (first, last) in ((query, run.queries), (key, run.tokens), (value, run.tokens))
@@ -232,7 +232,7 @@ def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, reach: int, dro
     return mixed.reshape(rows, heads, count * block, size)[:, :, :length]
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Neighbouring rows of one length and one prefix: how many, and where their queries, tokens and prefixes are."""
 
     rows: int
@@ -241,12 +241,13 @@ class _Run(NamedTuple):
     prefix: tuple[int, int]
 
 
-def _equal_rows(counts: Sequence[int], lengths: Sequence[int], asking: Sequence[int]) -> Iterator[_Run]:
+def equal_rows(counts: Sequence[int], lengths: Sequence[int], asking: Sequence[int]) -> Iterator[Run]:
+    """Yield runs of neighbouring rows with as many prefixes, tokens and queries as each other."""
     query = token = own = 0
     for (count, length, asked), run in groupby(zip(counts, lengths, asking, strict=True)):
         rows = sum(1 for _ in run)
         ends = query + rows * asked, token + rows * length, own + rows * count
-        yield _Run(rows, (query, ends[0]), (token, ends[1]), (own, ends[2]))
+        yield Run(rows, (query, ends[0]), (token, ends[1]), (own, ends[2]))
         query, token, own = ends
 
 

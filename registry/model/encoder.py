@@ -8,9 +8,7 @@ Shapes: B rows, T tokens of a row, N tokens of all rows, H hidden size, L layers
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +32,7 @@ from registry.model.batching import Batch
 from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES, Family
 from registry.model.modernbert import ModernEmbeddings, ModernLayer
 from registry.model.pretrained import Weights
+from registry.model.relative_positions import Disentangled, RelativeBias, RelativePositions
 from registry.validation import require
 
 NO_ADAPTERS = NoAdapters()
@@ -47,8 +46,10 @@ class Embeddings(nn.Module):
         projected = family.projection is not None and weights.has(family.projection)
         width = config.embedding_size if projected else config.hidden_size
         self.word = weights.embedding(family.word, width)
-        self.position = weights.embedding(family.position, width)
-        self.token_type = weights.embedding(family.token_type, width) if family.token_type else None
+        has_positions = not family.disentangled or config.position_biased_input
+        self.position = weights.embedding(family.position, width) if has_positions else None
+        has_types = family.token_type is not None and (not family.disentangled or config.type_vocab_size > 0)
+        self.token_type = weights.embedding(str(family.token_type), width) if has_types else None
         self.norm = weights.norm(family.embedding_norm, width, _norm_eps(config))
         self.projection = weights.linear([str(family.projection)], width, config.hidden_size) if projected else None
         self.first_position = config.pad_token_id + 1 if family.positions_after_padding else 0
@@ -56,51 +57,13 @@ class Embeddings(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the (N, H) states that enter the first layer."""
-        x = self.word(batch.input_ids) + self.position(batch.positions + self.first_position)
+        x = self.word(batch.input_ids)
+        if self.position is not None:
+            x = x + self.position(batch.positions + self.first_position)
         if self.token_type is not None:
             x = x + self.token_type(batch.type_ids)
         x = F.dropout(self.norm(x), self.dropout, self.training)
         return x if self.projection is None else self.projection(x)
-
-
-class RelativeBias(nn.Module):
-    """What is added to the scores of two tokens by how far apart they are, for each head; all layers share it.
-
-    Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 2.1; as MPNet has it.
-    """
-
-    _FARTHEST = 128  # places beyond which all are one bucket
-    _LENGTHS = 32  # whose tables are kept
-
-    def __init__(self, table: nn.Embedding) -> None:
-        super().__init__()
-        self.table = table
-        self._kept: dict[int, Tensor] = {}
-
-    def forward(self, length: int) -> Tensor:
-        """Return (heads, length, length)."""
-        if length in self._kept:
-            return self._kept[length]
-        places = torch.arange(length, device=self.table.weight.device)
-        bias: Tensor = self.table(self._buckets(places[None, :] - places[:, None])).permute(2, 0, 1)
-        if not self.table.weight.requires_grad:
-            if len(self._kept) == self._LENGTHS:
-                self._kept = {}
-            self._kept[length] = bias
-        return bias
-
-    def _buckets(self, distance: Tensor) -> Tensor:
-        """Return the rows of the table: one each for near places, wider ones farther off, before and after apart."""
-        half = self.table.num_embeddings // 2
-        exact, far = half // 2, distance.abs()
-        scale = math.log(self._FARTHEST / exact)
-        wide = exact + (torch.log(far.clamp(min=1).float() / exact) / scale * (half - exact)).long()
-        return half * (distance > 0) + torch.where(far < exact, far, wide.clamp(max=half - 1))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> RelativeBias:
-        self._kept = {}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class EncoderLayer(nn.Module):
@@ -112,10 +75,10 @@ class EncoderLayer(nn.Module):
         prefix: str,
         family: Family,
         config: PretrainedConfig,
-        relative: RelativeBias | None = None,
+        relative: RelativeBias | RelativePositions | None = None,
     ) -> None:
         super().__init__()
-        self.relative = relative
+        self.relative = relative if isinstance(relative, RelativeBias) else None
         h, inner, eps = config.hidden_size, intermediate_size(config), _norm_eps(config)
         names = [prefix + name for name in (family.query, family.key, family.value)]
         self.qkv = weights.linear(names, h, h)  # one product instead of three
@@ -126,6 +89,9 @@ class EncoderLayer(nn.Module):
         self.ffn_out = weights.linear([prefix + family.ffn_out], inner, h)
         self.ffn_norm = weights.norm(prefix + family.ffn_norm, h, eps)
         self.heads: int = config.num_attention_heads
+        self.disentangled: Disentangled | None = None
+        if isinstance(relative, RelativePositions):
+            self.disentangled = Disentangled(weights, prefix, config, relative, self.qkv)
         self.dropout = float(getattr(config, family.state_dropout))
         self.attention_dropout = float(getattr(config, family.attention_dropout))
 
@@ -134,7 +100,11 @@ class EncoderLayer(nn.Module):
         qkv = adapters.product(index, QUERY_KEY_VALUE, x, self.qkv)  # (N, 3H)
         dropout = self.attention_dropout if self.training else 0.0
         prefix = adapters.prefix(index, batch.row_count)
-        gathered = attend(qkv, batch, self.heads, dropout, prefix, self.relative)
+        if self.disentangled is not None:
+            query, key, value = qkv.chunk(3, dim=1)
+            gathered = self.disentangled(query, key, value, batch, batch.row_tokens, dropout, prefix)
+        else:
+            gathered = attend(qkv, batch, self.heads, dropout, prefix, self.relative)
         return self._finish(gathered, x, index, adapters)
 
     def first_tokens(self, x: Tensor, index: int, batch: Batch, adapters: Adapters) -> Tensor:
@@ -150,7 +120,11 @@ class EncoderLayer(nn.Module):
             index, KEY_VALUE, x, lambda states: F.linear(states, weight[width:], bias[width:])
         )
         prefix = adapters.prefix(index, batch.row_count)
-        gathered = attend_from_first(query, key_value, batch, self.heads, prefix, self.relative)
+        if self.disentangled is not None:
+            key, value = key_value.chunk(2, dim=1)
+            gathered = self.disentangled(query, key, value, batch, (1,) * len(query), prefix=prefix)
+        else:
+            gathered = attend_from_first(query, key_value, batch, self.heads, prefix, self.relative)
         return self._finish(gathered, first, index, rows)
 
     def _finish(self, gathered: Tensor, x: Tensor, index: int, adapters: Adapters) -> Tensor:
@@ -195,7 +169,7 @@ class Encoder(nn.Module):
     @property
     def max_length(self) -> int:
         """Return the longest row, in tokens, that the position embeddings allow."""
-        if isinstance(self.embeddings, ModernEmbeddings):
+        if isinstance(self.embeddings, ModernEmbeddings) or self.embeddings.position is None:
             return int(self.config.max_position_embeddings)
         return int(self.embeddings.position.num_embeddings) - self.embeddings.first_position
 
@@ -305,7 +279,9 @@ def _make_layers(weights: Weights, family: Family, config: PretrainedConfig) -> 
     count = int(config.num_hidden_layers)
     if family.pre_norm:
         return [ModernLayer(weights, f"{family.layers}.{index}.", family, config, index) for index in range(count)]
-    relative = None
+    relative: RelativeBias | RelativePositions | None = None
+    if family.disentangled:
+        relative = RelativePositions(weights, config)
     if family.relative is not None:
         relative = RelativeBias(weights.embedding(family.relative, config.num_attention_heads))
     if family.groups is None:

@@ -1,8 +1,8 @@
 """Where each encoder family of transformers keeps its parts; the only place that knows their names.
 
 A family of post-norm kin is data: dotted paths from the base model or from one of its layers; ModernBERT's forward
-differs, and is in modernbert.py. Sources: the modeling files of transformers 5 for bert, roberta, xlm_roberta,
-camembert, electra, distilbert, mpnet, albert and modernbert.
+differs, and is in modernbert.py, as does DeBERTa's attention, in relative_positions.py. Sources: the modeling files of
+transformers 5 for bert, roberta, xlm_roberta, camembert, electra, distilbert, mpnet, albert, modernbert and deberta_v2.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Family:
         pooler: the dense layer of the pooler, from the base model.
         relative: a table of biases of attention scores by distance, from the base model.
         groups: the list of groups of layers, from the base model, where several layers share the weights of one.
+        disentangled: whether attention is DeBERTa's.
         pre_norm: whether norms stand before the sub-layers, with rotary positions and windows, as in ModernBERT.
         positions_after_padding: positions count from padding id + 1 instead of 0.
         last_norm: after the last layer, from the base model.
@@ -55,6 +60,7 @@ class Family:
     pooler: str | None = "pooler.dense"
     relative: str | None = None
     groups: str | None = None
+    disentangled: bool = False
     pre_norm: bool = False
     positions_after_padding: bool = False
     activation: str = "hidden_act"
@@ -132,6 +138,15 @@ MODERNBERT = Family(
     activation="hidden_activation",
 )
 
+DEBERTA = Family(
+    prefix="deberta",
+    query="attention.self.query_proj",
+    key="attention.self.key_proj",
+    value="attention.self.value_proj",
+    pooler=None,
+    disentangled=True,
+)
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "bert": BERT,
@@ -143,6 +158,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mpnet": MPNET,
         "albert": ALBERT,
         "modernbert": MODERNBERT,
+        "deberta-v2": DEBERTA,
     }
 )
 
@@ -158,3 +174,27 @@ ENCODER_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType
         "tanh": torch.tanh,
     }
 )
+
+
+def find_unsupported(config: PretrainedConfig) -> str:
+    """Return what a configuration of a known family has that no forward here knows, or an empty string."""
+    family = FAMILIES[config.model_type]
+    rotary = getattr(config, "rope_parameters", None) or {}
+    unusual = {
+        "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
+        "a decoder": getattr(config, "is_decoder", False),
+        "an unknown activation": getattr(config, family.activation) not in ENCODER_ACTIVATIONS,
+        "a table of other than 32 distances": getattr(config, "relative_attention_num_buckets", 32) != 32,
+        "several layers in a group": getattr(config, "inner_group_num", 1) != 1,
+        "scaled rotary positions": any(
+            each.get("rope_type", "default") != "default" for each in rotary.values() if isinstance(each, dict)
+        ),
+    }
+    if family.disentangled:
+        unusual |= {
+            "a convolution": int(getattr(config, "conv_kernel_size", 0) or 0) > 0,
+            "no relative attention": not config.relative_attention,
+            "a projection of its embeddings": getattr(config, "embedding_size", config.hidden_size)
+            != config.hidden_size,
+        }
+    return next((feature for feature, found in unusual.items() if found), "")

@@ -35,7 +35,7 @@ from registry.errors import (
     closest,
     shorten,
 )
-from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES
+from registry.model.families import FAMILIES, find_unsupported
 from registry.model.machine import FrozenLinear
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
 
@@ -122,6 +122,10 @@ _CONFIG_FIELDS = (
 _OWN_FIELDS = {  # of single families, so that the fingerprints of others stay what they are
     "mpnet": ("relative_attention_num_buckets",),
     "albert": ("num_hidden_groups", "inner_group_num"),
+    "deberta-v2": (
+        *("relative_attention", "position_buckets", "max_relative_positions", "pos_att_type", "share_att_key"),
+        *("norm_rel_ebd", "position_biased_input"),
+    ),
     "modernbert": (
         *("norm_eps", "hidden_activation", "norm_bias", "attention_bias", "mlp_bias"),
         *("layer_types", "local_attention", "rope_parameters"),
@@ -304,20 +308,9 @@ def read_supported_config(folder: Path, source: str) -> PretrainedConfig:
     if family not in FAMILIES:
         raise UnsupportedBackboneError(source, family, FAMILIES)
     config = _read_config(folder, source)
-    unusual = {
-        "relative positions": getattr(config, "position_embedding_type", "absolute") != "absolute",
-        "a decoder": getattr(config, "is_decoder", False),
-        "an unknown activation": getattr(config, FAMILIES[family].activation) not in ENCODER_ACTIVATIONS,
-        "several layers in a group": getattr(config, "inner_group_num", 1) != 1,
-        "scaled rotary positions": any(
-            each.get("rope_type", "default") != "default"
-            for each in (getattr(config, "rope_parameters", None) or {}).values()
-            if isinstance(each, dict)
-        ),
-    }
-    for feature, found in unusual.items():
-        if found:
-            raise UnsupportedBackboneError(source, f"{family} with {feature}", FAMILIES)
+    feature = find_unsupported(config)
+    if feature:
+        raise UnsupportedBackboneError(source, f"{family} with {feature}", FAMILIES)
     return config
 
 

@@ -104,13 +104,13 @@ def test_ties_and_dare_keep_a_share() -> None:
             [*sets_of(LoraConfig(rank=2), 1), *sets_of(LoraConfig(rank=4), 1)],
             [1.0, 1.0],
             "average",
-            "sets to merge: their adapter: expected one configuration",
+            "sets to merge: their adapter: expected rank 2, found .rank 4",
         ),
         (
             [*sets_of(None, 1), *sets_of(None, 1, HeadConfig(label_names=("no", "maybe")))],
             [1.0, 1.0],
             "average",
-            "sets to merge: their head: expected one configuration",
+            "sets to merge: their head: expected label_names",
         ),
         (
             sets_of(AdapterConfig(reduction_factor=4, layer_norms=True)),
@@ -126,6 +126,14 @@ def test_what_does_not_go_together_is_refused(
     """Other configurations or labels, too few sets or weights, and norms of one's own, by name."""
     with pytest.raises(ConfigError, match=message):
         merge_sets(sets, weights, Merging(how=how))
+
+
+def test_sets_of_two_methods_are_refused() -> None:
+    """The methods are named, also where one set is a head alone."""
+    for config, name in ((Ia3Config(), "ia3"), (None, "no adapter")):
+        both = [*sets_of(LoraConfig(), 1), *sets_of(config, 1)]
+        with pytest.raises(ConfigError, match=f"expected one method, lora, found '?{name}"):
+            merge_sets(both, [1.0, 1.0], Merging())
 
 
 def test_a_merged_set_names_its_members(tmp_path: Path, tiny_backbone: Backbone, tiny_folder: Path) -> None:

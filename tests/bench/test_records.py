@@ -143,7 +143,10 @@ def test_missing_predictions_are_refused(tmp_path: Path, record: RunRecord, pred
         (lambda data: b"", "expected the JSON text to be valid JSON"),
         (lambda data: b"\xff" + data, "expected the JSON text to be UTF-8"),
         (lambda data: data.replace(b'"seed": 3', b'"seed": "3"'), "expected RunRecord to be the fields of its format"),
-        (lambda data: data.replace(b'"format": 1', b'"format": 9'), "expected format to be format 1 .*, found 9"),
+        (
+            lambda data: data.replace(b'"format": 2', b'"format": 9'),
+            "expected format to be a format from 1 to 2 .*, found 9",
+        ),
     ],
     ids=["cut", "empty", "not text", "wrong type", "newer format"],
 )

@@ -322,7 +322,7 @@ def test_variant_replaces_settings_of_its_method(data: TaskData, tiny_backbone: 
         job.plan.adapter.activation,
     )
     assert job.plan.training == msgspec.structs.replace(plan.training, epochs=3)
-    with pytest.raises(ConfigError, match="cannot use bottlenecks: expected a method that has them, found 'head_only'"):
+    with pytest.raises(ConfigError, match="cannot use choices: expected a method with an adapter, found 'head_only'"):
         make_plan("head_only", data, tiny_backbone, 0, choices={"reduction_factor": 4})
     with pytest.raises(ConfigError, match="reduction_factor: expected a divisor of the hidden size 32, found 5"):
         make_plan("houlsby", data, tiny_backbone, 0, choices={"reduction_factor": 5})

@@ -32,7 +32,7 @@ def test_sweeps_are_numbers_by_field() -> None:
     [
         (["learning_rate"], "--sweep: expected FIELD=VALUE,VALUE such as learning_rate=5e-4,1e-3, found 'learning_"),
         (["learning-rate=1"], "found 'learning-rate'; did you mean 'learning_rate'?"),
-        (["seed=1,2"], "--sweep: expected one of the fields learning_rate, reduction_factor, epochs, batch_size, "),
+        (["seed=1,2"], "--sweep: expected one of the fields learning_rate, reduction_factor, rank, alpha, length, "),
         (["epochs=1", "epochs=2"], "--sweep: expected every field once, found 'epochs'"),
         (["epochs=1,2.5"], "--sweep epochs: expected whole numbers with commas, found '2.5'"),
         (["train_rows=100,1e3"], "--sweep train_rows: expected whole numbers with commas, found '1e3'"),
@@ -86,9 +86,9 @@ def test_numbers_of_training_rows_are_variants_of_all_that_trains() -> None:
         (
             "head_only",
             "reduction_factor=8",
-            "--sweep reduction_factor: expected methods with bottlenecks .*'head",
+            "--sweep reduction_factor: expected methods with an adapter .*'head",
         ),
-        ("full_fine_tuning", "adapter_dropout=0", "--sweep adapter_dropout: expected methods with bottlenecks"),
+        ("full_fine_tuning", "adapter_dropout=0", "--sweep adapter_dropout: expected methods with an adapter"),
         ("houlsby", "learning_rate=0", "learning_rate: expected a number above 0, found 0.0"),
         ("houlsby", "reduction_factor=0", "reduction_factor: expected an integer >= 1, found 0"),
         ("houlsby", "adapter_dropout=1", "dropout: expected a fraction from 0 to below 1, found 1.0"),

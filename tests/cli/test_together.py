@@ -207,7 +207,7 @@ def _factor(record: RunRecord) -> int | None:
         ("--method houlsby --sweep lr=1", "cannot use --sweep: expected one of the fields learning_rate, reduction_"),
         ("--method houlsby --sweep learning_rate=1e30", "cannot use learning_rate: expected a number above 0"),
         ("--method houlsby --sweep reduction_factor=8,5", "expected a divisor of the hidden size 32, found 5"),
-        ("--method head_only --sweep reduction_factor=8", "expected methods with bottlenecks (name them with --met"),
+        ("--method head_only --sweep reduction_factor=8", "expected methods with an adapter (name them with --meth"),
         ("--method houlsby --sweep epochs=1", "cannot use --sweep epochs: expected no --epochs beside it, found 1"),
         (
             "--method houlsby --sweep learning_rate=1,2 --keep houlsby",

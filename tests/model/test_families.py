@@ -58,6 +58,15 @@ def test_family_counts_every_parameter_once(family: str) -> None:
         ("distilbert", {"activation": "relu"}),
         ("distilbert", {"sinusoidal_pos_embds": True}),
         ("bert", {"num_attention_heads": 1, "num_hidden_layers": 3}),
+        ("albert", {"num_hidden_groups": 1, "hidden_act": "relu"}),
+        (
+            "modernbert",
+            {"layer_types": ["full_attention"] * 2, "attention_bias": True, "mlp_bias": True, "norm_bias": True},
+        ),
+        ("deberta-v2", {"share_att_key": False}),
+        ("deberta-v2", {"pos_att_type": ["c2p"], "norm_rel_ebd": "none"}),
+        ("deberta-v2", {"pos_att_type": [], "position_buckets": -1, "max_relative_positions": 20}),
+        ("deberta-v2", {"position_biased_input": True, "type_vocab_size": 2}),
     ],
 )
 def test_configuration_is_followed(family: str, changes: dict[str, object]) -> None:

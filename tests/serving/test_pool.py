@@ -85,11 +85,11 @@ def test_resident_set_is_a_copy() -> None:
     seam, head = resident.adapter.seam(0, "ffn"), resident.head.out.weight
     assert seam.squeeze is not None
     assert seam.norm is not None
-    before = [tensor.clone() for tensor in (*seam.squeeze, *seam.norm, head)]
+    before = [tensor.clone() for tensor in (*seam.squeeze.weights, *seam.norm, head)]
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.add_(1.0)
-    after = (*seam.squeeze, *seam.norm, head)
+    after = (*seam.squeeze.weights, *seam.norm, head)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert not any(tensor.requires_grad for tensor in after)
 

@@ -43,6 +43,12 @@ PATHS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "attention_dense": "attention.attn.o",
             "attention_norm": "attention.LayerNorm",
         },
+        "deberta-v2": {
+            **BERT_PATHS,
+            "query": "attention.self.query_proj",
+            "key": "attention.self.key_proj",
+            "value": "attention.self.value_proj",
+        },
         "albert": {  # of two groups, so that two layers have weights of their own
             "layer": "encoder.albert_layer_groups.{}.albert_layers.0",
             "query": "attention.query",
@@ -96,7 +102,8 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
             _hook_pre_norm(block, layer, config, tensors)
             continue
         if not isinstance(config, AdapterConfig):
-            _hook_products(block, layer, config, tensors, paths)
+            table = getattr(changed.encoder, "rel_embeddings", None) if hasattr(changed, "encoder") else None
+            _hook_products(block, layer, config, tensors, paths, 0 if table is None else len(table.weight))
             _hook_prefix(block, tensors.get(f"keys.{layer}"), tensors.get(f"values.{layer}"), paths, changed)
             continue
         for place in ("attention", "ffn"):
@@ -158,12 +165,42 @@ def _hook(block: nn.Module, place: str, paths: Mapping[str, str], config: Adapte
         dense.register_forward_hook(lambda module, inputs, output: output + parts.bottleneck(output))
 
 
+class _Tokens:
+    """A stock product whose hooks see the tokens' states and not DeBERTa's ``positions`` relative ones."""
+
+    def __init__(self, module: nn.Module, positions: int) -> None:
+        self.module, self.positions = module, positions
+
+    def register_forward_hook(self, hook: Callable[..., Tensor | None]) -> None:
+        """Change what comes out for tokens."""
+        self.module.register_forward_hook(
+            lambda module, inputs, output: None if self._is_table(inputs) else hook(module, inputs, output)
+        )
+
+    def register_forward_pre_hook(self, hook: Callable[..., tuple[Tensor, ...]]) -> None:
+        """Change what goes in for tokens."""
+        self.module.register_forward_pre_hook(
+            lambda module, inputs: None if self._is_table(inputs) else hook(module, inputs)
+        )
+
+    def _is_table(self, inputs: tuple[Tensor, ...]) -> bool:
+        return self.positions > 0 and inputs[0].shape[:2] == (1, self.positions)
+
+
 def _hook_products(
-    block: nn.Module, layer: int, config: MethodConfig, tensors: Mapping[str, Tensor], paths: Mapping[str, str]
+    block: nn.Module,
+    layer: int,
+    config: MethodConfig,
+    tensors: Mapping[str, Tensor],
+    paths: Mapping[str, str],
+    positions: int,
 ) -> None:
-    """Put LoRA's, (IA)3's and BitFit's formulas on the stock products and norms of one layer."""
+    """Put LoRA's, (IA)3's and BitFit's formulas on the stock products and norms of one layer.
+
+    ``positions`` is how many relative positions go through the products of queries and keys as well, unchanged.
+    """
     for target in TARGETS:
-        module = block.get_submodule(paths["ffn_dense" if target == "ffn_out" else target])
+        module = _Tokens(block.get_submodule(paths["ffn_dense" if target == "ffn_out" else target]), positions)
         key = f"{layer}_{target}"
         scale, bias = tensors.get(f"scales.{key}"), tensors.get(f"biases.products.{key}")
         if scale is not None and target in getattr(config, "inputs", ()):
@@ -194,18 +231,28 @@ def _hook_prefix(
     if keys is None or values is None:
         return
     seen: dict[str, Tensor] = {}
+    is_deberta = model.config.model_type == "deberta-v2"
+    positions = len(model.encoder.rel_embeddings.weight) if is_deberta else 0
     for name in ("query", "key", "value"):
-        block.get_submodule(paths[name]).register_forward_hook(
+        _Tokens(block.get_submodule(paths[name]), positions).register_forward_hook(
             lambda module, inputs, output, name=name: seen.update({name: output})
         )
 
     def gather(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         batch, length, width = seen["query"].shape
         heads = model.config.num_attention_heads
+        size = width // heads
         bias = torch.zeros(heads, length, length + len(keys))
+        scale = math.sqrt(size * (3 if is_deberta else 1))
+        if is_deberta:
+            by_head = [
+                seen[name].view(batch, length, heads, size).transpose(1, 2).flatten(0, 1) for name in ("query", "key")
+            ]
+            table = model.encoder.get_rel_embedding()
+            own = block.get_submodule("attention.self")
+            bias[..., len(keys) :] = own.disentangled_attention_bias(*by_head, None, table, 3)
         if model.config.model_type == "mpnet":
             bias[..., len(keys) :] = model.encoder.compute_position_bias(seen["query"])[0]
-        size = width // heads
         query, key, value = (
             torch.cat([own.expand(batch, -1, -1), seen[name]], dim=1) if own is not None else seen[name]
             for name, own in (("query", None), ("key", keys), ("value", values))
@@ -213,7 +260,7 @@ def _hook_prefix(
         gathered = torch.empty(batch, length, width)
         for head in range(heads):
             part = slice(head * size, (head + 1) * size)
-            weights = (query[..., part] @ key[..., part].transpose(1, 2) / math.sqrt(size) + bias[head]).softmax(dim=-1)
+            weights = (query[..., part] @ key[..., part].transpose(1, 2) / scale + bias[head]).softmax(dim=-1)
             gathered[..., part] = weights @ value[..., part]
         return (gathered,)
 
