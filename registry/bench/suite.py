@@ -10,9 +10,37 @@ from typing import Any
 
 from registry.errors import ConfigError, DataError, closest, shorten
 from registry.tasks.spec import TaskSpec, find_task, read_task_file, read_toml, spec_from_plain
-from registry.validation import Record, from_plain
+from registry.validation import Record, from_plain, require
 
 SUITES = Path(__file__).with_name("suites")
+
+
+class SubmissionFile(Record, frozen=True, kw_only=True):
+    """One file of a leaderboard.
+
+    Attributes:
+        file: its name, ``CoLA.tsv`` say.
+        split: whose rows are to be answered.
+        names: whether labels are written by name and not by number.
+        least, most: between which numbers to predict are written; None leaves them as they are.
+    """
+
+    file: str
+    split: str
+    names: bool = False
+    least: float | None = None
+    most: float | None = None
+
+    def __post_init__(self) -> None:
+        good = Path(self.file).name == self.file and self.file.endswith(".tsv")
+        require(good, "submission file", "a name ending in .tsv", self.file)
+
+
+class AverageGroup(Record, frozen=True, kw_only=True):
+    """Tasks that count as one in an average, by the mean of these metrics, or by the main one where none are named."""
+
+    tasks: tuple[str, ...]
+    metrics: tuple[str, ...] = ()
 
 
 class Suite(Record, frozen=True, kw_only=True):
@@ -22,6 +50,8 @@ class Suite(Record, frozen=True, kw_only=True):
         name, description: for people.
         tasks: names of built-in tasks, and paths of task files, relative to the suite's file.
         task: further tasks, each with the keys of a task file.
+        average: what is averaged, each group counting once.
+        submission: by task, the file that a leaderboard wants of the sets that are kept.
         methods, sweeps, seeds, data, recipe, limit, limit_reported: as the options of ``bench``.
     """
 
@@ -29,6 +59,8 @@ class Suite(Record, frozen=True, kw_only=True):
     description: str = ""
     tasks: tuple[str, ...] = ()
     task: tuple[dict[str, Any], ...] = ()
+    average: tuple[AverageGroup, ...] = ()
+    submission: dict[str, SubmissionFile] = {}
     methods: tuple[str, ...] = ()
     sweeps: tuple[str, ...] = ()
     seeds: str | None = None
@@ -70,4 +102,7 @@ def read_suite(name: str) -> tuple[Suite, list[TaskSpec]]:
     names = [spec.name for spec in specs]
     if not names or len(set(names)) != len(names):
         raise DataError(path, "tasks", "at least one, each of another name", shorten(names, 20))
+    for each in (*(task for group in suite.average for task in group.tasks), *suite.submission):
+        if each not in names:
+            raise DataError(path, "average and submission", f"tasks of the suite, {shorten(names, 20)}", each)
     return suite, specs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.bench.suite import read_suite
+from registry.bench.suite import Suite, read_suite
 from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_seeds, parse_sweeps
 from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks, use_metrics
 from registry.cli.options import (
@@ -25,11 +25,11 @@ from registry.cli.options import (
     with_options,
 )
 from registry.config import PLACEMENTS
-from registry.errors import ConfigError, ReportMismatchError, closest
+from registry.errors import ConfigError, ReportMismatchError
 from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import TaskSpec, read_task_file
 from registry.training.recipes import Recipe, method_names, read_recipe
-from registry.validation import choose
+from registry.validation import choose, require
 
 if TYPE_CHECKING:
     from registry.bench.records import RunRecord
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from registry.tasks.task_data import TaskData
     from registry.training.trackers import Tracking
 
+Chosen = tuple[Suite, list[TaskSpec]]
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
 OUT = Path("bench")
@@ -46,13 +47,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 TOML = click.Path(path_type=Path, dir_okay=False)
 
 
-def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> list[TaskSpec] | None:
-    """Return the tasks of a suite, whose other choices become the defaults of the command's options."""
+def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> Chosen | None:
+    """Return a suite and its tasks, whose other choices become the defaults of the command's options."""
     if name is None:
         return None
     suite, specs = read_suite(name)
     ctx.default_map = {**(ctx.default_map or {}), **suite.defaults()}
-    return specs
+    return suite, specs
 
 
 @click.command()
@@ -91,7 +92,7 @@ def bench(
     /,
     tasks: tuple[str, ...],
     more_tasks: tuple[str, ...],
-    suite: list[TaskSpec] | None,
+    suite: Chosen | None,
     methods: tuple[str, ...],
     seeds: str,
     sweeps: tuple[str, ...],
@@ -110,10 +111,9 @@ def bench(
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
     seed_list = parse_seeds(seeds)
     names = (*tasks, *more_tasks)
-    if suite is not None and (names or options["task_files"]):
-        found = " ".join((*names, *map(str, options["task_files"])))
-        raise ConfigError("tasks", "none beside --suite, which has its own", found)
-    specs = choose_tasks(names, options) if suite is None else suite
+    beside = (*names, *map(str, options["task_files"]))
+    require(suite is None or not beside, "tasks", "none beside --suite, which has its own", " ".join(beside))
+    specs = choose_tasks(names, options) if suite is None else suite[1]
     recipe = read_recipe(options["recipe"])
     keep = _find_kept(options["keep"], variants)
     from registry.store.registry import Registry
@@ -133,6 +133,11 @@ def bench(
         for jobs in grids:
             _run_task(backbone, jobs, options, registry, tracking)
     _write(options["out"])
+    if suite is not None:
+        from registry.bench.submission import finish_suite
+
+        for path in finish_suite(options["out"], *suite, registry, options["data"], offline=settings.offline):
+            note(f"wrote {path}")
 
 
 def _free_sweeps(texts: tuple[str, ...], options: dict[str, Any]) -> dict[str, tuple[int | float, ...]]:
@@ -149,10 +154,8 @@ def _find_kept(name: str | None, variants: list[Variant]) -> Variant | None:
     """Return the variant whose sets are kept."""
     if name is None:
         return None
-    found = next((variant for variant in variants if variant.name == name), None)
-    if found is None:
-        names = [variant.name for variant in variants]
-        raise ConfigError("--keep", f"one of the methods {', '.join(names)}", name, closest(name, names))
+    by_name = {variant.name: variant for variant in variants}
+    found = by_name[choose(name, tuple(by_name), "--keep")]
     if found.method in ("majority", "full_fine_tuning"):
         raise ConfigError("--keep", "a method that leaves an adapter set", name)
     return found

@@ -98,8 +98,11 @@ def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
     if name is not None:
         check_name(name)
     manifest, contents = read_archive(path)
+    backbone = store.info.backbone
+    if backbone.inner_sizes is None:  # a store from before they were kept; they follow from the fingerprint
+        backbone = msgspec.structs.replace(backbone, inner_sizes=manifest.backbone.inner_sizes)
     with archive_errors():
-        _build_set(str(path), path, manifest, contents, store.info.backbone)
+        _build_set(str(path), path, manifest, contents, backbone)
     renamed = msgspec.structs.replace(manifest, name=name or manifest.name)
     return Reference(name=renamed.name, version=store.commit(renamed, contents))
 

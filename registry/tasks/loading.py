@@ -17,6 +17,7 @@ from registry.errors import ConfigError, DataError, closest, shorten
 from registry.schema import DataInfo
 from registry.tasks.folders import REPORTED_NAMES, TRAIN_NAMES, read_split
 from registry.tasks.hub import fetch_from_hub
+from registry.tasks.rows import Rows, unlabelled_rows
 from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec, task_name
 from registry.tasks.tables import Table, read_table, table_from_arrow
 from registry.tasks.task_data import TaskData, make_scored_data, make_task_data
@@ -115,6 +116,32 @@ def _read_marked(spec: TaskSpec) -> tuple[TaskSpec, list[Table], int]:
     named = msgspec.structs.replace(spec, train_split=train, reported_split=reported)
     parts = [table.take(rows[name], f"{path}, {name}") for name in (train, reported)]
     return named, parts, len(table) - sum(map(len, parts))
+
+
+def load_texts(
+    spec: TaskSpec, split: str, data: str = HUB, *, offline: bool = False, fetch: Fetch = fetch_from_hub
+) -> Rows:
+    """Return all rows of a split whose labels nobody looks at: 0 stands for each.
+
+    Args:
+        spec: the task; its rows are on the Hub or in a folder of one file per split.
+        split: its name.
+        data: as ``load_task`` takes it.
+        offline: never ask the network.
+        fetch: asks the Hub for splits.
+
+    Raises:
+        ConfigError, DataError, DataUnavailableError: see ``load_task``.
+    """
+    require(spec.file is None, f"split {split}", "a task with splits", f"'{spec.name}' is one file")
+    source = _choose_source(spec, data)
+    if source == HUB and spec.hub is not None:
+        named = f"Hub data set '{spec.hub}', split {split}"
+        table = table_from_arrow(named, fetch(spec.hub, (split,), offline)[split], spec.text_columns)
+    else:
+        root = SAMPLE_FOLDER if source == SAMPLE else Path(source).expanduser()
+        table = read_split(root / (spec.folder or spec.name), split, spec)
+    return unlabelled_rows(table, spec)
 
 
 def load_again(spec: TaskSpec, info: DataInfo, source: str | None = None, *, offline: bool = False) -> TaskData:

@@ -178,6 +178,25 @@ def rows_from_table(table: Table, spec: TaskSpec, *, by_place: bool = True) -> R
     return Rows(texts[0], texts[1] if spec.pair else None, tuple(labels.values()), numbers)
 
 
+def unlabelled_rows(table: Table, spec: TaskSpec) -> Rows:
+    """Return all rows of a table whose labels nobody looks at: 0 stands for each.
+
+    Raises:
+        DataError: no rows, a missing column, or a text that cannot be used.
+    """
+    columns = [table.column(name) for name in spec.text_columns]
+    for name, cells in zip(spec.text_columns, columns, strict=True):
+        for row, cell in enumerate(cells):
+            try:
+                check_text(cell)
+            except BadCellError as err:
+                raise _bad_rows(table, [(row, name, err)]) from err
+    if not len(table):
+        raise DataError(table.source, "content", "at least one row", "none")
+    texts = [tuple(cells) for cells in columns]
+    return Rows(texts[0], texts[1] if spec.pair else None, (0,) * len(table), tuple(range(len(table))))
+
+
 def check_text(cell: object) -> None:
     """Refuse a cell that is no text, an empty one, or one with half a character.
 

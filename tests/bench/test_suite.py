@@ -58,6 +58,47 @@ def test_a_suite_makes_one_table_and_one_page(suite: Path, tiny_folder: Path, tm
     assert all(f">{task}" in page for task in tasks)
 
 
+def test_a_suite_ends_with_its_average_and_the_files_of_a_leaderboard(
+    suite: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Tasks count by the mean of their metrics, groups as one; kept sets answer rows whose labels nobody has."""
+    more = """
+average = [{ tasks = ["sst2"], metrics = ["accuracy", "f1_binary"] }, { tasks = ["mrpc", "mood"] }]
+
+[submission]
+sst2 = { file = "SST-2.tsv", split = "test" }
+mrpc = { file = "MRPC.tsv", split = "test", names = true }
+"""
+    head, tasks = suite.read_text().split("\n[[task]]", 1)
+    suite.write_text(f"{head}{more}\n[[task]]{tasks}")
+    folder = tmp_path / "data" / "glue"
+    for name in ("sst2", "mrpc"):
+        split = pd.read_json(folder / name / "validation.jsonl", lines=True)
+        split.assign(label=-1).to_json(folder / name / "test.jsonl", orient="records", lines=True)
+    out, store = tmp_path / "out", tmp_path / "store"
+    usual = ("--suite", suite, "--seeds", "0", "--method", "head_only", "--keep", "head_only")
+    succeed("--store", store, "bench", *usual, "--out", out, "--backbone", tiny_folder, *QUICK)
+    (row,) = pd.read_csv(out / "average.csv").to_dict("records")
+    scores = {each["task"]: each for each in succeed("report", out, "--json").rows if each["method"] == "head_only"}
+    of = {task: [scores[task][f"{metric}_mean"] for metric in metrics] for task, metrics in {
+        "sst2": ("accuracy", "f1_binary"), "mrpc": ("f1_binary",), "mood": ("accuracy",),
+    }.items()}  # fmt: skip
+    means = {task: sum(values) / len(values) for task, values in of.items()}
+    pair = (means["mrpc"] + means["mood"]) / 2
+    assert row["sst2"] == pytest.approx(means["sst2"], abs=1e-5)
+    assert row["mrpc+mood"] == pytest.approx(pair, abs=1e-5)
+    assert row["average"] == pytest.approx((means["sst2"] + pair) / 2, abs=1e-5)
+    for task, file, answers in (("sst2", "SST-2", {"0", "1"}), ("mrpc", "MRPC", {"not_equivalent", "equivalent"})):
+        lines = (out / "submission" / f"{file}.tsv").read_text().splitlines()
+        assert lines[0] == "index\tprediction"
+        assert [str(n) for n in range(len(lines) - 1)] == [line.split("\t")[0] for line in lines[1:]]
+        assert len(lines) - 1 == len((folder / task / "test.jsonl").read_text().splitlines())
+        assert {line.split("\t")[1] for line in lines[1:]} <= answers
+    suite.write_text(suite.read_text().replace('["sst2"]', '["sst3"]', 1))
+    told = call("bench", "--suite", suite, "--out", out, "--backbone", tiny_folder)
+    assert (1, True) == (told.code, "average and submission: expected tasks of the suite" in told.message)
+
+
 def test_the_shipped_suite_is_glue() -> None:
     """It has the Hub's columns and GLUE's own main metrics."""
     assert ("glue",) == suite_names()

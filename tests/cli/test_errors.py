@@ -90,7 +90,7 @@ def refuse(store: Path, *arguments: object, stdin: bytes = b"") -> Outcome:
         ("bench sst2 --seeds \N{SUPERSCRIPT TWO}", 2, "cannot use --seeds"),
         ("bench sst2 --seeds 0-999999999", 2, "cannot use --seeds: expected rising ranges of at most 1000 seeds"),
         ("bench sst2 --method housby", 2, "did you mean 'houlsby'?"),
-        ("bench sst2 --method majority --keep houlsby", 2, "expected one of the methods majority, found 'houlsby'"),
+        ("bench sst2 --method majority --keep houlsby", 2, "expected one of majority, found 'houlsby'"),
         ("bench sst2 --method majority --keep majority", 2, "expected a method that leaves an adapter set"),
         ("predict stt2 good", 3, "cannot find adapter set 'stt2'"),
         ("predict sst2:9 good", 3, "it has sst2:1; did you mean 'sst2:1'?"),

@@ -211,7 +211,7 @@ def _factor(record: RunRecord) -> int | None:
         ("--method houlsby --sweep epochs=1", "cannot use --sweep epochs: expected no --epochs beside it, found 1"),
         (
             "--method houlsby --sweep learning_rate=1,2 --keep houlsby",
-            "--keep: expected one of the methods houlsby-lr1, houlsby-lr2, found",
+            "--keep: expected one of houlsby-lr1, houlsby-lr2, found",
         ),
     ],
 )
