@@ -54,7 +54,7 @@ def write_submission(folder: Path, registry: Registry, reference: str, wanted: S
 def average_rows(records: Sequence[RunRecord], groups: Sequence[AverageGroup]) -> list[dict[str, str | float | None]]:
     """Return for each method what it scores on each group of tasks, and the mean over the groups.
 
-    A task counts by the mean of the group's metrics, each a mean over seeds, and a group by the mean of its tasks. Where
+    A task counts by the mean of the group's metrics, each a mean over seeds, and a group by that of its tasks. Where
     one has no mean, there is no average either.
     """
     cells: dict[tuple[str, str], list[RunRecord]] = {}
