@@ -213,7 +213,8 @@ def write(results: Results, versions: dict[str, str], out: Path) -> None:
     machine = hardware(torch.get_num_threads(), None)
     lines = ["# Methods: rates beside peft's, and of several methods together", ""]
     peers = ", ".join(f"{name} {version}" for name, version in versions.items()) or "none"
-    where = f"{machine.processor}, {machine.threads} thread, {code_version()}; `{command_line()}`."
+    command = command_line().replace("methods.py", "scripts/benchmark --methods", 1)
+    where = f"{machine.processor}, {machine.threads} thread, {code_version()}; `{command}`."
     lines += [where, f"Medians of rounds in turn; peers: {peers}.", ""]
     lines += ["| measure | ratio | target | met |", "|---|---|---|---|"]
     found = []
@@ -229,7 +230,7 @@ def write(results: Results, versions: dict[str, str], out: Path) -> None:
         lines.append(
             f"| {each.group} | {each.label} | {f'{each.rate:,.1f}' if each.rate else each.failed} | {spread} |"
         )
-    content = {"code": code_version(), "command": command_line(), "libraries": library_versions(), "peers": versions,
+    content = {"code": code_version(), "command": command, "libraries": library_versions(), "peers": versions,
                "targets": found, "results": [each.to_json() for each in results.values()]}  # fmt: skip
     write_file(out / "benchmark_methods.md", ("\n".join(lines) + "\n").encode())
     write_file(out / "benchmark_methods.json", (json.dumps(content, indent=1) + "\n").encode())
