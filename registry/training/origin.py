@@ -168,7 +168,7 @@ def read_repetition(reference: Reference, manifest: Manifest) -> Repetition:
         method=manifest.adapter.name if manifest.adapter is not None else "head_only",
         recipe=manifest.recipe or "",
         adapter=manifest.adapter,
-        head=manifest.head,
+        head=msgspec.structs.replace(manifest.head, temperature=1.0, thresholds=()),  # they are found anew
         training=training,
     )
     spec = task_of(str(reference), manifest)

@@ -92,6 +92,10 @@ def test_a_stored_set_answers_by_its_own_thresholds(tmp_path: Path, tiny_folder:
     assert ["a", "b"] == lower["label"]
     refused = call(*usual, "predict", "tags", "rain", "--threshold", "2")
     assert (2, True) == (refused.code, "threshold: expected a share between 0 and 1, found 2.0" in refused.message)
+    again = succeed(*usual, "train", "--from", "tags")
+    assert "same weights as tags:1" in again.out
+    (repeated,) = succeed(*usual, "show", "tags:2", "--json").rows
+    assert repeated["head"] == head
     out = tmp_path / "bench"
     grid = ("--method", "head_only", "--method", "houlsby", "--out", out)
     succeed("bench", *columns, "--backbone", tiny_folder, *QUICK, *tuned, "--labels", "a,b", *grid)
