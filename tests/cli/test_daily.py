@@ -81,6 +81,30 @@ def test_two_sets_are_compared_whatever_the_order_of_their_labels(tiny_folder: P
     )
 
 
+def test_an_own_metric_is_scored_where_it_is_named(
+    trained: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module lies beside the data; every command names it anew, and a stored name alone runs nothing."""
+    (tmp_path / "mine.py").write_text(
+        "import pathlib\npathlib.Path('imported').touch()\n"
+        "def sure(labels, probabilities):\n    return probabilities.max(axis=1).mean()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    own = ("--metric", "accuracy", "--metric", "mine:sure")
+    data = ("--data", trained / "rows.csv", *COLUMNS, "--backbone", tiny_folder, *QUICK)
+    (row,) = succeed("--store", "store", "train", *data, *own, "--name", "mails", "--json").rows
+    assert ["accuracy", "mine:sure"] == list(row["scores"])
+    (scored,) = succeed("--store", "store", "evaluate", "mails", *own, "--json").rows
+    assert scored["scores"] == pytest.approx(row["scores"], abs=1e-6)
+    succeed("bench", *data, *own, "--method", "majority", "--out", "bench")
+    Path("imported").unlink()
+    for command in (("--store", "store", "evaluate", "mails"), ("report", "bench")):
+        told = subprocess.run([PROGRAM, *command], capture_output=True, text=True, check=False)
+        assert (2, True) == (told.returncode, "--metric mine:sure, or use_metric in Python" in told.stderr), told.stderr
+    assert not Path("imported").exists()
+    assert "1 records" in succeed("report", "bench", "--metric", "mine:sure", "--check").out
+
+
 def test_a_folder_is_a_task(tiny_folder: Path, tmp_path: Path) -> None:
     """train.csv and dev.csv are found by name; the set is scored on the second, then and later."""
     folder = tmp_path / "mails"
