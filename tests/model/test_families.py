@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import NO_ADAPTERS
-from registry.model.families import FAMILIES
+from registry.model.families import FAMILIES, find_unsupported
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_output, stock_states
 from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_model
 
@@ -131,3 +131,30 @@ def test_layers_of_a_group_are_one(tmp_path: Path) -> None:
     assert copied.layers[0] is copied.layers[2]
     assert backbone.info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert (3, 3) == (backbone.info.layers, len(copied.layers))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "feature"),
+    [
+        ("deberta-v2", {"conv_kernel_size": 3}, "a convolution"),
+        ("deberta-v2", {"relative_attention": False}, "no relative attention"),
+        ("deberta-v2", {"embedding_size": 16}, "a projection of its embeddings"),
+        ("mpnet", {"relative_attention_num_buckets": 64}, "a table of other than 32 distances"),
+        ("albert", {"inner_group_num": 2}, "several layers in a group"),
+        ("bert", {"hidden_act": "mish"}, "an unknown activation"),
+        ("modernbert", {}, ""),
+    ],
+)
+def test_what_no_forward_here_knows_is_named(family: str, changes: dict[str, object], feature: str) -> None:
+    """A configuration of a known family that would be computed wrong is refused by the name of what is unusual."""
+    config = tiny_model(family).config
+    for name, value in changes.items():
+        setattr(config, name, value)
+    assert feature == find_unsupported(config)
+
+
+def test_scaled_rotary_positions_are_refused() -> None:
+    """Positions stretched beyond what was trained would be turned by other angles."""
+    config = tiny_model("modernbert").config
+    config.rope_parameters["full_attention"]["rope_type"] = "linear"
+    assert find_unsupported(config) == "scaled rotary positions"
