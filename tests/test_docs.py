@@ -134,7 +134,8 @@ def test_speed_in_brief_is_the_speed() -> None:
     brief = README.split("## Speed")[1].split("\n## ")[0]
     rows = [line for line in brief.splitlines() if line.startswith("|")]
     assert len(rows) >= 8
-    assert rows == [line for line in TEXTS["docs/speed.md"].splitlines() if line.startswith("|")]
+    first, _, _ = TEXTS["docs/speed.md"].partition("## Methods")
+    assert rows == [line for line in first.splitlines() if line.startswith("|")]
 
 
 def plain(text: str) -> str:

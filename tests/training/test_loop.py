@@ -37,7 +37,7 @@ def losses_of(backbone: Backbone, config: TrainingConfig, adapter: MethodConfig 
     return losses
 
 
-@pytest.mark.parametrize("method", ["after_layer", "houlsby", "pfeiffer", "parallel", *METHODS, None])
+@pytest.mark.parametrize("method", [*PLACEMENTS, *(name for name in METHODS if "-" not in name), None])
 def test_training_learns_a_separable_task(tiny_backbone: Backbone, method: str | None) -> None:
     """With any method, or a head alone, the loss falls and rows never seen are answered."""
     adapter = METHODS.get(method or "")
