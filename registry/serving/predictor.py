@@ -176,9 +176,14 @@ class Predictor:
     def _ensembled(self, rows: Sequence[Request]) -> list[Prediction]:
         """Return the answers to rows of which some are asked of several sets together, all of them in mixed batches."""
         members = [members_of(row.reference) for row in rows]
+        manifests = {one: self.registry.manifest(one) for one in {each for own in members for each in own}}
+        heads = {one: manifest.head for one, manifest in manifests.items()}
+        for index, (row, own) in enumerate(zip(rows, members, strict=True)):
+            label_order(row.reference, [heads[one] for one in own])
+            for one in own:
+                _check_request(index, row, one, manifests[one])
         asked = [Request(one, row.text, row.pair) for row, own in zip(rows, members, strict=True) for one in own]
         answers = iter(self.mixed(asked))
-        heads = {one: self.registry.manifest(one).head for one in {each for own in members for each in own}}
         found = []
         for own in members:
             given = [next(answers) for _ in own]

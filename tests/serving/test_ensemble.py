@@ -64,6 +64,10 @@ def test_members_that_answer_other_questions_are_refused(predictor: Predictor) -
     """Other labels or another problem type have no mean; a line of its own has its error."""
     with pytest.raises(RequestError, match="members that are all classification, found multi_label"):
         predictor("one+tags", TEXTS)
+    with pytest.raises(
+        RequestError, match="answer row 1 with 'one': expected one text, as its task is on single texts"
+    ):
+        predictor.mixed([Request("one", "a film"), Request("one+two", "a film", "another")])
     (error,) = predictor.answer_each([Request("one+number", "a film")])
     assert isinstance(error, RequestError)
 
