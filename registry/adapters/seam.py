@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry.adapters.interface import Kind, Map, NormWeights, Seam, Squeeze
+from registry.adapters.interface import BottleneckWeights, Kind, Map, NormWeights, Seam, Squeeze
 
 
 def _identity(states: Tensor) -> Tensor:
@@ -30,11 +30,14 @@ ACTIVATIONS: Mapping[str, Map] = MappingProxyType(
 
 
 def apply_squeeze(hidden: Tensor, squeeze: Squeeze) -> Tensor:
-    """Return ``up(act(down(hidden)))``, (N, out) in the dtype of ``hidden``, computed in that of the weights.
+    """Return ``up(act(down(hidden)))``, (N, out) in the dtype of ``hidden``.
+
+    Computed in the dtype of the weights; on CUDA in that of ``hidden``, where float32 products are twelve times slower
+    than those in half precision, and only the gradients reach weights in float32.
 
     Source: Houlsby et al. 2019, section 2, figure 2.
     """
-    weights, dropout = squeeze.weights, squeeze.dropout
+    weights, dropout = of_states(squeeze.weights, hidden), squeeze.dropout
     states = hidden.to(weights.down.dtype)
     if dropout is not None and squeeze.drops_input:
         states = dropout(states)
@@ -42,6 +45,13 @@ def apply_squeeze(hidden: Tensor, squeeze: Squeeze) -> Tensor:
     if dropout is not None and not squeeze.drops_input:
         inner = dropout(inner)
     return F.linear(inner, weights.up, weights.up_bias).to(hidden.dtype)
+
+
+def of_states(weights: BottleneckWeights, hidden: Tensor) -> BottleneckWeights:
+    """Return the weights in the dtype that products with these states are computed in."""
+    if not hidden.is_cuda or weights.down.dtype == hidden.dtype:
+        return weights
+    return BottleneckWeights(*(tensor.to(hidden.dtype) for tensor in weights))
 
 
 def apply_norm(hidden: Tensor, weights: NormWeights, eps: float) -> Tensor:

@@ -18,7 +18,7 @@ from registry.config import AdapterConfig, HeadConfig, MethodConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.grouped import AllAtOnce, SetBySet, Tiers
-from registry.model.inference import AnsweringSet, logits_of, mixed_logits
+from registry.model.inference import AnsweringSet, linear_logits, logits_of, mixed_logits
 from registry.model.mixed import MixedAdapters
 from registry.serving.pool import ResidentAdapter, ResidentSet
 from tests.support.stock_models import difference, our_states, random_rows, unpack
@@ -271,6 +271,19 @@ def test_only_the_sets_of_the_batch_are_asked(tiny_backbone: Backbone) -> None:
         each.adapter, adapter.asked = adapter, 0
     answers_mixed(tiny_backbone, list(sets), random_rows(words=100), [7, 150, 7, 31, 31, 150, 7, 7])
     assert {7: 4, 31: 4, 150: 4} == {index: adapter.asked for index, adapter in enumerate(watched) if adapter.asked}
+
+
+def test_heads_of_one_shape_answer_together(tiny_backbone: Backbone) -> None:
+    """Linear heads of as many labels give in a few products what each gives its own rows; others are left alone."""
+    sets = [randomise(tiny_backbone.new_adapter_set(None, HEAD), seed).eval() for seed in range(3)]
+    pooled, counts = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)), [3, 1, 2]
+    parts = torch.split(pooled, counts)
+    expected = [one.head(part) for one, part in zip(sets, parts, strict=True)]
+    together = linear_logits([one.head for one in sets], counts, {"mean": pooled})
+    assert together is not None
+    assert difference(expected, torch.split(together, counts)) <= 1e-6
+    other = tiny_backbone.new_adapter_set(None, msgspec.structs.replace(HEAD, form="dense_tanh")).eval()
+    assert linear_logits([sets[0].head, other.head], [3, 3], {"mean": pooled}) is None
 
 
 @pytest.mark.gpu

@@ -1,0 +1,78 @@
+"""Where the device's time goes in one training step, one batch of answers and one mixed batch.
+
+Kernel time and launches are the profiler's; the idle share is of the wall time of the same work without the profiler.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu
+import ours
+import torch
+from gpu import random_checkpoint, random_rows, seconds_of
+from torch.profiler import ProfilerActivity, profile
+
+from registry.config import TrainingConfig
+from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows
+from registry.training.loop import train
+
+KERNELS = 14
+
+
+def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
+    """Return the profiles by name, and how far from its own rate each kind of kernel is."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+    checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
+    backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
+    count, sets = (8, 4) if quick else (gpu.ROWS, 64)
+    rows, small = random_rows(backbone, count), random_rows(backbone, 16)
+    pool, one = ours.fill_pool(backbone, sets), backbone.new_adapter_set(ours.ADAPTER, ours.HEAD)
+    batches = [list(range(count))]
+    owners = [[row % sets for row in range(count)]]
+
+    def step_of(tokens: Any) -> Callable[[], object]:
+        learned = LabelledRows(tokens, tuple(row % 2 for row in range(len(tokens))))
+        config = TrainingConfig(epochs=1, batch_size=len(tokens), learning_rate=1e-3)
+        return lambda: train(backbone.encoder, one, learned, config)
+
+    works: dict[str, Callable[[], object]] = {
+        "bare answers, 16k tokens": lambda: ours.ask_bare(backbone, rows, batches),
+        "answers of one set, 16k tokens": lambda: ours.ask_one(backbone, one.eval(), rows, batches),
+        f"mixed batch over {sets} sets, 16k tokens": lambda: ours.ask_mixed(backbone, pool, rows, batches, owners),
+        "training step, 16k tokens": step_of(rows),
+        "training step, 2k tokens": step_of(small),
+    }
+    return {name: profile_of(work, backbone.device) for name, work in works.items()}
+
+
+def profile_of(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Return wall and kernel milliseconds, launches, the idle share and the longest kernels of one go."""
+    seconds = statistics.median(seconds_of(work, device, 5))
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        work()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    kernels: dict[str, list[float]] = {}
+    for event in profiler.events() or ():
+        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels.setdefault(event.name, []).append(event.device_time / 1e3)
+    total = sum(map(sum, kernels.values()))
+    longest = sorted(kernels.items(), key=lambda each: -sum(each[1]))[:KERNELS]
+    found = {
+        "wall_ms": 1e3 * seconds,
+        "kernel_ms": total,
+        "launches": sum(map(len, kernels.values())),
+        "idle_share": max(0.0, 1 - total / (1e3 * seconds)),
+        "kernels": [{"name": name[:110], "ms": sum(each), "launches": len(each)} for name, each in longest],
+    }
+    print(f"{found['wall_ms']:.2f} ms, kernels {total:.2f} ms, {found['launches']} launches", flush=True)
+    for each in found["kernels"]:
+        print(f"    {each['ms']:8.3f} ms {each['launches']:5d} x {each['name']}", flush=True)
+    return found

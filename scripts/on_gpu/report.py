@@ -1,0 +1,147 @@
+"""gpu.md from gpu.json: the rows that were asked for, each with its figure or the reason why there is none."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+ROWS = (  # what, the key in the part "speed", at least
+    ("bert-base forward, 16k tokens a batch: share of the bfloat16 product rate", "forward_share", 0.55),
+    ("bert-base adapter training, 16k tokens a batch: the same", "training_share", 0.45),
+    ("one set, training: times a stock model with the same bottleneck by hooks", "bottleneck_training_times_the_peer", 3),
+    ("one set, answers: times a stock model with the same bottleneck by hooks", "bottleneck_answers_times_the_peer", 3),
+    ("one set, training: times peft's LoRA of the same rank", "lora_training_times_the_peer", 3),
+    ("one set, answers: times peft's LoRA of the same rank", "lora_answers_times_the_peer", 3),
+    ("mixed batch over 64 sets: share of the own bare model", "mixed_share_of_bare", 0.95),
+    ("mixed batch, 1,000 resident sets, Zipf: share of the own bare model", "zipf_share_of_bare", 0.93),
+    ("8 sets trained together: times one after another, 16 rows of 128 tokens each", "joint_training", 3),
+    ("one short row: latency without graphs over with graphs", "graph_speedup", 3),
+)
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the whole page."""
+    machine = found.get("machine", {})
+    lines = [
+        "# On a GPU",
+        "",
+        "Made by `scripts/gpu`; all figures stand in `gpu.json`. Measured on "
+        + ", ".join(f"{name} {value}" for name, value in machine.items())
+        + ".",
+        "",
+        "bert-base's shape with random weights in bfloat16; wall time; medians of rounds in which the two sides of a "
+        "ratio take turns.",
+        "",
+        *_speed(found.get("speed", {})),
+        *_tests(found.get("tests", {})),
+        *_parity(found.get("parity", {})),
+        *_profile(found.get("profile", {})),
+        *_scores(found.get("scores", {})),
+    ]
+    failed = found.get("failed", {})
+    if failed:
+        lines += ["## What failed", "", *(f"* {part}: {reason}" for part, reason in failed.items()), ""]
+    return "\n".join(lines)
+
+
+def _speed(speed: Mapping[str, Any]) -> list[str]:
+    if not speed:
+        return ["Speed: not measured.", ""]
+    lines = ["| what | at least | measured | |", "|---|---|---|---|"]
+    for title, key, least in ROWS:
+        value = speed.get(key)
+        told = "not measured" if value is None else f"{value:.3g}"
+        verdict = "" if value is None else "reached" if value >= least else "**below**"
+        lines.append(f"| {title} | {least:g} | {told} | {verdict} |")
+    if "matmul_rate" in speed:
+        lines += [
+            "",
+            f"The card's own product rate is {speed['matmul_rate'] / 1e12:,.0f} TFLOP/s (squares of 8,192), in the shapes of "
+            f"bert-base's layers {speed['layer_matmul_rate'] / 1e12:,.0f}. bert-base answers "
+            f"{speed['forward_rows_per_second']:,.0f} rows of 128 tokens a second and trains on "
+            f"{speed['training_rows_per_second']:,.0f}.",
+        ]
+    if "with_graph_ms" in speed:
+        lines += [
+            "",
+            f"One row of 16 tokens takes {speed['without_graph_ms']:.2f} ms without a graph, {speed['with_graph_ms']:.2f} ms "
+            f"with one, and {speed['stock_ms']:.2f} ms in transformers without an adapter.",
+        ]
+    lines += [f"* {key}: {value}" for key, value in speed.items() if key.endswith("_failed")]
+    return [*lines, ""]
+
+
+def _tests(tests: Mapping[str, Any]) -> list[str]:
+    if not tests:
+        return []
+    counts = ", ".join(f"{count} {word}" for word, count in tests["counts"].items())
+    return ["## Tests marked gpu", "", f"{counts}.", "", *(f"* `{line}`" for line in tests["told"]), ""]
+
+
+def _parity(parity: Mapping[str, Any]) -> list[str]:
+    if not parity:
+        return []
+    lines = [
+        "## Parity",
+        "",
+        "Largest difference of any logit to the CPU's float32, relative to the largest logit or 1, over every method and "
+        "placement, one set alone and five in a mixed batch.",
+        "",
+        "| family | cells | float32 | bfloat16 |",
+        "|---|---|---|---|",
+    ]
+    exact, half = parity["differences"]["float32"], parity["differences"]["bfloat16"]
+    for family, methods in exact.items():
+        in_half = max(half.get(family, {}).values(), default=float("nan"))
+        lines.append(f"| {family} | {len(methods)} | {max(methods.values()):.1e} | {in_half:.1e} |")
+    allowed = ", ".join(f"{value:g} in {name}" for name, value in parity["tolerances"].items())
+    beyond = parity["beyond"]
+    lines += ["", f"Allowed: {allowed}. Beyond that: {'nothing' if not beyond else ''}".rstrip() + ("." if not beyond else "")]
+    return [*lines, *(f"* {each}" for each in beyond), ""]
+
+
+def _profile(profiles: Mapping[str, Any]) -> list[str]:
+    if not profiles:
+        return []
+    lines = [
+        "## Where the time goes",
+        "",
+        "| work | wall ms | kernels ms | launches | idle share |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {each['wall_ms']:.2f} | {each['kernel_ms']:.2f} | {each['launches']} | {each['idle_share']:.2f} |"
+            for name, each in profiles.items()
+        ),
+        "",
+    ]
+    for name, each in profiles.items():
+        lines += [f"Longest kernels of: {name}", "", "| kernel | ms | launches |", "|---|---|---|"]
+        lines += [
+            f"| `{one['name'].replace('|', '/')[:90]}` | {one['ms']:.3f} | {one['launches']} |" for one in each["kernels"][:8]
+        ]
+        lines.append("")
+    return lines
+
+
+def _scores(scores: Mapping[str, Any]) -> list[str]:
+    if not scores:
+        return []
+    lines = ["## Scores at full size", ""]
+    for task, methods in scores.get("tasks", {}).items():
+        trained, tested = scores["rows"][task]
+        lines += [f"{task}: {trained:,} rows trained on, {tested:,} scored; mean over 5 seeds, and their range.", ""]
+        names = list(next(iter(methods.values()))["scores"])
+        lines += [
+            f"| method | {' | '.join(names)} | epochs | batch | trained elements | seconds for all seeds |",
+            "|" + "---|" * (len(names) + 5),
+        ]
+        for method, cell in methods.items():
+            told = [f"{statistics.mean(v):.2f} ({min(v):.2f} to {max(v):.2f})" for v in cell["scores"].values()]
+            lines.append(
+                f"| {method} | {' | '.join(told)} | {cell['epochs']} | {cell['batch']} | {cell['trained']:,} | "
+                f"{cell['training_seconds']:.0f} |"
+            )
+        lines.append("")
+    left = scores.get("left_out", [])
+    return [*lines, *([f"Left out, as the lent minutes did not hold them: {', '.join(left)}.", ""] if left else [])]

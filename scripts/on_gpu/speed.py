@@ -1,0 +1,166 @@
+"""Rates on the device, each beside its own baseline, the two taking turns: the benchmark's GPU rows and what peers do.
+
+bert-base's shape with random weights in bfloat16. Wall seconds after a synchronize; a ratio is the median of rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gpu
+import ours
+import peers
+import torch
+from gpu import random_checkpoint, random_rows, seconds_of
+
+from registry.adapters.adapter_set import AdapterSet
+from registry.config import LoraConfig, MethodConfig
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, logits_of, mixed_logits
+from registry.schema import Manifest
+from registry.serving.pool import AdapterPool, ResidentSet
+from registry.training.loop import train
+
+RESIDENT, WEIGHTS_OF = 1_000, 8  # sets in the pool, each with memory of its own; how many have different numbers
+SHORT_ROW = 16
+LORA = LoraConfig(rank=8, alpha=16.0)
+Note = Callable[[str, Any], None]
+
+
+def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any]:
+    """Return all rows by name; ``note`` is told each as soon as it is known."""
+    found: dict[str, Any] = {}
+
+    def keep(**figures: Any) -> None:
+        found.update(figures)
+        print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                        for key, value in figures.items()), flush=True)  # fmt: skip
+        note("speed", found)
+
+    if quick:
+        gpu.ROWS, gpu.LENGTH, gpu.MIXED_SETS, gpu.JOINT_SETS, gpu.SQUARE = 8, 16, 4, 2, 256
+    rounds = 1 if quick else 7
+    keep(**gpu.measure_gpu(folder, rounds, device))
+    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+    checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
+    backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
+    for name, work in (
+        ("zipf", lambda: zipf_share(backbone, 8 if quick else RESIDENT, rounds)),
+        ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
+        ("peers", lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512)),
+    ):
+        try:
+            keep(**work())
+        except Exception as err:
+            keep(**{f"{name}_failed": f"{type(err).__name__}: {err}"[:500]})
+    return found
+
+
+def zipf_share(backbone: Backbone, resident: int, rounds: int) -> dict[str, Any]:
+    """Return the rate over a pool of many resident sets, asked for by Zipf's law, as a share of the bare backbone's."""
+    pool, rows = pool_of(backbone, resident, ours.ADAPTER), random_rows(backbone, gpu.ROWS, gpu.LENGTH)
+    batches = [list(range(len(rows)))]
+    owners = ours.zipf_owners(batches, resident)
+    pairs = zip(
+        seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
+        seconds_of(lambda: ours.ask_mixed(backbone, pool, rows, batches, owners), backbone.device, rounds),
+        strict=True,
+    )
+    share = statistics.median(bare / mixed for bare, mixed in pairs)
+    return {"zipf_share_of_bare": share, "resident_sets": resident, "sets_in_the_batch": len(set(owners[0])),
+            "resident_bytes": pool.bytes}  # fmt: skip
+
+
+def pool_of(backbone: Backbone, count: int, adapter: MethodConfig) -> AdapterPool[int]:
+    """Return a pool of resident sets that each have tensors of their own."""
+    made = [backbone.new_adapter_set(adapter, ours.HEAD, seed=seed).eval() for seed in range(min(count, WEIGHTS_OF))]
+    pool = AdapterPool(lambda key: resident_set(backbone, made[key % len(made)], key), capacity=64 * 2**30)
+    for key in range(count):
+        with pool.hold([key]):
+            pass
+    return pool
+
+
+def resident_set(backbone: Backbone, adapter_set: AdapterSet, key: int = 0) -> ResidentSet:
+    """Return a set as a predictor holds it."""
+    manifest = Manifest(
+        name=f"set{key}",
+        created="2026-01-01T00:00:00+00:00",
+        adapter=adapter_set.adapter_config,
+        head=adapter_set.head_config,
+        parameters=adapter_set.stored_count,
+        backbone=backbone.info,
+    )
+    return ResidentSet(f"set{key}:1", manifest, adapter_set, backbone.dtype)
+
+
+def latency(backbone: Backbone, checkpoint: Path, repeats: int) -> dict[str, Any]:
+    """Return the median milliseconds of one short row's answer, in turns: without graphs, with, and a stock model's."""
+    from registry.serving.graphs import GraphedAnswers
+
+    one = resident_set(backbone, backbone.new_adapter_set(ours.ADAPTER, ours.HEAD).eval())
+    row = random_rows(backbone, 1, SHORT_ROW)
+    graphed = GraphedAnswers(backbone.encoder)
+    stock = peers.stock_latency(checkpoint, row, str(backbone.device))
+
+    @torch.inference_mode()
+    def without() -> list[float]:
+        batch = Batch.pack(row, device=backbone.device)
+        ((_, logits),) = mixed_logits(backbone.encoder, [one], batch).values()
+        return logits.tolist()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def with_graph() -> list[float]:
+        logits = graphed.logits(one, row)
+        if logits is None:
+            raise RuntimeError("no graph was captured")
+        return logits.tolist()  # type: ignore[no-any-return]
+
+    works = {"without_graph": without, "with_graph": with_graph, "stock": stock}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 5):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if turn >= 5:
+                seconds[name].append(time.perf_counter() - began)
+    medians = {f"{name}_ms": 1e3 * statistics.median(each) for name, each in seconds.items()}
+    return {**medians, "graph_speedup": medians["without_graph_ms"] / medians["with_graph_ms"]}
+
+
+def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) -> dict[str, Any]:
+    """Return how many times faster one set trains and answers than peft's LoRA and a stock model with hooks."""
+    lengths = torch.randint(24, 84, (count,), generator=torch.Generator().manual_seed(0)).tolist()  # mean 53, as MRPC's
+    ids = [random_rows(backbone, 1, length).input_ids[0] for length in lengths]
+    rows = TokenRows(ids, [[0] * length for length in lengths])
+    learned = LabelledRows(rows, tuple(index % 2 for index in range(count)))
+    found: dict[str, Any] = {"peer_rows": count, "peer_mean_tokens": statistics.mean(lengths)}
+    for name, adapter in (("bottleneck", ours.AFTER_LAYER), ("lora", LORA)):
+        adapter_set = backbone.new_adapter_set(adapter, ours.HEAD)
+        peer = peers.Peer(checkpoint, name, str(backbone.device))
+        for kind, own, other in (
+            ("training", lambda: train(backbone.encoder, adapter_set, learned, ours.training_config()),  # noqa: B023
+             lambda: peer.train(learned)),  # noqa: B023
+            ("answers", lambda: answer(backbone, adapter_set.eval(), rows), lambda: peer.answer(rows)),  # noqa: B023
+        ):  # fmt: skip
+            turns = list(zip(seconds_of(own, backbone.device, rounds), seconds_of(other, backbone.device, rounds),
+                             strict=True))  # fmt: skip
+            found[f"{name}_{kind}_times_the_peer"] = statistics.median(theirs / us for us, theirs in turns)
+            found[f"{name}_{kind}_rows_per_second"] = count / statistics.median(us for us, _ in turns)
+            found[f"{name}_{kind}_peer_rows_per_second"] = count / statistics.median(theirs for _, theirs in turns)
+    return found
+
+
+@torch.inference_mode()
+def answer(backbone: Backbone, adapter_set: AdapterSet, rows: TokenRows) -> list[Sequence[float]]:
+    """Return the logits of all rows by one set, in the batches that the package itself makes."""
+    lengths = [len(ids) for ids in rows.input_ids]
+    batches = sorted_batches(lengths, EVALUATION_TOKENS[backbone.device.type], EVALUATION_ROWS)
+    parts = [logits_of(backbone.encoder, adapter_set, Batch.pack(rows.take(batch), device=backbone.device))
+             for batch in batches]  # fmt: skip
+    return torch.cat(parts).tolist()  # type: ignore[no-any-return]
