@@ -6,7 +6,6 @@ Seconds are wall time after a synchronize.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +15,13 @@ import torch
 from ours import ADAPTER, HEAD, ask_bare, ask_mixed, ask_one, fill_pool
 from profiling import forward_flops, matmul_rate, training_flops
 from rounds import now
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from registry.config import TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
-from registry.model.pretrained import locate
 from registry.training.loop import train, train_together
 from registry.training.state import TrainingJob
 
@@ -60,12 +59,14 @@ def measure_gpu(folder: Path, rounds: int, device: str = "cuda") -> dict[str, An
 
 
 def random_checkpoint(folder: Path, **sizes: Any) -> Path:
-    """Save a random model of bert-base's shape with the embedded backbone's vocabulary, and return its folder."""
+    """Save a random model of bert-base's shape, its tokenizer knowing no word, and return its folder."""
     place = folder / "bert-base-random"
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=30_522, **sizes)).save_pretrained(place)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(locate("embedded") / name, place / name)
+    marks = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    vocabulary = {name: index for index, name in enumerate(marks.values())}
+    words = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words, **marks).save_pretrained(place)
     return place
 
 

