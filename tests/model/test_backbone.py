@@ -21,7 +21,7 @@ from registry.errors import ConfigError, DeviceError
 from registry.model.attention import attend
 from registry.model.backbone import Backbone, choose_device, choose_dtype
 from registry.model.batching import Batch
-from registry.model.pretrained import EMBEDDED_SHA256, locate
+from registry.model.pretrained import EMBEDDED_PACKAGE, EMBEDDED_SHA256, locate
 from tests.support.stock_models import difference, our_states, random_rows, stock_states
 from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_tokenizer
 from tests.support.toy_task import ADAPTER, HEAD, train_fresh
