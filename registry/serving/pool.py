@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -37,7 +38,7 @@ from registry.adapters.interface import (
 )
 from registry.adapters.method import MethodAdapter
 from registry.schema import Manifest
-from registry.validation import require
+from registry.validation import require, to_json
 
 GIBIBYTE = 2**30
 
@@ -68,9 +69,9 @@ class ResidentAdapter(MethodAdapter):
                 self._prefixes[layer] = own[0].detach().to(dtype, copy=True), own[1].detach().to(dtype, copy=True)
 
     @property
-    def bytes(self) -> int:
-        """Return the bytes of all tensors."""
-        return _bytes_in([*self._seams.values(), *self._changes.values(), *self._prefixes.values()])
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in an order that only the configuration decides."""
+        return list(_tensors_in([*self._seams.values(), *self._changes.values(), *self._prefixes.values()]))
 
     def change(self, layer: int, parts: Parts) -> Change | None:
         """Return what this set changes of frozen products, None where nothing."""
@@ -104,10 +105,22 @@ class ResidentSet:
         self.head: Head = copy.deepcopy(adapter_set.head).requires_grad_(False).eval()
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors; those of sets of one structure are alike."""
+        return [*self.adapter.tensors, *self.head.state_dict().values()]
+
+    @property
     def bytes(self) -> int:
         """Return the bytes of all tensors."""
-        head: Iterable[Tensor] = self.head.state_dict().values()
-        return self.adapter.bytes + sum(tensor.nbytes for tensor in head)
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @cached_property
+    def structure(self) -> Hashable:
+        """Return what two sets have in common that differ in nothing but numbers and names."""
+        head = self.head.config
+        sizes = tuple((tensor.shape, tensor.dtype) for tensor in self.tensors)
+        config = self.adapter.config
+        return None if config is None else to_json(config), head.form, head.pooling, head.bias, sizes
 
 
 def _detach_seam(seam: Seam, dtype: torch.dtype) -> Seam:
@@ -132,15 +145,13 @@ def _copied(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().clone()
 
 
-def _bytes_in(parts: Iterable[object]) -> int:
-    """Return the bytes of all tensors in tuples of tuples."""
-    found = 0
+def _tensors_in(parts: Iterable[object]) -> Iterator[Tensor]:
+    """Yield all tensors in tuples of tuples."""
     for part in parts:
         if isinstance(part, Tensor):
-            found += part.nbytes
+            yield part
         elif isinstance(part, tuple):
-            found += _bytes_in(part)
-    return found
+            yield from _tensors_in(part)
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy
@@ -25,6 +25,7 @@ from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import Manifest, join_members, members_of
 from registry.serving.ensemble import label_order, mean_thresholds
+from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
@@ -33,6 +34,8 @@ from registry.tasks.rows import check_text
 from registry.validation import require
 
 SETS_AT_ONCE = 256  # sets of one call that are held together; only so many may exceed the pool's capacity
+
+Read: TypeAlias = Callable[[HeadConfig, Tensor], Tensor]  # what is made of logits
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Predictor:
         self.registry = registry
         self.threshold = threshold
         self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
+        self._graphs = GraphedAnswers(backbone.encoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open store and backbone again in another process, or for a copy."""
@@ -246,32 +250,31 @@ class Predictor:
         ]
 
     def _numbers(
-        self,
-        rows: Sequence[Request],
-        owners: Sequence[int],
-        sets: Sequence[ResidentSet],
-        read: Callable[[HeadConfig, Tensor], Tensor],
+        self, rows: Sequence[Request], owners: Sequence[int], sets: Sequence[ResidentSet], read: Read
     ) -> tuple[list[list[float]], list[bool]]:
         """Return what ``read`` makes of the logits of each row, and whether the row was cut."""
         tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
         lengths = [len(ids) for ids in tokens.input_ids]
         numbers: list[list[float]] = [[]] * len(rows)
         for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
-            batch = Batch.pack(tokens.take(indices), [owners[i] for i in indices], self.backbone.device)
-            for place, answer in self._forward(batch, sets, read):
+            for place, answer in self._forward(tokens.take(indices), [owners[i] for i in indices], sets, read):
                 numbers[indices[place]] = answer
         return numbers, truncated
 
     @torch.inference_mode()
     def _forward(
-        self, batch: Batch, sets: Sequence[ResidentSet], read: Callable[[HeadConfig, Tensor], Tensor]
-    ) -> list[tuple[int, list[float]]]:
-        """Return the numbers of each row of a batch and its place in the caller's order."""
+        self, rows: TokenRows, owners: Sequence[int], sets: Sequence[ResidentSet], read: Read
+    ) -> Iterable[tuple[int, list[float]]]:
+        """Return the numbers of each row of a batch and its place among the rows."""
+        graphed = self._graphs.logits(sets[owners[0]], rows) if len(set(owners)) == 1 else None
+        if graphed is not None:
+            return enumerate(read(sets[owners[0]].manifest.head, graphed).tolist())
+        batch = Batch.pack(rows, owners, self.backbone.device)
         order = batch.order.tolist()
         answers: list[tuple[int, list[float]]] = []
         for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
-            rows = read(sets[owner].manifest.head, logits).tolist()
-            answers += [(order[row], numbers) for row, numbers in zip(packed, rows, strict=True)]
+            each = read(sets[owner].manifest.head, logits).tolist()
+            answers += [(order[row], numbers) for row, numbers in zip(packed, each, strict=True)]
         return answers
 
     def _tokenize(self, rows: Sequence[Request], owners: Sequence[ResidentSet]) -> tuple[TokenRows, list[bool]]:

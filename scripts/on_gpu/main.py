@@ -98,7 +98,19 @@ def machine(device: str) -> dict[str, Any]:
 
 def run_tests(log: Path) -> dict[str, Any]:
     """Run all tests marked gpu, and return how many passed, failed and were skipped, and which failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rsfE", "-p", "no:cacheprovider", "-n", "4", str(HERE / "tests")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-rsfE",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "4",
+        str(HERE / "tests"),
+    ]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=300)
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     print(done.stdout[-3_000:], done.stderr[-1_500:], flush=True)

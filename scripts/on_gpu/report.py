@@ -9,7 +9,11 @@ from typing import Any
 ROWS = (  # what, the key in the part "speed", at least
     ("bert-base forward, 16k tokens a batch: share of the bfloat16 product rate", "forward_share", 0.55),
     ("bert-base adapter training, 16k tokens a batch: the same", "training_share", 0.45),
-    ("one set, training: times a stock model with the same bottleneck by hooks", "bottleneck_training_times_the_peer", 3),
+    (
+        "one set, training: times a stock model with the same bottleneck by hooks",
+        "bottleneck_training_times_the_peer",
+        3,
+    ),
     ("one set, answers: times a stock model with the same bottleneck by hooks", "bottleneck_answers_times_the_peer", 3),
     ("one set, training: times peft's LoRA of the same rank", "lora_training_times_the_peer", 3),
     ("one set, answers: times peft's LoRA of the same rank", "lora_answers_times_the_peer", 3),
@@ -97,7 +101,10 @@ def _parity(parity: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {family} | {len(methods)} | {max(methods.values()):.1e} | {in_half:.1e} |")
     allowed = ", ".join(f"{value:g} in {name}" for name, value in parity["tolerances"].items())
     beyond = parity["beyond"]
-    lines += ["", f"Allowed: {allowed}. Beyond that: {'nothing' if not beyond else ''}".rstrip() + ("." if not beyond else "")]
+    lines += [
+        "",
+        f"Allowed: {allowed}. Beyond that: {'nothing' if not beyond else ''}".rstrip() + ("." if not beyond else ""),
+    ]
     return [*lines, *(f"* {each}" for each in beyond), ""]
 
 
@@ -118,7 +125,8 @@ def _profile(profiles: Mapping[str, Any]) -> list[str]:
     for name, each in profiles.items():
         lines += [f"Longest kernels of: {name}", "", "| kernel | ms | launches |", "|---|---|---|"]
         lines += [
-            f"| `{one['name'].replace('|', '/')[:90]}` | {one['ms']:.3f} | {one['launches']} |" for one in each["kernels"][:8]
+            f"| `{one['name'].replace('|', '/')[:90]}` | {one['ms']:.3f} | {one['launches']} |"
+            for one in each["kernels"][:8]
         ]
         lines.append("")
     return lines

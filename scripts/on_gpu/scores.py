@@ -39,7 +39,12 @@ def measure(carried: Path, device: str, until: float, quick: bool) -> dict[str, 
         tokens, labels = unpacked(carried / f"{task}-{first}.npz")
         tested, expected = unpacked(carried / f"{task}-{second}.npz")
         if quick:
-            tokens, labels, tested, expected = tokens.take(range(64)), labels[:64], tested.take(range(64)), expected[:64]
+            tokens, labels, tested, expected = (
+                tokens.take(range(64)),
+                labels[:64],
+                tested.take(range(64)),
+                expected[:64],
+            )
         learned = LabelledRows(tokens, labels)
         found["rows"][task] = [len(tokens), len(tested)]
         for method, name in METHODS.items():
@@ -70,7 +75,9 @@ def cell(
     results = train_together(backbone.encoder, jobs)
     trained = time.monotonic() - began
     scores = [
-        score("classification", expected, predict_probabilities(backbone.encoder, job.adapter_set, tested), METRICS[task])
+        score(
+            "classification", expected, predict_probabilities(backbone.encoder, job.adapter_set, tested), METRICS[task]
+        )
         for job in jobs
     ]
     return {

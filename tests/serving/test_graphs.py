@@ -1,0 +1,142 @@
+"""Small batches through CUDA graphs: padding changes no answer, and any number of sets shares what was captured."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from registry.config import HeadConfig, MethodConfig
+from registry.model.backbone import Backbone
+from registry.model.batching import Batch, TokenRows
+from registry.model.families import FAMILIES
+from registry.model.inference import mixed_logits
+from registry.serving.graphs import GraphedAnswers, _Bucket, _is_plain, _Template, bucket_of
+from registry.serving.pool import ResidentSet
+from tests.support.stock_models import encoder_of, random_rows
+from tests.support.stored_sets import new_manifest
+from tests.support.tiny_backbone import tiny_model
+from tests.support.toy_task import ADAPTER, METHODS, randomise
+
+HEAD = HeadConfig(label_names=("no", "maybe", "yes"))
+LENGTHS = [(1,), (3, 7), (64, 1, 12), (30,) * 17]
+
+
+def resident(backbone: Backbone, seed: int, adapter: MethodConfig | None = ADAPTER, **head: str) -> ResidentSet:
+    """Return a resident set of random numbers."""
+    one = randomise(backbone.new_adapter_set(adapter, msgspec.structs.replace(HEAD, **head)), seed).eval()
+    return ResidentSet(f"set{seed}:1", new_manifest("set"), one, backbone.dtype)
+
+
+@torch.inference_mode()
+def ungraphed(backbone: Backbone, one: ResidentSet, rows: TokenRows) -> Tensor:
+    """Return the (B, C) logits of the usual way, in the order of the rows."""
+    batch = Batch.pack(rows, device=backbone.device)
+    ((packed, logits),) = mixed_logits(backbone.encoder, [one], batch).values()
+    return batch.restore(logits[torch.argsort(torch.tensor(packed, device=logits.device))])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+@torch.inference_mode()
+def test_a_padded_batch_answers_as_the_rows_alone(
+    tiny_backbone: Backbone, lengths: tuple[int, ...], pooling: str
+) -> None:
+    """What fills a bucket up reaches no row, in whatever order and number they come, and again for other rows."""
+    one, size = resident(tiny_backbone, 0, pooling=pooling), bucket_of(lengths)
+    assert size is not None
+    bucket = _Bucket(tiny_backbone.encoder, _Template(one), *size)
+    for seed in (0, 1):
+        rows = random_rows(lengths, seed)
+        expected = ungraphed(tiny_backbone, one, rows)
+        assert float((bucket.answer(one, rows) - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("prefix")])
+@torch.inference_mode()
+def test_a_bucket_answers_as_whichever_set_is_asked(tiny_backbone: Backbone, method: str) -> None:
+    """Two sets of one structure take turns in one bucket, of every method, and each answers as itself."""
+    sets = [resident(tiny_backbone, seed, METHODS[method]) for seed in (1, 2)]
+    assert sets[0].structure == sets[1].structure
+    rows = random_rows((5, 9))
+    size = bucket_of((5, 9))
+    assert size is not None
+    bucket = _Bucket(tiny_backbone.encoder, _Template(sets[0]), *size)
+    expected = [ungraphed(tiny_backbone, one, rows) for one in sets]
+    for index in (0, 1, 1, 0):
+        assert float((bucket.answer(sets[index], rows) - expected[index]).abs().max()) <= 1e-5
+
+
+def test_sets_that_compute_otherwise_have_other_structures(tiny_backbone: Backbone) -> None:
+    """Method, form and pooling of the head and number of labels tell structures apart; numbers do not."""
+    first = resident(tiny_backbone, 0)
+    others = [
+        resident(tiny_backbone, 0, METHODS["lora"]),
+        resident(tiny_backbone, 0, pooling="cls"),
+        resident(tiny_backbone, 0, form="dense_tanh"),
+    ]
+    assert len({first.structure, *(one.structure for one in others)}) == 4
+    assert first.structure == resident(tiny_backbone, 5).structure
+
+
+def test_buckets_have_room_for_a_spare_row() -> None:
+    """A bucket holds the tokens, one of each row that fills up, and at least one more; large batches have none."""
+    assert bucket_of([31]) == (32, 1)
+    assert bucket_of([32]) == (64, 1)
+    assert bucket_of([10, 10, 10]) == (32, 4)
+    assert bucket_of([10, 11, 10]) == (64, 4)
+    assert bucket_of([2_048]) is None
+    assert bucket_of([1] * 65) is None
+
+
+def test_on_a_cpu_nothing_is_graphed(tiny_backbone: Backbone) -> None:
+    """Where there is no CUDA the usual way is taken, without a word."""
+    one = resident(tiny_backbone, 0)
+    assert GraphedAnswers(tiny_backbone.encoder).logits(one, random_rows((3,))) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("method", ["bottleneck", "lora", "ia3", "bitfit"])
+def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, pooling: str) -> None:
+    """In bfloat16 sets in turn, rows of several lengths and several threads get the answers that they get ungraphed."""
+    backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
+    adapter = ADAPTER if method == "bottleneck" else METHODS[method]
+    sets = [resident_on(backbone, seed, adapter, pooling) for seed in (1, 2)]
+    graphed = GraphedAnswers(backbone.encoder)
+    wrong: list[float] = []
+
+    def ask(seed: int) -> None:
+        for lengths in ((5, 9), (1,), (20, 3, 4)):
+            for one in sets:
+                rows = random_rows(lengths, seed, words=100)
+                found, expected = graphed.logits(one, rows), ungraphed(backbone, one, rows)
+                assert found is not None
+                wrong.append(float((found - expected).abs().max() / expected.abs().max().clamp(min=1)))
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 4 * 3 * 2
+    assert max(wrong) <= 3e-2
+
+
+def resident_on(backbone: Backbone, seed: int, adapter: MethodConfig, pooling: str) -> ResidentSet:
+    """Return a resident set with its tensors where the backbone is."""
+    config = msgspec.structs.replace(HEAD, pooling=pooling)
+    one = randomise(backbone.new_adapter_set(adapter, config), seed).to(backbone.device).eval()
+    return ResidentSet(f"set{seed}:1", new_manifest("set"), one, backbone.dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_plain_encoders_are_graphed(family: str) -> None:
+    """Encoders with relative positions or windows ask the host for each length, so they go the usual way."""
+    plain = [_is_plain(layer) for layer in encoder_of(tiny_model(family)).layers]
+    assert plain == [family not in ("mpnet", "deberta-v2", "modernbert")] * len(plain)
