@@ -1,7 +1,7 @@
 """What an adapter set does at one seam of the encoder, as formulas over plain tensors.
 
 A *seam* is the add-and-norm step after a sub-layer. The formulas are the same for a set alone, for a set in training
-and for many sets in one batch (mixed.py); who owns the tensors is not known here.
+and for many sets in one batch (inference.py); who owns the tensors is not known here.
 
 Sources: Houlsby et al. 2019 (houlsby), Pfeiffer et al. 2021 (pfeiffer), He et al. 2022 (parallel).
 """

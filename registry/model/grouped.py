@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from registry.adapters.interface import BottleneckWeights, Squeeze
-from registry.adapters.seam import ACTIVATIONS, apply_squeeze
+from registry.adapters.seam import ACTIVATIONS, apply_squeeze, of_states
 
 Indices: TypeAlias = NDArray[numpy.int64]
 
@@ -121,15 +121,10 @@ class AllAtOnce:
     """
 
     def __init__(self, states: Sequence[Indices], device: torch.device) -> None:
-        order = numpy.concatenate(states)
         counts = torch.tensor([len(own) for own in states])
         self._ends = counts.cumsum(0).to(device, torch.int32)  # (K,) where the states of each set end
         self._sets = torch.repeat_interleave(counts).to(device)  # (N,) the set of each state
-        self._gather: Tensor | None = None  # a batch on CUDA has the states in the order of their sets already
-        self._scatter: Tensor | None = None
-        if bool((order != numpy.arange(len(order))).any()):
-            self._gather = torch.from_numpy(order).to(device)
-            self._scatter = torch.from_numpy(numpy.argsort(order)).to(device)
+        self._gather, self._scatter = sorting_of(states, device)  # a batch on CUDA is sorted by set
 
     def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
         """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
@@ -145,6 +140,14 @@ class AllAtOnce:
         inner[:, size] = 1
         added = F.grouped_mm(inner, up.transpose(1, 2), offs=self._ends)  # (N, H)
         return added if self._scatter is None else added.index_select(0, self._scatter)
+
+
+def sorting_of(states: Sequence[Indices], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Return the order in which states are sorted by set, and its inverse; neither where they are sorted already."""
+    order = numpy.concatenate(states)
+    if not bool((order != numpy.arange(len(order))).any()):
+        return None, None
+    return torch.from_numpy(order).to(device), torch.from_numpy(numpy.argsort(order)).to(device)
 
 
 def group_sets(states: Sequence[Indices], device: torch.device, weights: BottleneckWeights) -> Grouping:
@@ -183,7 +186,7 @@ def _squeeze_tier(padded: Tensor, tier: _Tier, squeezes: Sequence[Squeeze]) -> T
     activation = own[0].activation
     if len(own) == 1:
         return apply_squeeze(padded, own[0])
-    down, down_bias, up, up_bias = _stack([one.weights for one in own])
+    down, down_bias, up, up_bias = of_states(_stack([one.weights for one in own]), padded)
     states = padded.view(len(own), tier.longest, -1).to(down.dtype)  # (K, T, in)
     states = _drop(states, tier.counts, own, before=True)
     inner = ACTIVATIONS[activation](torch.baddbmm(down_bias.unsqueeze(1), states, down.transpose(1, 2)))  # (K, T, M)

@@ -19,6 +19,7 @@ from gpu import random_checkpoint, random_rows, seconds_of
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import LoraConfig, MethodConfig
+from registry.model import inference
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, logits_of, mixed_logits
@@ -50,6 +51,7 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
     checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
     backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
     for name, work in (
+        ("fused", lambda: fused_share(backbone, 4 if quick else gpu.MIXED_SETS, rounds)),
         ("zipf", lambda: zipf_share(backbone, 8 if quick else RESIDENT, rounds)),
         ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
         ("peers", lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512)),
@@ -59,6 +61,26 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
         except Exception as err:
             keep(**{f"{name}_failed": f"{type(err).__name__}: {err}"[:500]})
     return found
+
+
+def fused_share(backbone: Backbone, sets: int, rounds: int) -> dict[str, Any]:
+    """Return what the Triton kernel makes of the mixed batch, as a share of the bare backbone's rate."""
+    from registry.model.kernels import Fused  # imports Triton
+
+    pool, rows = pool_of(backbone, sets, ours.ADAPTER), random_rows(backbone, gpu.ROWS, gpu.LENGTH)
+    batches = [list(range(len(rows)))]
+    owners = [torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).remainder(sets).tolist()]
+    usual = inference.group_sets
+    inference.group_sets = lambda states, device, weights: Fused(states, device)
+    try:
+        pairs = zip(
+            seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
+            seconds_of(lambda: ours.ask_mixed(backbone, pool, rows, batches, owners), backbone.device, rounds),
+            strict=True,
+        )
+        return {"fused_share_of_bare": statistics.median(bare / mixed for bare, mixed in pairs)}
+    finally:
+        inference.group_sets = usual
 
 
 def zipf_share(backbone: Backbone, resident: int, rounds: int) -> dict[str, Any]:
