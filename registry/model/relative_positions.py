@@ -41,14 +41,18 @@ class RelativeBias(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """Return (heads, length, length)."""
-        if length in self._kept:
-            return self._kept[length]
+        if self.table.weight.requires_grad:
+            return self._bias(length)
+        bias = self._kept.get(length)
+        if bias is None:
+            with torch.inference_mode(False), torch.no_grad():  # it outlives the call that made it
+                bias = self._bias(length)
+            self._kept = {**(self._kept if len(self._kept) < self._LENGTHS else {}), length: bias}
+        return bias
+
+    def _bias(self, length: int) -> Tensor:
         places = torch.arange(length, device=self.table.weight.device)
         bias: Tensor = self.table(self._buckets(places[None, :] - places[:, None])).permute(2, 0, 1)
-        if not self.table.weight.requires_grad:
-            if len(self._kept) == self._LENGTHS:
-                self._kept = {}
-            self._kept[length] = bias
         return bias
 
     def _buckets(self, distance: Tensor) -> Tensor:
@@ -188,8 +192,14 @@ class Disentangled(nn.Module):
 
     def _of_positions(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the (heads, 2 span, D) keys and queries of the positions, computed once while nothing trains."""
-        if self._kept is not None and not self.positions.table.weight.requires_grad:
-            return self._kept
+        if self.positions.table.weight.requires_grad:
+            return self._project_positions()
+        if self._kept is None:
+            with torch.inference_mode(False), torch.no_grad():  # it outlives the call that made it
+                self._kept = self._project_positions()
+        return self._kept
+
+    def _project_positions(self) -> tuple[Tensor | None, Tensor | None]:
         qkv, table = self._qkv[0], self.positions()
         width = table.shape[1]
 
@@ -202,11 +212,10 @@ class Disentangled(nn.Module):
             by_head: Tensor = states.view(len(table), self.heads, -1).transpose(0, 1)
             return by_head
 
-        self._kept = (
+        return (
             product(self.key, 1) if self.to_position else None,
             product(self.query, 0) if self.from_position else None,
         )
-        return self._kept
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Disentangled:
         self._kept = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import NO_ADAPTERS
 from registry.model.families import FAMILIES, find_unsupported
+from registry.training.loop import train
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_output, stock_states
 from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_model
+from tests.support.toy_task import ADAPTER, HEAD, TRAINING, same_weights, toy_rows
 
 TOLERANCE = 1e-5
 
@@ -158,3 +161,35 @@ def test_scaled_rotary_positions_are_refused() -> None:
     config = tiny_model("modernbert").config
     config.rope_parameters["full_attention"]["rope_type"] = "linear"
     assert find_unsupported(config) == "scaled rotary positions"
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_relative_positions_kept_for_answers_serve_training_too(family: str, tmp_path: Path) -> None:
+    """A set trains on a backbone that has answered before, and learns what it learns on a fresh one."""
+    save_tiny_checkpoint(tmp_path, family)
+    learned = []
+    for answers_first in (True, False):
+        backbone = Backbone.load(str(tmp_path), device="cpu")
+        rows = toy_rows(backbone)
+        if answers_first:
+            with torch.inference_mode():
+                backbone.encoder(Batch.pack(rows.tokens))
+        fresh = backbone.new_adapter_set(ADAPTER, HEAD)
+        train(backbone.encoder, fresh, rows, TRAINING)
+        learned.append(fresh)
+    assert same_weights(*learned)
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_a_copy_that_trains_moves_its_relative_positions(family: str, tmp_path: Path) -> None:
+    """In full fine-tuning the table of relative positions gets a gradient, whatever the frozen encoder has kept."""
+    save_tiny_checkpoint(tmp_path, family)
+    backbone = Backbone.load(str(tmp_path), device="cpu")
+    batch = Batch.pack(random_rows())
+    backbone.encoder(batch)
+    trained = copy.deepcopy(backbone.encoder).requires_grad_(True)
+    for _ in range(2):  # nothing of the first pass is kept for the second
+        trained(batch).square().sum().backward()
+    tables = [parameter for name, parameter in trained.named_parameters() if "relative" in name or "positions" in name]
+    assert tables
+    assert all(parameter.grad is not None for parameter in tables)
