@@ -20,8 +20,6 @@ Baseline = Literal["majority", "head_only", "full_fine_tuning"]
 
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BASELINES: tuple[str, ...] = get_args(Baseline)
-
-
 TARGETS: tuple[Target, ...] = get_args(Target)
 
 
@@ -41,7 +39,7 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
     """The shape of one set's bottlenecks.
 
     Attributes:
-        placement: where a bottleneck joins the layer (DESIGN.md lists the formulas).
+        placement: where a bottleneck joins the layer (formulas: adapters/seam.py).
         reduction_factor: H / M, must divide H.
         activation: the bottleneck's non-linearity.
         init: up-projection at zero, or all weights normal (std 1e-3), or Xavier uniform.
@@ -71,7 +69,14 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
         return self.placement
 
 
-class LoraConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="lora"):
+class _Method(Record, frozen=True, kw_only=True):
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return str(self.__struct_config__.tag)
+
+
+class LoraConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="lora"):
     """Low-rank changes of frozen products (Hu et al. 2021): ``W x + scale * B(A x)``.
 
     Attributes:
@@ -98,18 +103,14 @@ class LoraConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="lor
             require(rank >= 1, "rank", "an integer >= 1", rank)
         for alpha in (self.alpha, *self.alphas.values()):
             require(0 < alpha < 1e6, "alpha", "a number above 0", alpha)
-        for place in (*self.ranks, *self.alphas):
-            layer, _, target = place.partition("_")
-            good = layer.isdecimal() and target in self.targets
-            require(good, "ranks", "a layer and one of the targets, such as 3_query", place)
+        for field, places in (("ranks", self.ranks), ("alphas", self.alphas)):
+            for place in places:
+                layer, _, target = place.partition("_")
+                good = layer.isdecimal() and target in self.targets
+                require(good, field, "a layer and one of the targets, such as 3_query", place)
         require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
         _check_targets(self.targets)
         _check_layers(self.layers)
-
-    @property
-    def name(self) -> str:
-        """What tables and methods call it."""
-        return "lora"
 
     def rank_at(self, layer: int, target: Target) -> int:
         """Return r of one product."""
@@ -122,7 +123,7 @@ class LoraConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="lor
         return alpha / (rank**0.5 if self.rslora else rank)
 
 
-class Ia3Config(Record, frozen=True, kw_only=True, tag_field="method", tag="ia3"):
+class Ia3Config(_Method, frozen=True, kw_only=True, tag_field="method", tag="ia3"):
     """Learned scales (Liu et al. 2022), one for each element; they start at one.
 
     Attributes:
@@ -142,13 +143,8 @@ class Ia3Config(Record, frozen=True, kw_only=True, tag_field="method", tag="ia3"
         require(fit, "inputs", "some of the targets attention_dense, ffn_in and ffn_out", self.inputs)
         _check_layers(self.layers)
 
-    @property
-    def name(self) -> str:
-        """What tables and methods call it."""
-        return "ia3"
 
-
-class BitFitConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="bitfit"):
+class BitFitConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="bitfit"):
     """A change of every bias of the layers (Ben Zaken et al. 2022), of products and norms; they start at zero.
 
     Attributes:
@@ -160,13 +156,8 @@ class BitFitConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="b
     def __post_init__(self) -> None:
         _check_layers(self.layers)
 
-    @property
-    def name(self) -> str:
-        """What tables and methods call it."""
-        return "bitfit"
 
-
-class PrefixConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="prefix"):
+class PrefixConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="prefix"):
     """Learned keys and values in front of every row (Li and Liang 2021, in its flat form), without a position.
 
     Attributes:
@@ -180,11 +171,6 @@ class PrefixConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="p
     def __post_init__(self) -> None:
         require(1 <= self.length <= 4096, "length", "1 to 4,096 keys and values a layer", self.length)
         _check_layers(self.layers)
-
-    @property
-    def name(self) -> str:
-        """What tables and methods call it."""
-        return "prefix"
 
 
 MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig

@@ -52,10 +52,9 @@ class LoraAdapter(MethodAdapter):
         """Return the low-rank change of products side by side: one A over all, B of each in its own rows."""
         bias = self.biases.of_products(layer, parts)
         own = [self._part(layer, part) for part in parts]
-        found = [(part, each) for part, each in zip(parts, own, strict=True) if each is not None]
-        if not found:
+        downs: list[Tensor] = [each.lora_a for each in own if each is not None]
+        if not downs:
             return None if bias is None else Change(bias=bias)
-        downs: list[Tensor] = [each.lora_a for _, each in found]
         down = downs[0] if len(downs) == 1 else torch.cat(downs)
         ups: list[Tensor | None] = [
             None if each is None else each.lora_b * self.config.scale_at(layer, part)

@@ -1,4 +1,4 @@
-"""Self-attention over packed rows: no padding, no mask, every row attends to itself alone.
+"""Self-attention over packed rows: no padding and no mask for it, every row attends to itself alone.
 
 On CUDA in half precision one variable-length flash kernel does the whole batch; elsewhere rows of equal length
 are neighbours in the batch, and each such group is one call of SDPA. Both give the same answer up to rounding.
@@ -44,12 +44,12 @@ def attend(
     """
     if prefix is not None:
         query, key, value = qkv.chunk(3, dim=1)
-        return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens, bias)
+        return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens, bias, dropout)
     if bias is None and _has_varlen_kernel(qkv) and dropout == 0.0:
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
-    dtype, slow = qkv.dtype, _is_slow_backwards(qkv)
+    dtype, slow = qkv.dtype, is_slow_backwards(qkv)
     # Autocast would undo the cast to float32; the matrix products it is meant for are outside.
     with torch.autocast(qkv.device.type, enabled=False):
         parts = []
@@ -97,7 +97,7 @@ def attend_from_first(
         first = query.view(len(query), heads, -1)
         return _attend_varlen(first, key, value, rows, batch.row_starts, 1, batch.longest)
     dtype = query.dtype
-    if _is_slow_backwards(key_value):
+    if is_slow_backwards(key_value):
         query, key_value = query.float(), key_value.float()
     with torch.autocast(key_value.device.type, enabled=False):
         parts = []
@@ -121,6 +121,7 @@ def _attend_after(
     heads: int,
     asking: Sequence[int],
     bias: Bias | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Return what the queries gather from the prefix and the tokens of their row, heads joined.
 
@@ -132,12 +133,13 @@ def _attend_after(
         heads: attention heads.
         asking: (B,) queries of each row.
         bias: of the scores between tokens; those of a prefix have none, as it has no place.
+        dropout: share of attention weights dropped.
 
     Returns:
         (Q, H), in the dtype of ``query``.
     """
     dtype = query.dtype
-    if bias is None and _has_varlen_kernel(query):
+    if bias is None and _has_varlen_kernel(query) and dropout == 0.0:
         order, starts = _prefix_order(prefix.counts, batch.row_tokens)
         place = torch.from_numpy(order).to(query.device)
         keys, values = (
@@ -149,25 +151,20 @@ def _attend_after(
         key_starts = torch.from_numpy(starts).to(query.device)
         by_head = query.reshape(len(query), heads, -1)
         return _attend_varlen(by_head, keys, values, asked, key_starts, max(asking), longest)
-    if _is_slow_backwards(query):
+    if is_slow_backwards(query):
         query, key, value = query.float(), key.float(), value.float()
     parts = []
     with torch.autocast(query.device.type, enabled=False):
         for run in equal_rows(prefix.counts, batch.row_tokens, asking):
-            queries, own_keys, own_values = (
-                tensor[first:last].view(run.rows, -1, heads, tensor.shape[1] // heads).transpose(1, 2)
-                for tensor, (first, last) in ((query, run.queries), (key, run.tokens), (value, run.tokens))
-            )
-            before = [
-                own[slice(*run.prefix)].to(query.dtype).view(run.rows, -1, heads, own.shape[1] // heads).transpose(1, 2)
-                for own in (prefix.keys, prefix.values)
-            ]
-            keys, values = torch.cat([before[0], own_keys], dim=2), torch.cat([before[1], own_values], dim=2)
+            queries, own_keys, own_values = run.by_head(query, key, value, heads)
+            keys, values = run.after(prefix, own_keys, own_values)
             added = None
             if bias is not None:
                 length, asked_of = own_keys.shape[2], queries.shape[2]
                 added = F.pad(bias(length)[:, :asked_of].to(queries.dtype), (keys.shape[2] - length, 0))
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=added)  # (rows, heads, queries, D)
+            mixed = F.scaled_dot_product_attention(  # (rows, heads, queries, D)
+                queries, keys, values, attn_mask=added, dropout_p=dropout
+            )
             parts.append(mixed.transpose(1, 2).reshape(-1, query.shape[1]).to(dtype))
     return torch.cat(parts)
 
@@ -186,7 +183,7 @@ def attend_in_window(qkv: Tensor, batch: Batch, heads: int, reach: int, dropout:
         dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
     """
     dtype, parts = qkv.dtype, []
-    slow = _is_slow_backwards(qkv)
+    slow = is_slow_backwards(qkv)
     with torch.autocast(qkv.device.type, enabled=False):
         runs = torch.split(qkv, [group.rows * group.length for group in batch.groups])
         for group, tokens in zip(batch.groups, runs, strict=True):
@@ -240,6 +237,22 @@ class Run(NamedTuple):
     tokens: tuple[int, int]
     prefix: tuple[int, int]
 
+    def by_head(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> list[Tensor]:
+        """Return this run's part of (Q, H) queries and (N, H) keys and values, (rows, heads, length, D) each."""
+        return [
+            self._split(states, place, heads)
+            for states, place in ((query, self.queries), (key, self.tokens), (value, self.tokens))
+        ]
+
+    def after(self, prefix: Prefix, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this run's keys and values with those of the prefix in front of them."""
+        heads = keys.shape[1]
+        before = [self._split(own, self.prefix, heads).to(keys.dtype) for own in (prefix.keys, prefix.values)]
+        return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+    def _split(self, states: Tensor, place: tuple[int, int], heads: int) -> Tensor:
+        return states[slice(*place)].view(self.rows, -1, heads, states.shape[1] // heads).transpose(1, 2)
+
 
 def equal_rows(counts: Sequence[int], lengths: Sequence[int], asking: Sequence[int]) -> Iterator[Run]:
     """Yield runs of neighbouring rows with as many prefixes, tokens and queries as each other."""
@@ -269,7 +282,7 @@ def _has_varlen_kernel(states: Tensor) -> bool:
     return states.is_cuda and half and torch.cuda.get_device_capability(states.device) >= (8, 0)
 
 
-def _is_slow_backwards(states: Tensor) -> bool:
+def is_slow_backwards(states: Tensor) -> bool:
     """Return whether the CPU's bfloat16 attention would go backwards, which takes it four times as long as float32."""
     return states.device.type == "cpu" and states.dtype == torch.bfloat16 and states.requires_grad
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig
 
 from registry.adapters.interface import Prefix
-from registry.model.attention import equal_rows
+from registry.model.attention import equal_rows, is_slow_backwards
 from registry.model.batching import Batch
 from registry.model.pretrained import Weights
 
@@ -151,29 +151,24 @@ class Disentangled(nn.Module):
             dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
             prefix: keys and values in front of each row's.
         """
-        keys_of, queries_of = self._of_positions()
+        dtype = query.dtype
+        of_positions = self._of_positions()
+        if is_slow_backwards(query):
+            query, key, value = query.float(), key.float(), value.float()
+        keys_of, queries_of = (None if each is None else each.to(query.dtype) for each in of_positions)
         counts = (0,) * batch.row_count if prefix is None else prefix.counts
         parts = []
-        for run in equal_rows(counts, batch.row_tokens, asking):
-            queries, keys, values = (
-                states[slice(*place)].view(run.rows, -1, self.heads, states.shape[1] // self.heads).transpose(1, 2)
-                for states, place in ((query, run.queries), (key, run.tokens), (value, run.tokens))
-            )
-            bias = self._bias(queries, keys, keys_of, queries_of)
-            if prefix is not None and run.prefix[1] > run.prefix[0]:
-                before = [
-                    own[slice(*run.prefix)]
-                    .to(query.dtype)
-                    .view(run.rows, -1, self.heads, keys.shape[-1])
-                    .transpose(1, 2)
-                    for own in (prefix.keys, prefix.values)
-                ]
-                keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-                bias = F.pad(bias, (keys.shape[2] - bias.shape[3], 0))
-            mixed = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=bias.to(queries.dtype), dropout_p=dropout, scale=self.scale
-            )
-            parts.append(mixed.transpose(1, 2).reshape(-1, query.shape[1]))
+        with torch.autocast(query.device.type, enabled=False):
+            for run in equal_rows(counts, batch.row_tokens, asking):
+                queries, keys, values = run.by_head(query, key, value, self.heads)
+                bias = self._bias(queries, keys, keys_of, queries_of)
+                if prefix is not None and run.prefix[1] > run.prefix[0]:
+                    keys, values = run.after(prefix, keys, values)
+                    bias = F.pad(bias, (keys.shape[2] - bias.shape[3], 0))
+                mixed = F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=bias, dropout_p=dropout, scale=self.scale
+                )
+                parts.append(mixed.transpose(1, 2).reshape(-1, query.shape[1]).to(dtype))
         return torch.cat(parts)
 
     def _bias(self, queries: Tensor, keys: Tensor, keys_of: Tensor | None, queries_of: Tensor | None) -> Tensor:

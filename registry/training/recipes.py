@@ -1,4 +1,4 @@
-"""A recipe names every choice of a training: bottlenecks, head, optimisation, by task and by method.
+"""A recipe names every choice of a training: adapter, head and optimisation, by task and by method.
 
 Recipes are TOML files; those in ``recipes/`` ship with the package. Command-line options override a recipe, a recipe's
 ``[method.*]`` tables override its ``[task.*]`` tables, and those override ``[training]``; the most special are
