@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from carry import LENGTHS, SPLITS, unpacked
+from carry import LENGTHS, SPLITS, unpacked, unpacked_encoder
 
 from registry.config import TrainingConfig
 from registry.model.backbone import Backbone
@@ -28,14 +28,18 @@ SEEDS = range(5)
 BATCH = {"mrpc": 16, "sst2": 64, "imdb": 32}
 
 
-def measure(carried: Path, device: str, until: float, quick: bool) -> dict[str, Any]:
+def measure(folder: Path, carried: Path, device: str, until: float, quick: bool) -> dict[str, Any]:
     """Return by task and method the scores of each seed, the seconds, and what was left out."""
     if not (carried / "embedded").is_dir():
         return {"left_out": [f"all: no folder {carried.name}/embedded; make it with scripts/on_gpu/carry.py"]}
-    backbone = Backbone.load(str(carried / "embedded"), device=device, dtype="float32" if quick else "bfloat16")
+    encoder = unpacked_encoder(carried / "embedded", folder / "embedded")
+    backbone = Backbone.load(str(encoder), device=device, dtype="float32" if quick else "bfloat16")
     found: dict[str, Any] = {"left_out": [], "tasks": {}, "rows": {}}
     spent = 0.0
     for task, (first, second) in SPLITS.items():
+        if not (carried / f"{task}-{second}.npz").exists():
+            found["left_out"].append(f"{task}: its rows were not carried")
+            continue
         tokens, labels = unpacked(carried / f"{task}-{first}.npz")
         tested, expected = unpacked(carried / f"{task}-{second}.npz")
         if quick:
