@@ -70,6 +70,8 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
 
 
 class _Method(Record, frozen=True, kw_only=True):
+    """A configuration that is named by its tag."""
+
     @property
     def name(self) -> str:
         """What tables and methods call it."""

@@ -1,7 +1,8 @@
-"""Self-attention over packed rows: no padding and no mask for it, every row attends to itself alone.
+"""Self-attention over packed rows: every row attends to itself alone, so nothing is padded and no padding masked.
 
 On CUDA in half precision one variable-length flash kernel does the whole batch; elsewhere rows of equal length
 are neighbours in the batch, and each such group is one call of SDPA. Both give the same answer up to rounding.
+Scores with a bias by place, and windows, always go by groups; only there SDPA is given a mask.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from registry.adapters.interface import Prefix
 from registry.model.batching import Batch
 
 Bias = Callable[[int], Tensor]  # of rows of a length the (heads, length, length) that are added to their scores
+_Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # of queries, keys and values, (rows, heads, length, D) each
 
 
 def attend(
@@ -49,22 +51,12 @@ def attend(
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
-    dtype, slow = qkv.dtype, is_slow_backwards(qkv)
-    # Autocast would undo the cast to float32; the matrix products it is meant for are outside.
-    with torch.autocast(qkv.device.type, enabled=False):
-        parts = []
-        # One split has one cheap backward; slicing would fill a whole (N, 3H) gradient for every group.
-        runs = torch.split(qkv, [group.rows * group.length for group in batch.groups])
-        for group, tokens in zip(batch.groups, runs, strict=True):
-            by_head = tokens.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            if slow:
-                by_head = by_head.to(torch.float32, memory_format=torch.contiguous_format)  # one copy for both
-            query, key, value = by_head  # (rows, heads, length, D) each
-            added = None if bias is None else bias(group.length).to(query.dtype)
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
-            joined = mixed.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
-            parts.append(joined.reshape(group.rows * group.length, -1))
-    return torch.cat(parts)
+
+    def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        added = None if bias is None else bias(query.shape[2]).to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
+
+    return _by_length(qkv, batch, heads, mix)
 
 
 def attend_from_first(
@@ -182,19 +174,32 @@ def attend_in_window(qkv: Tensor, batch: Batch, heads: int, reach: int, dropout:
         reach: how many places a token sees on either side.
         dropout: share of attention weights dropped; only an encoder in fine-tuning has any.
     """
-    dtype, parts = qkv.dtype, []
-    slow = is_slow_backwards(qkv)
+
+    def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        length = query.shape[2]
+        if length > 4 * reach:
+            return _attend_in_blocks(query, key, value, reach, dropout)
+        seen = window_mask(length, reach, query.device) if length > reach + 1 else None
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
+
+    return _by_length(qkv, batch, heads, mix)
+
+
+def _by_length(qkv: Tensor, batch: Batch, heads: int, mix: _Mix) -> Tensor:
+    """Return (N, H) of what ``mix`` gives for the rows of each length, heads joined, in the dtype of ``qkv``."""
+    dtype, slow = qkv.dtype, is_slow_backwards(qkv)
+    # Autocast would undo the cast to float32; the matrix products it is meant for are outside.
     with torch.autocast(qkv.device.type, enabled=False):
+        parts = []
+        # One split has one cheap backward; slicing would fill a whole (N, 3H) gradient for every group.
         runs = torch.split(qkv, [group.rows * group.length for group in batch.groups])
         for group, tokens in zip(batch.groups, runs, strict=True):
             by_head = tokens.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            query, key, value = by_head.float() if slow else by_head  # (rows, heads, length, D) each
-            if group.length > 4 * reach:
-                mixed = _attend_in_blocks(query, key, value, reach, dropout)
-            else:
-                seen = window_mask(group.length, reach, qkv.device) if group.length > reach + 1 else None
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout)
-            parts.append(mixed.transpose(1, 2).to(dtype).reshape(group.rows * group.length, -1))
+            if slow:
+                by_head = by_head.to(torch.float32, memory_format=torch.contiguous_format)  # one copy for both
+            mixed = mix(*by_head)
+            joined = mixed.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+            parts.append(joined.reshape(group.rows * group.length, -1))
     return torch.cat(parts)
 
 

@@ -42,6 +42,7 @@ class RelativeBias(nn.Module):
     def forward(self, length: int) -> Tensor:
         """Return (heads, length, length)."""
         if self.table.weight.requires_grad:
+            self._kept = {}
             return self._bias(length)
         bias = self._kept.get(length)
         if bias is None:
@@ -187,10 +188,13 @@ class Disentangled(nn.Module):
 
     def _of_positions(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the (heads, 2 span, D) keys and queries of the positions, computed once while nothing trains."""
-        if self.positions.table.weight.requires_grad:
+        table = self.positions.table.weight
+        if table.requires_grad:
+            self._kept = None
             return self._project_positions()
         if self._kept is None:
-            with torch.inference_mode(False), torch.no_grad():  # it outlives the call that made it
+            # It outlives the call that made it, and the autocast of that call.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(table.device.type, enabled=False):
                 self._kept = self._project_positions()
         return self._kept
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import TrainingConfig
@@ -23,6 +23,45 @@ from registry.model.inference import LabelledRows, mixed_logits, pool_rows
 from registry.training.cached_states import CachedStates, packed_order
 from registry.training.checkpoint import Checkpoint
 from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult, TrainingState
+
+
+class Ranks:
+    """The processes of a torch process group that train one set together, each on its part of every batch.
+
+    All hold the encoder and the set. What they send each other are the set's gradients, summed once a step, and one
+    number a batch, its loss: too little for the buckets that ``DistributedDataParallel`` would fill while it goes back.
+    Dropout is drawn on each rank anew; without any, the set learns what it learns in one process.
+
+    Args:
+        group: the default one when None, which ``torch.distributed.init_process_group`` made.
+    """
+
+    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
+
+    def part(self, rows: list[int]) -> list[int]:
+        """Return this rank's rows of a batch; of the last one there may be none."""
+        return rows[self.rank :: self.count]
+
+    def sum(self, value: float, device: torch.device) -> float:
+        """Return the sum of a number over all ranks."""
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.all_reduce(total, group=self._group)
+        return float(total)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give each parameter the sum of its gradients over all ranks, those of a rank without rows being zero."""
+        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        together = torch.cat([gradient.reshape(-1) for gradient in own])
+        distributed.all_reduce(together, group=self._group)
+        for parameter, total in zip(parameters, torch.split(together, [each.numel() for each in own]), strict=True):
+            parameter.grad = total.view_as(parameter).clone()
+
+    def start_alike(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give all ranks the weights of the first."""
+        for parameter in parameters:
+            distributed.broadcast(parameter.data, group_src=0, group=self._group)
 
 
 def train(
@@ -37,6 +76,7 @@ def train(
     observe: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     loss: Loss | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainingResult:
     """Train ``adapter_set`` (and the encoder, where it is not frozen) in place.
 
@@ -53,6 +93,8 @@ def train(
         observe: called after every step.
         should_stop: asked after every step; True writes a checkpoint and raises.
         loss: an own one, of (B, C) logits and their labels: (B,) classes, (B, C) zeros and ones, (B, 1) scores.
+        ranks: the processes that do this together; each calls this with the same arguments on its own device, and
+            the first alone writes checkpoints.
 
     Raises:
         ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
@@ -61,7 +103,7 @@ def train(
         CheckpointError: the state there was made by other settings or is damaged.
     """
     job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe, loss)
-    (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop)
+    (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop, ranks=ranks)
     if isinstance(result, NonFiniteLossError):
         raise result
     return result
@@ -73,6 +115,7 @@ def train_together(
     *,
     autocast_dtype: torch.dtype | None = None,
     should_stop: Callable[[], bool] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[TrainingResult | NonFiniteLossError]:
     """Train several sets in place, the rows of all of them in each batch of the encoder.
 
@@ -84,28 +127,34 @@ def train_together(
         jobs: of any placements, sizes, tasks, batch sizes and numbers of steps.
         autocast_dtype: mixed precision for an unfrozen encoder.
         should_stop: asked after every step; True writes all checkpoints and raises.
+        ranks: the processes that train one set together.
 
     Raises:
         ConfigError: no held-out rows for scores on them, a metric to select by that does not fit, or several sets with
-            an encoder that trains.
+            an encoder that trains or over several ranks, where each rank may as well train its own.
         TrainingInterrupted: ``should_stop`` said so.
         CheckpointError: a state there was made by other settings or is damaged.
     """
     unfrozen = any(parameter.requires_grad for parameter in encoder.parameters())
     if unfrozen and len(jobs) > 1:
         raise ConfigError("jobs", "one, as the encoder trains with it", len(jobs))
+    if ranks is not None and len(jobs) != 1:
+        raise ConfigError("jobs", "one, as several ranks share each of its batches", len(jobs))
     runs = [TrainingState(encoder, job, autocast_dtype) for job in jobs]
     device = encoder.embeddings.word.weight.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(jobs[0].config.seed if jobs else 0)  # only an unfrozen encoder draws from it
         for run in runs:
             run.restore()
+            if ranks is not None:
+                ranks.start_alike(run.parameters)
+                run.generator.manual_seed(run.config.seed + 1_000_003 * ranks.rank + run.step)
         modes = encoder.training, [run.adapter_set.training for run in runs]
         for run in runs:
             run.adapter_set.train()
             run.adapter_set.draw_dropout_from(run.generator)
         try:
-            _Pass(encoder, runs, autocast_dtype).loop(should_stop)
+            _Pass(encoder, runs, autocast_dtype, ranks).loop(should_stop)
         finally:
             encoder.train(modes[0])
             for run, mode in zip(runs, modes[1], strict=True):
@@ -117,8 +166,14 @@ def train_together(
 class _Pass:
     """All runs over one encoder, step by step."""
 
-    def __init__(self, encoder: Encoder, runs: Sequence[TrainingState], autocast_dtype: torch.dtype | None) -> None:
-        self.encoder, self.runs, self.autocast_dtype = encoder, runs, autocast_dtype
+    def __init__(
+        self,
+        encoder: Encoder,
+        runs: Sequence[TrainingState],
+        autocast_dtype: torch.dtype | None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.encoder, self.runs, self.autocast_dtype, self.ranks = encoder, runs, autocast_dtype, ranks
         self.device = encoder.embeddings.word.weight.device
         self.pooled: dict[TrainingState, Tensor] = {}  # (R, H) where only a head trains
         through = [run for run in runs if not run.only_head_trains]
@@ -132,9 +187,13 @@ class _Pass:
         """Take all remaining steps of all runs."""
         while active := [run for run in self.runs if not run.is_done]:
             self._step(active)
-            stop = should_stop is not None and should_stop() and any(not run.is_done for run in self.runs)
-            for run in self.runs if stop else active:
-                run.write_checkpoint(is_last=stop)
+            stop = should_stop is not None and should_stop()
+            if self.ranks is not None and should_stop is not None:
+                stop = self.ranks.sum(float(stop), self.device) > 0  # whoever is asked, all stop after the same step
+            stop = stop and any(not run.is_done for run in self.runs)
+            if self.ranks is None or self.ranks.rank == 0:
+                for run in self.runs if stop else active:
+                    run.write_checkpoint(is_last=stop)
             if stop:
                 first = next(run for run in self.runs if not run.is_done)
                 path = first.job.checkpoint.path if first.job.checkpoint is not None else None
@@ -150,6 +209,9 @@ class _Pass:
         for place in range(max(run.config.gradient_accumulation_steps for run in active)):
             self._accumulate(chosen, place, values)
         learning = [run for run in active if run.error is None]
+        if self.ranks is not None:
+            for run in learning:
+                self.ranks.sum_gradients(run.parameters)
         tokens = {run: sum(run.lengths[i] for i in chosen[run]) for run in active}
         passed = time.perf_counter() - started
         for run in active:
@@ -172,12 +234,19 @@ class _Pass:
                 parts[run] = part
         if not parts:
             return
-        losses = {run: run.loss(logits, parts[run]) for run, logits in self._logits(parts).items()}
-        shares = {run: run.share(parts[run], chosen[run]) for run in losses}
-        found = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))  # one wait for the device
-        learning = [run for run in losses if run.accept(found[run])]
-        for run in learning:
-            values[run] += found[run] * shares[run]
+        if self.ranks is not None:
+            parts = {run: self.ranks.part(part) for run, part in parts.items()}
+        own = {run: part for run, part in parts.items() if part}
+        losses = {run: run.loss(logits, own[run]) for run, logits in self._logits(own).items()}
+        shares = {run: run.share(own[run], chosen[run]) for run in losses}
+        stacked = torch.stack(list(losses.values())).tolist() if losses else []  # one wait for the device
+        found = {run: loss * shares[run] for run, loss in zip(losses, stacked, strict=True)}
+        if self.ranks is not None:
+            found = {run: self.ranks.sum(found.get(run, 0.0), self.device) for run in parts}
+        accepted = [run for run in found if run.accept(found[run])]
+        for run in accepted:
+            values[run] += found[run]
+        learning = [run for run in accepted if run in losses]
         if learning:
             scaled = [losses[run] if shares[run] == 1.0 else losses[run] * shares[run] for run in learning]
             torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import msgspec
 
@@ -93,13 +93,7 @@ class AdapterChoices(Record, frozen=True, kw_only=True, tag_field="method", tag=
 
 MethodChoices: TypeAlias = AdapterChoices | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig
 _CHOICES: Mapping[str, type[Record]] = MappingProxyType(
-    {
-        "bottleneck": AdapterChoices,
-        "lora": LoraConfig,
-        "ia3": Ia3Config,
-        "bitfit": BitFitConfig,
-        "prefix": PrefixConfig,
-    }
+    {str(kind.__struct_config__.tag): kind for kind in get_args(MethodChoices)}
 )
 
 

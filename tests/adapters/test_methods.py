@@ -130,6 +130,7 @@ def test_only_the_set_gets_gradients_and_all_of_it_does(tiny_backbone: Backbone,
         (lambda: LoraConfig(targets=()), r"targets: expected some of query, .*, each once, found \(\)"),
         (lambda: LoraConfig(targets=("query", "query")), "targets: expected some of query"),
         (lambda: LoraConfig(ranks={"query": 4}), "ranks: expected a layer and one of the targets, such as 3_query"),
+        (lambda: LoraConfig(alphas={"3_key": 4.0}), "alphas: expected a layer and one of the targets, such as 3_query"),
         (
             lambda: Ia3Config(inputs=("key",)),
             "inputs: expected some of the targets attention_dense, ffn_in and ffn_out",

@@ -193,3 +193,27 @@ def test_a_copy_that_trains_moves_its_relative_positions(family: str, tmp_path: 
     tables = [parameter for name, parameter in trained.named_parameters() if "relative" in name or "positions" in name]
     assert tables
     assert all(parameter.grad is not None for parameter in tables)
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_relative_positions_frozen_after_training_are_the_trained_ones(family: str) -> None:
+    """An encoder that answers, trains and answers again does so with the tables that it has then."""
+    encoder, rows = encoder_of(tiny_model(family)), random_rows()
+    for _ in range(2):
+        encoder.requires_grad_(False)
+        assert 0 == difference(our_states(copy.deepcopy(encoder).float(), rows), our_states(encoder, rows))
+        encoder.requires_grad_(True)
+        encoder(Batch.pack(rows)).square().sum().backward()
+        with torch.no_grad():
+            for name, parameter in encoder.named_parameters():
+                if "relative" in name or "positions" in name:
+                    parameter.mul_(4)
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_relative_positions_kept_under_autocast_are_those_without(family: str) -> None:
+    """An encoder that has answered under autocast before gives, without, what a fresh one gives."""
+    encoder, rows = encoder_of(tiny_model(family)).requires_grad_(False), random_rows()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        our_states(encoder, rows)
+    assert 0 == difference(our_states(encoder_of(tiny_model(family)), rows), our_states(encoder, rows))
