@@ -7,10 +7,11 @@ lengths, by (adapter set, length), so that the tokens of a set are neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -100,8 +101,8 @@ class Batch:
         total = int(starts[-1])
         firsts = torch.repeat_interleave(starts[:-1], row_lengths, output_size=total)  # (N,)
         return cls(
-            input_ids=torch.tensor([token for i in order for token in rows.input_ids[i]]).to(device),
-            type_ids=torch.tensor([kind for i in order for kind in rows.type_ids[i]]).to(device),
+            input_ids=_flat((rows.input_ids[i] for i in order), total).to(device),
+            type_ids=_flat((rows.type_ids[i] for i in order), total).to(device),
             positions=(torch.arange(total) - firsts).to(device),
             row_starts=starts.to(device, torch.int32),
             lengths=row_lengths.to(device),
@@ -133,6 +134,11 @@ class Batch:
     def restore(self, packed: Tensor) -> Tensor:
         """Return (B, ...) results of packed rows in the caller's order."""
         return packed[torch.argsort(self.order)]
+
+
+def _flat(rows: Iterable[Sequence[int]], count: int) -> Tensor:
+    """Return (count,) numbers of all rows; through numpy, as torch takes a list four times as long to read."""
+    return torch.from_numpy(numpy.fromiter(chain.from_iterable(rows), numpy.int64, count))
 
 
 def _length_groups(lengths: Sequence[int]) -> Iterator[LengthGroup]:

@@ -1,4 +1,4 @@
-"""CUDA graphs for small batches of one set: their kernels take less time than launching them, which a graph does once.
+"""CUDA graphs for batches of one set: their kernels take less time than launching them, which a graph does once.
 
 Rows are padded to a bucket of tokens and rows. A graph is captured once for a bucket and a *structure* (of which
 method, sizes and head a set is), and reads a template's tensors, into which those of the wanted set are copied: any
@@ -13,8 +13,9 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from itertools import accumulate
+from itertools import chain
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -22,8 +23,10 @@ from registry.model.batching import Batch, LengthGroup, TokenRows
 from registry.model.encoder import Encoder, EncoderLayer
 from registry.serving.pool import ResidentSet
 
-TOKENS = (32, 64, 128, 256, 512, 1_024, 2_048)
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+# Doubling, then in quarters of that; the largest takes a batch of 16,384 tokens and what must be spare.
+_DOUBLING = (512, 1_024, 2_048, 4_096, 8_192)
+TOKENS = (32, 64, 128, 256, *(size * part // 4 for size in _DOUBLING for part in range(4, 8)), 16_512)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 MOST_GRAPHS = 64
 _WARM_UPS = 2
 
@@ -50,6 +53,7 @@ class GraphedAnswers:
         self._buckets: OrderedDict[tuple[Hashable, tuple[int, int]], _Bucket | None] = (
             OrderedDict()
         )  # the least recently used first
+        self._memory = torch.cuda.graph_pool_handle() if self._applies else None  # one at a time, so one for all
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -73,7 +77,7 @@ class GraphedAnswers:
                 self._templates[one.structure] = _Template(one)
             bucket = _Bucket(self._encoder, self._templates[one.structure], *size)
             try:
-                bucket.capture()
+                bucket.capture(self._memory)
             except RuntimeError as err:
                 bucket = None
                 told = f"answers like those of {one.reference} go without a CUDA graph: {err}"
@@ -123,10 +127,10 @@ class _Bucket:
         self._staging = torch.zeros(3 * tokens + self._rows + 1, dtype=torch.long, pin_memory=device.type == "cuda")
         self._numbers = self._staging.to(device, copy=True)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._done: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         self._logits: Tensor | None = None
 
-    def capture(self) -> None:
+    def capture(self, memory: tuple[int, int] | None) -> None:
         """Record the forward, after it has run often enough for what it sets up to be there."""
         self._fill(TokenRows([[0]], [[0]]))
         self._numbers.copy_(self._staging)
@@ -137,36 +141,39 @@ class _Bucket:
                 self._forward([])
         torch.cuda.current_stream(self._numbers.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=memory):
             self._logits = self._forward([])
-        self._graph, self._done = graph, torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._graph, self._copied = graph, torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def answer(self, one: ResidentSet, rows: TokenRows) -> Tensor:
         """Return (B, C) float32 logits in the order of the rows."""
-        if self._done is not None:
-            self._done.synchronize()  # the copy from the staging tensor may still be under way
+        if self._copied is not None:
+            self._copied.synchronize()  # the last copy from the staging tensor may still be under way
         lengths = self._fill(rows)
         self._numbers.copy_(self._staging, non_blocking=True)
         self._template.take(one)
-        if self._graph is None or self._logits is None or self._done is None:
+        if self._graph is None or self._logits is None or self._copied is None:
             return self._forward(lengths)[: len(rows)]
+        self._copied.record()
         self._graph.replay()
-        logits = self._logits[: len(rows)].clone()
-        self._done.record()
-        return logits
+        return self._logits[: len(rows)].clone()
 
     def _fill(self, rows: TokenRows) -> list[int]:
         """Write the rows, those that fill up and the spare one into the staging tensor, and return their lengths."""
         lengths = [len(ids) for ids in rows.input_ids]
-        lengths += [1] * (self._rows - 1 - len(lengths))
+        real, count = sum(lengths), len(lengths)
+        lengths += [1] * (self._rows - 1 - count)
         lengths.append(self._tokens - sum(lengths))
-        spare = [0] * (self._tokens - sum(len(ids) for ids in rows.input_ids))
-        parts = (
-            *([number for row in numbers for number in row] + spare for numbers in (rows.input_ids, rows.type_ids)),
-            [place for ids in rows.input_ids for place in range(len(ids))] + spare,
-            [0, *accumulate(lengths)],
-        )
-        self._staging.copy_(torch.tensor([number for part in parts for number in part]))
+        numbers = self._staging.numpy()
+        ids, types, positions = numbers[: 3 * self._tokens].reshape(3, self._tokens)
+        starts = numbers[3 * self._tokens :]
+        starts[0] = 0
+        numpy.cumsum(lengths, out=starts[1:])
+        for place, own in ((ids, rows.input_ids), (types, rows.type_ids)):
+            place[:real] = numpy.fromiter(chain.from_iterable(own), numpy.int64, real)
+            place[real:] = 0
+        positions[:real] = numpy.arange(real) - numpy.repeat(starts[:count], lengths[:count])
+        positions[real:] = 0
         return lengths
 
     def _forward(self, lengths: Sequence[int]) -> Tensor:

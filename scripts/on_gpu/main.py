@@ -107,6 +107,8 @@ def run_tests(log: Path) -> dict[str, Any]:
         "-rsfE",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "no:benchmark",
         "-n",
         "4",
         str(HERE / "tests"),

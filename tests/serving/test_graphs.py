@@ -89,8 +89,9 @@ def test_buckets_have_room_for_a_spare_row() -> None:
     assert bucket_of([32]) == (64, 1)
     assert bucket_of([10, 10, 10]) == (32, 4)
     assert bucket_of([10, 11, 10]) == (64, 4)
-    assert bucket_of([2_048]) is None
-    assert bucket_of([1] * 65) is None
+    assert bucket_of([128] * 128) == (16_512, 128)
+    assert bucket_of([16_512]) is None
+    assert bucket_of([1] * 129) is None
 
 
 def test_on_a_cpu_nothing_is_graphed(tiny_backbone: Backbone) -> None:
