@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -26,7 +27,8 @@ from registry.serving.pool import ResidentSet
 # Doubling, then in quarters of that; the largest takes a batch of 16,384 tokens and what must be spare.
 _DOUBLING = (512, 1_024, 2_048, 4_096, 8_192)
 TOKENS = (32, 64, 128, 256, *(size * part // 4 for size in _DOUBLING for part in range(4, 8)), 16_512)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+ROWS = (2, 4, 8, 16, 32, 64, 128, 256)
+LONGEST = (32, 64, 128, 256, 512)
 MOST_GRAPHS = 64
 _WARM_UPS = 2
 
@@ -50,7 +52,7 @@ class GraphedAnswers:
             and all(_is_plain(layer) for layer in encoder.layers)
         )
         self._templates: dict[Hashable, _Template] = {}
-        self._buckets: OrderedDict[tuple[Hashable, tuple[int, int]], _Bucket | None] = (
+        self._graphs: OrderedDict[tuple[Hashable, Bucket], _Graph | None] = (
             OrderedDict()
         )  # the least recently used first
         self._memory = torch.cuda.graph_pool_handle() if self._applies else None  # one at a time, so one for all
@@ -59,48 +61,67 @@ class GraphedAnswers:
     @torch.inference_mode()
     def logits(self, one: ResidentSet, rows: TokenRows) -> Tensor | None:
         """Return (B, C) float32 logits of one set in the order of the rows, None where no graph applies."""
-        size = bucket_of([len(ids) for ids in rows.input_ids]) if self._applies else None
-        if size is None:
+        bucket = bucket_of([len(ids) for ids in rows.input_ids]) if self._applies else None
+        if bucket is None:
             return None
         with self._lock:
-            bucket = self._bucket(one, size)
-            return None if bucket is None else bucket.answer(one, rows)
+            graph = self._graph(one, bucket)
+            return None if graph is None else graph.answer(one, rows)
 
-    def _bucket(self, one: ResidentSet, size: tuple[int, int]) -> _Bucket | None:
-        key = (one.structure, size)
-        if key in self._buckets:
-            self._buckets.move_to_end(key)
-            return self._buckets[key]
-        bucket = None
+    def _graph(self, one: ResidentSet, bucket: Bucket) -> _Graph | None:
+        key = (one.structure, bucket)
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        graph = None
         if not any(one.adapter.keys_and_values(layer) for layer in range(len(self._encoder.layers))):
             if one.structure not in self._templates:
                 self._templates[one.structure] = _Template(one)
-            bucket = _Bucket(self._encoder, self._templates[one.structure], *size)
+            graph = _Graph(self._encoder, self._templates[one.structure], bucket)
             try:
-                bucket.capture(self._memory)
+                graph.capture(self._memory)
             except RuntimeError as err:
-                bucket = None
+                graph = None
                 told = f"answers like those of {one.reference} go without a CUDA graph: {err}"
                 warnings.warn(told, RuntimeWarning, stacklevel=4)
-        self._buckets[key] = bucket
-        while len(self._buckets) > MOST_GRAPHS:
-            self._buckets.popitem(last=False)
-            used = {structure for structure, _ in self._buckets}
+        self._graphs[key] = graph
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+            used = {structure for structure, _ in self._graphs}
             self._templates = {known: one for known, one in self._templates.items() if known in used}
-        return bucket
+        return graph
 
 
-def bucket_of(lengths: Sequence[int]) -> tuple[int, int] | None:
-    """Return the tokens and rows that rows of these lengths are padded to, None where that is beyond the largest.
+class Bucket(NamedTuple):
+    """What a batch is padded to: ``tokens`` in all, in ``rows`` of at most ``longest`` tokens."""
 
-    One row is always spare, and rows that are there only to fill up have one token each.
+    tokens: int
+    rows: int
+    longest: int
+
+    def lengths(self, own: Sequence[int]) -> list[int]:
+        """Return the tokens of each row: those that are there, then rows that only fill up and share what is left."""
+        fillers = self.rows - len(own)
+        each, more = divmod(self.tokens - sum(own), fillers)
+        return [*own, *[each + 1] * more, *[each] * (fillers - more)]
+
+
+def bucket_of(lengths: Sequence[int]) -> Bucket | None:
+    """Return what rows of these lengths are padded to, None where that is beyond the largest.
+
+    At least one row fills up, and each of those has a token and is no longer than the longest of its bucket: the kernel
+    of attention has work to do for every place that a row could have.
     """
-    rows = next((size for size in ROWS if size >= len(lengths)), None)
-    if rows is None:
+    count, total = len(lengths), sum(lengths)
+    longest = next((size for size in LONGEST if size >= max(lengths)), None)
+    if longest is None:
         return None
-    needed = sum(lengths) + (rows - len(lengths)) + 1
-    tokens = next((size for size in TOKENS if size >= needed), None)
-    return None if tokens is None else (tokens, rows)
+    for tokens in TOKENS:
+        spare = tokens - total
+        fitting = (size for size in ROWS if count + -(-spare // longest) <= size <= count + spare)
+        if spare > 0 and (rows := next(fitting, None)) is not None:
+            return Bucket(tokens, rows, longest)
+    return None
 
 
 class _Template:
@@ -117,20 +138,22 @@ class _Template:
             self._holder = weakref.ref(one)
 
 
-class _Bucket:
-    """The answers of one structure's sets to at most so many tokens and rows."""
+class _Graph:
+    """The answers of one structure's sets to rows of one bucket."""
 
-    def __init__(self, encoder: Encoder, template: _Template, tokens: int, rows: int) -> None:
-        self._encoder, self._template, self._tokens, self._rows = encoder, template, tokens, rows + 1
+    def __init__(self, encoder: Encoder, template: _Template, bucket: Bucket) -> None:
+        self._encoder, self._template, self._bucket = encoder, template, bucket
         device = encoder.embeddings.word.weight.device
         # Ids, types, positions and where rows begin, in one tensor, so that they travel in one copy.
-        self._staging = torch.zeros(3 * tokens + self._rows + 1, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._staging = torch.zeros(
+            3 * bucket.tokens + bucket.rows + 1, dtype=torch.long, pin_memory=device.type == "cuda"
+        )
         self._numbers = self._staging.to(device, copy=True)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._copied: torch.cuda.Event | None = None
         self._logits: Tensor | None = None
 
-    def capture(self, memory: tuple[int, int] | None) -> None:
+    def capture(self, memory: Any) -> None:
         """Record the forward, after it has run often enough for what it sets up to be there."""
         self._fill(TokenRows([[0]], [[0]]))
         self._numbers.copy_(self._staging)
@@ -159,18 +182,16 @@ class _Bucket:
         return self._logits[: len(rows)].clone()
 
     def _fill(self, rows: TokenRows) -> list[int]:
-        """Write the rows, those that fill up and the spare one into the staging tensor, and return their lengths."""
-        lengths = [len(ids) for ids in rows.input_ids]
-        real, count = sum(lengths), len(lengths)
-        lengths += [1] * (self._rows - 1 - count)
-        lengths.append(self._tokens - sum(lengths))
+        """Write the rows, and those that fill up, into the staging tensor, and return their lengths."""
+        own, tokens = [len(ids) for ids in rows.input_ids], self._bucket.tokens
+        lengths, real, count = self._bucket.lengths(own), sum(own), len(own)
         numbers = self._staging.numpy()
-        ids, types, positions = numbers[: 3 * self._tokens].reshape(3, self._tokens)
-        starts = numbers[3 * self._tokens :]
+        ids, types, positions = numbers[: 3 * tokens].reshape(3, tokens)
+        starts = numbers[3 * tokens :]
         starts[0] = 0
         numpy.cumsum(lengths, out=starts[1:])
-        for place, own in ((ids, rows.input_ids), (types, rows.type_ids)):
-            place[:real] = numpy.fromiter(chain.from_iterable(own), numpy.int64, real)
+        for place, given in ((ids, rows.input_ids), (types, rows.type_ids)):
+            place[:real] = numpy.fromiter(chain.from_iterable(given), numpy.int64, real)
             place[real:] = 0
         positions[:real] = numpy.arange(real) - numpy.repeat(starts[:count], lengths[:count])
         positions[real:] = 0
@@ -178,17 +199,18 @@ class _Bucket:
 
     def _forward(self, lengths: Sequence[int]) -> Tensor:
         """Return (rows, C) logits of what the numbers say; only attention on a CPU asks for the lengths."""
-        ids, types, positions = self._numbers[: 3 * self._tokens].view(3, self._tokens)
-        starts = self._numbers[3 * self._tokens :]
+        tokens, count, longest = self._bucket
+        ids, types, positions = self._numbers[: 3 * tokens].view(3, tokens)
+        starts = self._numbers[3 * tokens :]
         batch = Batch(
             input_ids=ids,
             type_ids=types,
             positions=positions,
             row_starts=starts.int(),
             lengths=starts.diff(),
-            longest=self._tokens,
+            longest=longest,
             groups=tuple(LengthGroup(1, length) for length in lengths),
-            owners=(0,) * self._rows,
+            owners=(0,) * count,
             row_tokens=tuple(lengths),
             order=starts[:-1],
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 ROWS = (  # what, the key in the part "speed", at least
     ("bert-base forward, 16k tokens a batch: share of the bfloat16 product rate", "forward_share", 0.55),
+    ("the same through CUDA graphs, batch after batch", "graphed_forward_share", 0.55),
     ("bert-base adapter training, 16k tokens a batch: the same", "training_share", 0.45),
     (
         "one set, training: times a stock model with the same bottleneck by hooks",
@@ -17,6 +18,8 @@ ROWS = (  # what, the key in the part "speed", at least
     ("one set, answers: times a stock model with the same bottleneck by hooks", "bottleneck_answers_times_the_peer", 3),
     ("one set, training: times peft's LoRA of the same rank", "lora_training_times_the_peer", 3),
     ("one set, answers: times peft's LoRA of the same rank", "lora_answers_times_the_peer", 3),
+    ("one set through graphs: share of the own bare model (pfeiffer)", "graphed_pfeiffer_share_of_bare", 0.95),
+    ("the same (after_layer)", "graphed_after_layer_share_of_bare", 0.95),
     ("mixed batch over 64 sets: share of the own bare model", "mixed_share_of_bare", 0.95),
     ("the same with the Triton kernel in the place of grouped products", "fused_share_of_bare", 0.95),
     ("mixed batch, 1,000 resident sets, Zipf: share of the own bare model", "zipf_share_of_bare", 0.93),

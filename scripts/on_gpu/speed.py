@@ -16,14 +16,16 @@ import ours
 import peers
 import torch
 from gpu import random_checkpoint, random_rows, seconds_of
+from profiling import forward_flops
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import LoraConfig, MethodConfig
 from registry.model import inference
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
-from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, logits_of, mixed_logits
+from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, mixed_logits
 from registry.schema import Manifest
+from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import AdapterPool, ResidentSet
 from registry.training.loop import train
 
@@ -51,6 +53,7 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
     checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
     backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
     for name, work in (
+        ("graphs", lambda: graphed_shares(backbone, rounds, found["matmul_rate"])),
         ("fused", lambda: fused_share(backbone, 4 if quick else gpu.MIXED_SETS, rounds)),
         ("zipf", lambda: zipf_share(backbone, 8 if quick else RESIDENT, rounds)),
         ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
@@ -61,6 +64,29 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
         except Exception as err:
             keep(**{f"{name}_failed": f"{type(err).__name__}: {err}"[:500]})
     return found
+
+
+def graphed_shares(backbone: Backbone, rounds: int, rate: float, batches: int = 8) -> dict[str, Any]:
+    """Return what answers through graphs, batch after batch, make of the card's rate: the bare model's and a set's."""
+    rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
+    graphed = GraphedAnswers(backbone.encoder)
+    made = [backbone.new_adapter_set(adapter, ours.HEAD).eval() for adapter in (None, ours.ADAPTER, ours.AFTER_LAYER)]
+    sets = [resident_set(backbone, one) for one in made]
+
+    def ask(one: ResidentSet) -> None:
+        for _ in range(batches):
+            if graphed.logits(one, rows) is None:
+                raise RuntimeError("no graph was captured")
+
+    turns = list(zip(*(seconds_of(lambda one=one: ask(one), backbone.device, rounds) for one in sets), strict=True))
+    bare = statistics.median(turn[0] for turn in turns) / batches
+    flops = forward_flops(backbone, [gpu.LENGTH] * gpu.ROWS, with_adapter=False)
+    return {
+        "graphed_forward_share": flops / bare / rate,
+        "graphed_forward_rows_per_second": gpu.ROWS / bare,
+        "graphed_pfeiffer_share_of_bare": statistics.median(turn[0] / turn[1] for turn in turns),
+        "graphed_after_layer_share_of_bare": statistics.median(turn[0] / turn[2] for turn in turns),
+    }
 
 
 def fused_share(backbone: Backbone, sets: int, rounds: int) -> dict[str, Any]:
@@ -123,8 +149,6 @@ def resident_set(backbone: Backbone, adapter_set: AdapterSet, key: int = 0) -> R
 
 def latency(backbone: Backbone, checkpoint: Path, repeats: int) -> dict[str, Any]:
     """Return the median milliseconds of one short row's answer, in turns: without graphs, with, and a stock model's."""
-    from registry.serving.graphs import GraphedAnswers
-
     one = resident_set(backbone, backbone.new_adapter_set(ours.ADAPTER, ours.HEAD).eval())
     row = random_rows(backbone, 1, SHORT_ROW)
     graphed = GraphedAnswers(backbone.encoder)
@@ -161,14 +185,16 @@ def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) 
     ids = [random_rows(backbone, 1, length).input_ids[0] for length in lengths]
     rows = TokenRows(ids, [[0] * length for length in lengths])
     learned = LabelledRows(rows, tuple(index % 2 for index in range(count)))
+    graphed = GraphedAnswers(backbone.encoder)
     found: dict[str, Any] = {"peer_rows": count, "peer_mean_tokens": statistics.mean(lengths)}
     for name, adapter in (("bottleneck", ours.AFTER_LAYER), ("lora", LORA)):
         adapter_set = backbone.new_adapter_set(adapter, ours.HEAD)
+        resident = resident_set(backbone, adapter_set)
         peer = peers.Peer(checkpoint, name, str(backbone.device))
         for kind, own, other in (
             ("training", lambda: train(backbone.encoder, adapter_set, learned, ours.training_config()),  # noqa: B023
              lambda: peer.train(learned)),  # noqa: B023
-            ("answers", lambda: answer(backbone, adapter_set.eval(), rows), lambda: peer.answer(rows)),  # noqa: B023
+            ("answers", lambda: answer(backbone, graphed, resident, rows), lambda: peer.answer(rows)),  # noqa: B023
         ):  # fmt: skip
             turns = list(zip(seconds_of(own, backbone.device, rounds), seconds_of(other, backbone.device, rounds),
                              strict=True))  # fmt: skip
@@ -179,10 +205,15 @@ def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) 
 
 
 @torch.inference_mode()
-def answer(backbone: Backbone, adapter_set: AdapterSet, rows: TokenRows) -> list[Sequence[float]]:
-    """Return the logits of all rows by one set, in the batches that the package itself makes."""
+def answer(backbone: Backbone, graphed: GraphedAnswers, one: ResidentSet, rows: TokenRows) -> list[Sequence[float]]:
+    """Return the logits of all rows by one set, in the batches and the way that a predictor has."""
     lengths = [len(ids) for ids in rows.input_ids]
     batches = sorted_batches(lengths, EVALUATION_TOKENS[backbone.device.type], EVALUATION_ROWS)
-    parts = [logits_of(backbone.encoder, adapter_set, Batch.pack(rows.take(batch), device=backbone.device))
-             for batch in batches]  # fmt: skip
+    parts = []
+    for batch in batches:
+        logits = graphed.logits(one, rows.take(batch))
+        if logits is None:
+            packed = Batch.pack(rows.take(batch), device=backbone.device)
+            ((_, logits),) = mixed_logits(backbone.encoder, [one], packed).values()
+        parts.append(logits)
     return torch.cat(parts).tolist()  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from registry.config import HeadConfig, MethodConfig
@@ -15,7 +17,7 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.families import FAMILIES
 from registry.model.inference import mixed_logits
-from registry.serving.graphs import GraphedAnswers, _Bucket, _is_plain, _Template, bucket_of
+from registry.serving.graphs import TOKENS, Bucket, GraphedAnswers, _Graph, _is_plain, _Template, bucket_of
 from registry.serving.pool import ResidentSet
 from tests.support.stock_models import encoder_of, random_rows
 from tests.support.stored_sets import new_manifest
@@ -49,7 +51,7 @@ def test_a_padded_batch_answers_as_the_rows_alone(
     """What fills a bucket up reaches no row, in whatever order and number they come, and again for other rows."""
     one, size = resident(tiny_backbone, 0, pooling=pooling), bucket_of(lengths)
     assert size is not None
-    bucket = _Bucket(tiny_backbone.encoder, _Template(one), *size)
+    bucket = _Graph(tiny_backbone.encoder, _Template(one), size)
     for seed in (0, 1):
         rows = random_rows(lengths, seed)
         expected = ungraphed(tiny_backbone, one, rows)
@@ -65,7 +67,7 @@ def test_a_bucket_answers_as_whichever_set_is_asked(tiny_backbone: Backbone, met
     rows = random_rows((5, 9))
     size = bucket_of((5, 9))
     assert size is not None
-    bucket = _Bucket(tiny_backbone.encoder, _Template(sets[0]), *size)
+    bucket = _Graph(tiny_backbone.encoder, _Template(sets[0]), size)
     expected = [ungraphed(tiny_backbone, one, rows) for one in sets]
     for index in (0, 1, 1, 0):
         assert float((bucket.answer(sets[index], rows) - expected[index]).abs().max()) <= 1e-5
@@ -83,15 +85,26 @@ def test_sets_that_compute_otherwise_have_other_structures(tiny_backbone: Backbo
     assert first.structure == resident(tiny_backbone, 5).structure
 
 
-def test_buckets_have_room_for_a_spare_row() -> None:
-    """A bucket holds the tokens, one of each row that fills up, and at least one more; large batches have none."""
-    assert bucket_of([31]) == (32, 1)
-    assert bucket_of([32]) == (64, 1)
-    assert bucket_of([10, 10, 10]) == (32, 4)
-    assert bucket_of([10, 11, 10]) == (64, 4)
-    assert bucket_of([128] * 128) == (16_512, 128)
-    assert bucket_of([16_512]) is None
-    assert bucket_of([1] * 129) is None
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=128))
+def test_buckets_hold_the_rows_and_at_least_one_more(lengths: list[int]) -> None:
+    """A bucket has the tokens and rows that are there, and rows that fill it up, none empty and none too long."""
+    bucket = bucket_of(lengths)
+    if bucket is None:
+        assert sum(lengths) > TOKENS[-2] or len(lengths) == 128
+        return
+    padded = bucket.lengths(lengths)
+    assert padded[: len(lengths)] == lengths
+    assert (bucket.tokens, bucket.rows) == (sum(padded), len(padded))
+    assert len(padded) > len(lengths)
+    assert 1 <= min(padded) <= max(padded) <= bucket.longest
+
+
+def test_large_batches_have_no_bucket() -> None:
+    """16,384 tokens have a bucket, more have none, nor have rows beyond 512 tokens."""
+    assert bucket_of([128] * 128) == Bucket(16_512, 256, 128)
+    assert bucket_of([16]) == Bucket(32, 2, 32)
+    assert bucket_of([512] * 33) is None
+    assert bucket_of([513]) is None
 
 
 def test_on_a_cpu_nothing_is_graphed(tiny_backbone: Backbone) -> None:
