@@ -14,11 +14,13 @@ import gpu
 import ours
 import torch
 from gpu import random_checkpoint, random_rows, seconds_of
+from speed import resident_set
 from torch.profiler import ProfilerActivity, profile
 
 from registry.config import TrainingConfig
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
+from registry.serving.graphs import GraphedAnswers
 from registry.training.loop import train
 
 KERNELS = 14
@@ -40,9 +42,13 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
         config = TrainingConfig(epochs=1, batch_size=len(tokens), learning_rate=1e-3)
         return lambda: train(backbone.encoder, one, learned, config)
 
+    graphed = GraphedAnswers(backbone.encoder)
+    plain, resident = (resident_set(backbone, each.eval()) for each in (backbone.new_adapter_set(None, ours.HEAD), one))
     works: dict[str, Callable[[], object]] = {
         "bare answers, 16k tokens": lambda: ours.ask_bare(backbone, rows, batches),
         "answers of one set, 16k tokens": lambda: ours.ask_one(backbone, one.eval(), rows, batches),
+        "bare answers through a graph, 16k tokens": lambda: graphed.logits(plain, rows),
+        "answers of one set through a graph, 16k tokens": lambda: graphed.logits(resident, rows),
         f"mixed batch over {sets} sets, 16k tokens": lambda: ours.ask_mixed(backbone, pool, rows, batches, owners),
         "training step, 16k tokens": step_of(rows),
         "training step, 2k tokens": step_of(small),
@@ -61,7 +67,8 @@ def profile_of(work: Callable[[], object], device: torch.device) -> dict[str, An
             torch.cuda.synchronize(device)
     kernels: dict[str, list[float]] = {}
     for event in profiler.events() or ():
-        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA:
+        # A name with # is no kernel but a note of torch's own over several.
+        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.name:
             kernels.setdefault(event.name, []).append(event.device_time / 1e3)
     total = sum(map(sum, kernels.values()))
     longest = sorted(kernels.items(), key=lambda each: -sum(each[1]))[:KERNELS]

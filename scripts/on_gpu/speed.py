@@ -47,7 +47,7 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
 
     if quick:
         gpu.ROWS, gpu.LENGTH, gpu.MIXED_SETS, gpu.JOINT_SETS, gpu.SQUARE = 8, 16, 4, 2, 256
-    rounds = 1 if quick else 7
+    rounds = 1 if quick else 5
     keep(**gpu.measure_gpu(folder, rounds, device))
     sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
     checkpoint = random_checkpoint(folder, **(sizes if quick else {}))

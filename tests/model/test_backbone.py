@@ -328,9 +328,9 @@ def test_embedded_backbone_on_cuda_equals_the_stock_model(stock_embedded: PreTra
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_training_on_cuda_moves_the_set_alone() -> None:
+def test_training_on_cuda_moves_the_set_alone(tiny_folder: Path) -> None:
     """One training on CUDA in bfloat16 changes the set's weights and no bit of the backbone."""
-    backbone = Backbone.load("embedded", device="cuda")
+    backbone = Backbone.load(str(tiny_folder), device="cuda")
     digest = backbone.memory_digest()
     trained, _ = train_fresh(backbone)
     fresh = backbone.new_adapter_set(ADAPTER, HEAD)
