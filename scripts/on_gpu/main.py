@@ -58,9 +58,9 @@ def run(options: argparse.Namespace, until: float) -> None:
             "parity": lambda: parity.measure(folder, options.device),
             "speed": lambda: speed.measure(folder, options.device, quick, note),
             "profile": lambda: profiles.measure(folder, options.device, quick),
-            "scores": lambda: scores.measure(folder, options.carried, options.device, until, quick),
+            "scores": lambda: scores.measure(folder, options.carried, options.device, until, quick, note),
         }
-        note: Callable[[str, Any], None] = lambda key, value: write(path, found | {"speed so far": {key: value}})  # noqa: E731
+        note: Callable[[str, Any], None] = lambda key, value: write(path, found | {key: value})  # noqa: E731
         for part in options.parts or PARTS:
             began = time.monotonic()
             try:

@@ -28,7 +28,7 @@ SEEDS = range(5)
 BATCH = {"mrpc": 16, "sst2": 64, "imdb": 32}
 
 
-def measure(folder: Path, carried: Path, device: str, until: float, quick: bool) -> dict[str, Any]:
+def measure(folder: Path, carried: Path, device: str, until: float, quick: bool, note: Any) -> dict[str, Any]:
     """Return by task and method the scores of each seed, the seconds, and what was left out."""
     if not (carried / "embedded").is_dir():
         return {"left_out": [f"all: no folder {carried.name}/embedded; make it with scripts/on_gpu/carry.py"]}
@@ -58,8 +58,8 @@ def measure(folder: Path, carried: Path, device: str, until: float, quick: bool)
             began = time.monotonic()
             found["tasks"].setdefault(task, {})[method] = cell(backbone, task, name, learned, tested, expected, quick)
             spent = time.monotonic() - began
+            note("scores", found)
             print(task, method, found["tasks"][task][method], flush=True)
-        spent = 0.0
     return found
 
 
