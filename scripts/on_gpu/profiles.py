@@ -67,8 +67,8 @@ def profile_of(work: Callable[[], object], device: torch.device) -> dict[str, An
             torch.cuda.synchronize(device)
     kernels: dict[str, list[float]] = {}
     for event in profiler.events() or ():
-        # A name with # is no kernel but a note of torch's own over several.
-        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.name:
+        is_kernel = not event.name.startswith("Optimizer.")  # a note of torch's own over several kernels
+        if on_gpu and event.device_type == torch.autograd.DeviceType.CUDA and is_kernel:
             kernels.setdefault(event.name, []).append(event.device_time / 1e3)
     total = sum(map(sum, kernels.values()))
     longest = sorted(kernels.items(), key=lambda each: -sum(each[1]))[:KERNELS]

@@ -47,6 +47,8 @@ def page(found: Mapping[str, Any]) -> str:
         *_profile(found.get("profile", {})),
         *_scores(found.get("scores", {})),
     ]
+    if found.get("remarks"):
+        lines += ["## Remarks on this run", "", *(f"* {remark}" for remark in found["remarks"]), ""]
     failed = found.get("failed", {})
     if failed:
         lines += ["## What failed", "", *(f"* {part}: {reason}" for part, reason in failed.items()), ""]
