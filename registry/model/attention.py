@@ -53,7 +53,8 @@ def attend(
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
 
     def mix(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        added = None if bias is None else bias(query.shape[2]).to(query.dtype)
+        # With a dimension for the rows, as SDPA has no fast kernel for three.
+        added = None if bias is None else bias(query.shape[2])[None].to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
 
     return _by_length(qkv, batch, heads, mix)
@@ -98,7 +99,7 @@ def attend_from_first(
         for group, asking, tokens in zip(batch.groups, firsts, runs, strict=True):
             key, value = tokens.view(group.rows, group.length, 2, heads, -1).permute(2, 0, 3, 1, 4)
             first = asking.view(group.rows, heads, 1, -1)
-            added = None if bias is None else bias(group.length)[:, :1].to(first.dtype)
+            added = None if bias is None else bias(group.length)[None, :, :1].to(first.dtype)
             mixed = F.scaled_dot_product_attention(first, key, value, attn_mask=added)  # (rows, heads, 1, D)
             parts.append(mixed.reshape(group.rows, -1))
     return torch.cat(parts).to(dtype)
@@ -153,7 +154,7 @@ def _attend_after(
             added = None
             if bias is not None:
                 length, asked_of = own_keys.shape[2], queries.shape[2]
-                added = F.pad(bias(length)[:, :asked_of].to(queries.dtype), (keys.shape[2] - length, 0))
+                added = F.pad(bias(length)[None, :, :asked_of].to(queries.dtype), (keys.shape[2] - length, 0))
             mixed = F.scaled_dot_product_attention(  # (rows, heads, queries, D)
                 queries, keys, values, attn_mask=added, dropout_p=dropout
             )
