@@ -52,9 +52,8 @@ class GraphedAnswers:
             and all(_is_plain(layer) for layer in encoder.layers)
         )
         self._templates: dict[Hashable, _Template] = {}
-        self._graphs: OrderedDict[tuple[Hashable, Bucket], _Graph | None] = (
-            OrderedDict()
-        )  # the least recently used first
+        # The least recently used first; None where a capture failed.
+        self._graphs: OrderedDict[tuple[Hashable, Bucket], _Graph | None] = OrderedDict()
         self._memory = torch.cuda.graph_pool_handle() if self._applies else None  # one at a time, so one for all
         self._lock = threading.Lock()
 
@@ -164,7 +163,8 @@ class _Graph:
                 self._forward([])
         torch.cuda.current_stream(self._numbers.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=memory):
+        # Other threads may go on meanwhile: only what this one does must be fit for a graph.
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
             self._logits = self._forward([])
         self._graph, self._copied = graph, torch.cuda.Event()  # type: ignore[no-untyped-call]
 

@@ -159,4 +159,11 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
             )
         lines.append("")
     left = scores.get("left_out", [])
-    return [*lines, *([f"Left out, as the lent minutes did not hold them: {', '.join(left)}.", ""] if left else [])]
+    return [
+        *lines,
+        *(
+            [f"Left out, as the minutes did not hold them or they were not carried: {', '.join(left)}.", ""]
+            if left
+            else []
+        ),
+    ]
