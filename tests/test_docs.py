@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -21,6 +23,16 @@ PAGES = {
     path.relative_to(HERE).as_posix(): path for path in (HERE / "README.md", *sorted((HERE / "docs").rglob("*.md")))
 }
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+
+
+def loaded(path: Path) -> Any:
+    """Return a script's file as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def commands(text: str) -> list[str]:
@@ -56,11 +68,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_the_programs_help_is_written_down() -> None:
     """docs/commands.md has the help of every command as the program prints it; scripts/docs writes it anew."""
     path = HERE / "scripts" / "documenting" / "commands.py"
-    spec = importlib.util.spec_from_file_location("documented_commands", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(path)
     text = TEXTS["docs/commands.md"]
     assert all(f"## adapter-registry {name}\n" in text for name in cli.commands)
     assert module.with_help(text) == text, "run scripts/docs"
@@ -127,6 +135,20 @@ def test_evidence_in_brief_is_the_evidence() -> None:
         (row,) = (row for row in whole if row[:2] == [task, method])
         told = dict(zip(whole[0], row, strict=True))
         assert (score, points, trained) == (told[metric], told["vs full (points)"], told["trainable"])
+
+
+def test_gpu_page_is_made_of_its_figures() -> None:
+    """reports/gpu.md is what the script makes of reports/gpu.json, and the rates told of an H200 are those of it."""
+    path = HERE / "scripts" / "on_gpu" / "report.py"
+    module = loaded(path)
+    found = json.loads((HERE / "reports" / "gpu.json").read_text(encoding="utf-8"))
+    assert module.page(found) == (HERE / "reports" / "gpu.md").read_text(encoding="utf-8")
+    told = TEXTS["docs/speed.md"].split("## On a GPU")[1].split("\n## ")[0]
+    for _, key, _ in module.ROWS:
+        if key.startswith(("fused", "graphed_pf", "graphed_after")):
+            continue  # in the page alone
+        value = found["speed"][key]
+        assert any(f"{value:.{digits}f}" in told for digits in (1, 2)), key
 
 
 def test_speed_in_brief_is_the_speed() -> None:
