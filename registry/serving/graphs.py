@@ -31,10 +31,11 @@ ROWS = (2, 4, 8, 16, 32, 64, 128, 256)
 LONGEST = (32, 64, 128, 256, 512)
 MOST_GRAPHS = 64
 _WARM_UPS = 2
+_CAPTURING = threading.Lock()  # torch allows one capture at a time in a process
 
 
 class GraphedAnswers:
-    """Answers of resident sets through graphs, safe to use from any number of threads.
+    """Answers of resident sets through graphs, safe to use from any number of threads that share a CUDA stream.
 
     Args:
         encoder: on any device; graphs are only made on CUDA in half precision, for encoders without relative positions
@@ -54,7 +55,9 @@ class GraphedAnswers:
         self._templates: dict[Hashable, _Template] = {}
         # The least recently used first; None where a capture failed.
         self._graphs: OrderedDict[tuple[Hashable, Bucket], _Graph | None] = OrderedDict()
-        self._memory = torch.cuda.graph_pool_handle() if self._applies else None  # one at a time, so one for all
+        # One graph runs at a time, so one memory does for all; it is shared by what is captured on one stream.
+        self._memory = torch.cuda.graph_pool_handle() if self._applies else None
+        self._stream: Any = torch.cuda.Stream(weight.device) if self._applies else None  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
 
     @torch.inference_mode()
@@ -74,14 +77,16 @@ class GraphedAnswers:
             return self._graphs[key]
         graph = None
         if not any(one.adapter.keys_and_values(layer) for layer in range(len(self._encoder.layers))):
-            if one.structure not in self._templates:
-                self._templates[one.structure] = _Template(one)
-            graph = _Graph(self._encoder, self._templates[one.structure], bucket)
             try:
-                graph.capture(self._memory)
+                if one.structure not in self._templates:
+                    self._templates[one.structure] = _Template(one)
+                graph = _Graph(self._encoder, self._templates[one.structure], bucket)
+                with _CAPTURING:
+                    graph.capture(self._memory, self._stream)
             except RuntimeError as err:
                 graph = None
-                told = f"answers like those of {one.reference} go without a CUDA graph: {err}"
+                why = str(err).partition("\n")[0]  # CUDA adds advice on debugging, over several lines
+                told = f"answers like those of {one.reference} go without a CUDA graph: {why}"
                 warnings.warn(told, RuntimeWarning, stacklevel=4)
         self._graphs[key] = graph
         while len(self._graphs) > MOST_GRAPHS:
@@ -152,20 +157,27 @@ class _Graph:
         self._copied: torch.cuda.Event | None = None
         self._logits: Tensor | None = None
 
-    def capture(self, memory: Any) -> None:
-        """Record the forward, after it has run often enough for what it sets up to be there."""
+    def capture(self, memory: Any, on: torch.cuda.Stream) -> None:
+        """Record the forward, after it has run often enough for what it sets up to be there.
+
+        Args:
+            memory: of all graphs.
+            on: the stream of all captures, which is on the encoder's GPU, as torch's own is on the current one.
+        """
         self._fill(TokenRows([[0]], [[0]]))
         self._numbers.copy_(self._staging)
-        stream = torch.cuda.Stream(self._numbers.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._numbers.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._forward([])
-        torch.cuda.current_stream(self._numbers.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may go on meanwhile: only what this one does must be fit for a graph.
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
-            self._logits = self._forward([])
+        usual = torch.cuda.current_stream(self._numbers.device)
+        with torch.cuda.stream(usual):  # its GPU is the current one here; torch leaves ``on`` set where a capture fails
+            warm = torch.cuda.Stream(self._numbers.device)  # type: ignore[no-untyped-call]
+            warm.wait_stream(usual)
+            with torch.cuda.stream(warm):
+                for _ in range(_WARM_UPS):
+                    self._forward([])
+            usual.wait_stream(warm)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on meanwhile: only what this one does must be fit for a graph.
+            with torch.cuda.graph(graph, pool=memory, stream=on, capture_error_mode="thread_local"):
+                self._logits = self._forward([])
         self._graph, self._copied = graph, torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def answer(self, one: ResidentSet, rows: TokenRows) -> Tensor:
@@ -177,7 +189,7 @@ class _Graph:
         self._template.take(one)
         if self._graph is None or self._logits is None or self._copied is None:
             return self._forward(lengths)[: len(rows)]
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(self._numbers.device))
         self._graph.replay()
         return self._logits[: len(rows)].clone()
 

@@ -17,7 +17,15 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.families import FAMILIES
 from registry.model.inference import mixed_logits
-from registry.serving.graphs import TOKENS, Bucket, GraphedAnswers, _Graph, _is_plain, _Template, bucket_of
+from registry.serving.graphs import (
+    TOKENS,
+    Bucket,
+    GraphedAnswers,
+    _Graph,
+    _is_plain,
+    _Template,
+    bucket_of,
+)
 from registry.serving.pool import ResidentSet
 from tests.support.stock_models import encoder_of, random_rows
 from tests.support.stored_sets import new_manifest
@@ -113,6 +121,66 @@ def test_on_a_cpu_nothing_is_graphed(tiny_backbone: Backbone) -> None:
     assert GraphedAnswers(tiny_backbone.encoder).logits(one, random_rows((3,))) is None
 
 
+@pytest.fixture
+def uncaptured(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> GraphedAnswers:
+    """What would go through graphs on CUDA, computed on the CPU each time for want of them."""
+    monkeypatch.setattr(_Graph, "capture", lambda *_: None)
+    graphed = GraphedAnswers(tiny_backbone.encoder)
+    graphed._applies = True
+    return graphed
+
+
+def test_sets_of_one_structure_share_a_template(tiny_backbone: Backbone, uncaptured: GraphedAnswers) -> None:
+    """Sets in turn, through buckets that share one template, answer each as itself."""
+    sets = [resident(tiny_backbone, seed) for seed in (1, 2)]
+    for lengths in ((5, 9), (1,), (40, 3), (5, 9)):
+        for one in sets:
+            rows = random_rows(lengths)
+            found = uncaptured.logits(one, rows)
+            assert found is not None
+            assert float((found - ungraphed(tiny_backbone, one, rows)).abs().max()) <= 1e-5
+    assert (1, 3) == (len(uncaptured._templates), len(uncaptured._graphs))
+
+
+@pytest.mark.parametrize("method", ["prefix", "prefix-some"])
+def test_prefixes_are_not_graphed(tiny_backbone: Backbone, uncaptured: GraphedAnswers, method: str) -> None:
+    """Sets with a prefix, and batches beyond the buckets, go the usual way, and nothing is kept for them."""
+    assert uncaptured.logits(resident(tiny_backbone, 0, METHODS[method]), random_rows((3,))) is None
+    assert uncaptured.logits(resident(tiny_backbone, 0), random_rows((513,))) is None
+    assert {} == uncaptured._templates
+
+
+def test_a_capture_that_fails_is_told_once(
+    tiny_backbone: Backbone, uncaptured: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be captured goes the usual way: one line says so the first time, and it is not tried again."""
+    tries: list[object] = []
+
+    def fail(*given: object) -> None:
+        tries.append(given)
+        raise RuntimeError("operation not permitted\nsome advice on debugging")
+
+    monkeypatch.setattr(_Graph, "capture", fail)
+    one, rows = resident(tiny_backbone, 0), random_rows((3,))
+    with pytest.warns(RuntimeWarning, match=r"like those of set0:1 go without a CUDA graph: operation not permitted$"):
+        assert uncaptured.logits(one, rows) is None
+    assert uncaptured.logits(one, rows) is None
+    assert 1 == len(tries)
+
+
+def test_the_least_recently_used_graphs_leave(
+    tiny_backbone: Backbone, uncaptured: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many graphs are kept, those used last, and no template that none of them reads."""
+    monkeypatch.setattr("registry.serving.graphs.MOST_GRAPHS", 2)
+    first, second = resident(tiny_backbone, 0), resident(tiny_backbone, 0, METHODS["lora"])
+    for one, length in ((first, 3), (second, 3), (first, 3), (second, 40)):
+        assert uncaptured.logits(one, random_rows((length,))) is not None
+    assert [first.structure, second.structure] == [structure for structure, _ in uncaptured._graphs]
+    assert uncaptured.logits(second, random_rows((3,))) is not None
+    assert [second.structure] == list(uncaptured._templates)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -140,6 +208,20 @@ def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, 
         thread.join()
     assert len(wrong) == 4 * 3 * 2
     assert max(wrong) <= 3e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_graphs_on_another_gpu_than_the_current_one(tiny_folder: Path) -> None:
+    """An encoder on the second GPU is captured there, while the first is the current one."""
+    backbone = Backbone.load(str(tiny_folder), device="cuda:1", dtype="bfloat16")
+    one, graphed = resident_on(backbone, 1, ADAPTER, "mean"), GraphedAnswers(backbone.encoder)
+    for seed in (0, 1, 2):
+        rows = random_rows((5, 9), seed, words=100)
+        found, expected = graphed.logits(one, rows), ungraphed(backbone, one, rows)
+        assert found is not None
+        assert float((found - expected).abs().max() / expected.abs().max().clamp(min=1)) <= 3e-2
+    assert 0 == torch.cuda.current_device()
 
 
 def resident_on(backbone: Backbone, seed: int, adapter: MethodConfig, pooling: str) -> ResidentSet:
