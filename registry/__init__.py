@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
-    from registry.model.inference import MixedAdapters
+    from registry.model.mixed import MixedAdapters
     from registry.schema import Manifest, Reading, Reference, SetInfo
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
@@ -43,7 +43,7 @@ _HOMES = {
     "FitJob": "training.fit",
     "HeadConfig": "config",
     "Manifest": "schema",
-    "MixedAdapters": "model.inference",
+    "MixedAdapters": "model.mixed",
     "Prediction": "serving.predictor",
     "Predictor": "serving.predictor",
     "Reading": "schema",

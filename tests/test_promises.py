@@ -12,7 +12,8 @@ from transformers import AutoModel
 from registry.config import PLACEMENTS, AdapterConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
-from registry.model.inference import MixedAdapters, logits_of, predict_probabilities
+from registry.model.inference import logits_of, predict_probabilities
+from registry.model.mixed import MixedAdapters
 from registry.store.registry import Registry
 from registry.training.loop import train
 from tests.support.stock_models import difference, our_states, random_rows, stock_states, unpack

@@ -1,7 +1,7 @@
 """What an adapter set does at one seam of the encoder, as formulas over plain tensors.
 
 A *seam* is the add-and-norm step after a sub-layer. The formulas are the same for a set alone, for a set in training
-and for many sets in one batch (inference.py); who owns the tensors is not known here.
+and for many sets in one batch (mixed.py); who owns the tensors is not known here.
 
 Sources: Houlsby et al. 2019 (houlsby), Pfeiffer et al. 2021 (pfeiffer), He et al. 2022 (parallel).
 """
@@ -32,8 +32,8 @@ ACTIVATIONS: Mapping[str, Map] = MappingProxyType(
 def apply_squeeze(hidden: Tensor, squeeze: Squeeze) -> Tensor:
     """Return ``up(act(down(hidden)))``, (N, out) in the dtype of ``hidden``.
 
-    Computed in the dtype of the weights; on CUDA in that of ``hidden``, where float32 products are twelve times slower
-    than those in half precision, and only the gradients reach weights in float32.
+    Computed in the dtype of the weights; on CUDA in that of ``hidden``, as float32 products are slow there; the
+    weights stay float32, and so do their gradients.
 
     Source: Houlsby et al. 2019, section 2, figure 2.
     """

@@ -131,22 +131,24 @@ def mixed_contenders(
     return found
 
 
+def resident_set(backbone: Backbone, adapter_set: AdapterSet, key: int = 0) -> ResidentSet:
+    """Return a set as a predictor has it."""
+    manifest = Manifest(
+        name=f"set{key}",
+        created="2026-01-01T00:00:00+00:00",
+        adapter=adapter_set.adapter_config,
+        head=adapter_set.head_config,
+        parameters=adapter_set.stored_count,
+        backbone=backbone.info,
+    )
+    return ResidentSet(f"set{key}:1", manifest, adapter_set.eval(), backbone.dtype)
+
+
 def fill_pool(backbone: Backbone, count: int, adapter: MethodConfig = ADAPTER) -> AdapterPool[int]:
     """Return a pool in which the sets 0 to ``count`` - 1 are resident, as a predictor has them."""
-
-    def load(seed: int) -> ResidentSet:
-        adapter_set = backbone.new_adapter_set(adapter, HEAD, seed=seed).eval()
-        manifest = Manifest(
-            name=f"set{seed}",
-            created="2026-01-01T00:00:00+00:00",
-            adapter=adapter,
-            head=HEAD,
-            parameters=adapter_set.stored_count,
-            backbone=backbone.info,
-        )
-        return ResidentSet(f"set{seed}:1", manifest, adapter_set, backbone.dtype)
-
-    pool = AdapterPool(load)
+    pool: AdapterPool[int] = AdapterPool(
+        lambda key: resident_set(backbone, backbone.new_adapter_set(adapter, HEAD, seed=key), key)
+    )
     for key in range(count):
         with pool.hold([key]):
             pass

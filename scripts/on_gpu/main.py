@@ -48,11 +48,18 @@ def run(options: argparse.Namespace, until: float) -> None:
     """Run the parts, and write what is known after each; parts that failed are told and left."""
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "gpu.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    found["machine"] = machine(options.device)
+    measured_on = machine(options.device)
+    before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # Parts of one page are of one machine and day; a part run again leaves the others as they are.
+    found = before if before.get("machine") == measured_on else {"machine": measured_on}
+    found.pop("remarks", None)  # said of the figures that were there
     quick = options.device == "cpu"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+
+        def note(key: str, value: Any) -> None:
+            write(path, found | {key: value})
+
         works: dict[str, Callable[[], Any]] = {
             "tests": lambda: run_tests(options.out / "gpu.log"),
             "parity": lambda: parity.measure(folder, options.device),
@@ -60,7 +67,6 @@ def run(options: argparse.Namespace, until: float) -> None:
             "profile": lambda: profiles.measure(folder, options.device, quick),
             "scores": lambda: scores.measure(folder, options.carried, options.device, until, quick, note),
         }
-        note: Callable[[str, Any], None] = lambda key, value: write(path, found | {key: value})  # noqa: E731
         for part in options.parts or PARTS:
             began = time.monotonic()
             try:
@@ -98,21 +104,8 @@ def machine(device: str) -> dict[str, Any]:
 
 def run_tests(log: Path) -> dict[str, Any]:
     """Run all tests marked gpu, and return how many passed, failed and were skipped, and which failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-rsfE",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-        "-n",
-        "4",
-        str(HERE / "tests"),
-    ]
+    options = "-m gpu -rsfE -p no:cacheprovider -p no:benchmark -n 4".split()
+    command = [sys.executable, "-m", "pytest", *options, str(HERE / "tests")]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=300)
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     print(done.stdout[-3_000:], done.stderr[-1_500:], flush=True)

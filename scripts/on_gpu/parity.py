@@ -10,6 +10,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import ours
 import torch
 from torch import Tensor
 
@@ -19,8 +20,6 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.families import FAMILIES
 from registry.model.inference import mixed_logits
-from registry.schema import Manifest
-from registry.serving.pool import ResidentSet
 from tests.support.stock_models import random_rows
 from tests.support.tiny_backbone import save_tiny_checkpoint
 from tests.support.toy_task import METHODS, randomise
@@ -82,18 +81,8 @@ def difference(exact: Backbone, backbone: Backbone, sets: list[Any]) -> float:
 @torch.inference_mode()
 def answers(backbone: Backbone, sets: list[Any], owners: list[int]) -> Tensor:
     """Return (B, C) logits in the caller's order."""
-    resident = []
-    for index, one in enumerate(sets):
-        moved = copy.deepcopy(one).to(backbone.device).eval()
-        manifest = Manifest(
-            name=f"set{index}",
-            created="2026-01-01T00:00:00+00:00",
-            adapter=one.adapter_config,
-            head=one.head_config,
-            parameters=one.stored_count,
-            backbone=backbone.info,
-        )
-        resident.append(ResidentSet(f"set{index}:1", manifest, moved, backbone.dtype))
+    moved = [copy.deepcopy(one).to(backbone.device) for one in sets]
+    resident = [ours.resident_set(backbone, one, key) for key, one in enumerate(moved)]
     batch = Batch.pack(random_rows(), owners, backbone.device)
     logits = torch.empty(len(owners), 3)
     order = batch.order.tolist()

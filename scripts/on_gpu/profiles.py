@@ -14,7 +14,6 @@ import gpu
 import ours
 import torch
 from gpu import random_checkpoint, random_rows, seconds_of
-from speed import resident_set
 from torch.profiler import ProfilerActivity, profile
 
 from registry.config import TrainingConfig
@@ -43,7 +42,7 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
         return lambda: train(backbone.encoder, one, learned, config)
 
     graphed = GraphedAnswers(backbone.encoder)
-    plain, resident = (resident_set(backbone, each.eval()) for each in (backbone.new_adapter_set(None, ours.HEAD), one))
+    plain, resident = (ours.resident_set(backbone, each) for each in (backbone.new_adapter_set(None, ours.HEAD), one))
     works: dict[str, Callable[[], object]] = {
         "bare answers, 16k tokens": lambda: ours.ask_bare(backbone, rows, batches),
         "answers of one set, 16k tokens": lambda: ours.ask_one(backbone, one.eval(), rows, batches),

@@ -18,18 +18,15 @@ import torch
 from gpu import random_checkpoint, random_rows, seconds_of
 from profiling import forward_flops
 
-from registry.adapters.adapter_set import AdapterSet
-from registry.config import LoraConfig, MethodConfig
-from registry.model import inference
+from registry.config import LoraConfig
+from registry.model import mixed
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, mixed_logits
-from registry.schema import Manifest
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import AdapterPool, ResidentSet
 from registry.training.loop import train
 
-RESIDENT, WEIGHTS_OF = 1_000, 8  # sets in the pool, each with memory of its own; how many have different numbers
 SHORT_ROW = 16
 LORA = LoraConfig(rank=8, alpha=16.0)
 Note = Callable[[str, Any], None]
@@ -55,7 +52,7 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
     for name, work in (
         ("graphs", lambda: graphed_shares(backbone, rounds, found["matmul_rate"])),
         ("fused", lambda: fused_share(backbone, 4 if quick else gpu.MIXED_SETS, rounds)),
-        ("zipf", lambda: zipf_share(backbone, 8 if quick else RESIDENT, rounds)),
+        ("zipf", lambda: zipf_share(backbone, 8 if quick else ours.RESIDENT_SETS, rounds)),
         ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
         ("peers", lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512)),
     ):
@@ -70,8 +67,8 @@ def graphed_shares(backbone: Backbone, rounds: int, rate: float, batches: int = 
     """Return what answers through graphs, batch after batch, make of the card's rate: the bare model's and a set's."""
     rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
     graphed = GraphedAnswers(backbone.encoder)
-    made = [backbone.new_adapter_set(adapter, ours.HEAD).eval() for adapter in (None, ours.ADAPTER, ours.AFTER_LAYER)]
-    sets = [resident_set(backbone, one) for one in made]
+    made = [backbone.new_adapter_set(adapter, ours.HEAD) for adapter in (None, ours.ADAPTER, ours.AFTER_LAYER)]
+    sets = [ours.resident_set(backbone, one) for one in made]
 
     def ask(one: ResidentSet) -> None:
         for _ in range(batches):
@@ -90,66 +87,42 @@ def graphed_shares(backbone: Backbone, rounds: int, rate: float, batches: int = 
 
 
 def fused_share(backbone: Backbone, sets: int, rounds: int) -> dict[str, Any]:
-    """Return what the Triton kernel makes of the mixed batch, as a share of the bare backbone's rate."""
-    from registry.model.kernels import Fused  # imports Triton
+    """Return what the Triton kernel makes of the mixed batch over so many sets."""
+    from fused import Fused  # imports Triton, without which the other rows are measured
 
-    pool, rows = pool_of(backbone, sets, ours.ADAPTER), random_rows(backbone, gpu.ROWS, gpu.LENGTH)
-    batches = [list(range(len(rows)))]
-    owners = [torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).remainder(sets).tolist()]
-    usual = inference.group_sets
-    inference.group_sets = lambda states, device, weights: Fused(states, device)
+    owners = [torch.randperm(gpu.ROWS, generator=torch.Generator().manual_seed(0)).remainder(sets).tolist()]
+    usual = mixed.group_sets
+    mixed.group_sets = lambda states, device, weights: Fused(states, device)
     try:
-        pairs = zip(
-            seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
-            seconds_of(lambda: ours.ask_mixed(backbone, pool, rows, batches, owners), backbone.device, rounds),
-            strict=True,
-        )
-        return {"fused_share_of_bare": statistics.median(bare / mixed for bare, mixed in pairs)}
+        return {"fused_share_of_bare": mixed_share(backbone, ours.fill_pool(backbone, sets), owners, rounds)}
     finally:
-        inference.group_sets = usual
+        mixed.group_sets = usual
 
 
 def zipf_share(backbone: Backbone, resident: int, rounds: int) -> dict[str, Any]:
-    """Return the rate over a pool of many resident sets, asked for by Zipf's law, as a share of the bare backbone's."""
-    pool, rows = pool_of(backbone, resident, ours.ADAPTER), random_rows(backbone, gpu.ROWS, gpu.LENGTH)
+    """Return what comes of a batch over a pool of many resident sets, asked for by Zipf's law."""
+    pool = ours.fill_pool(backbone, resident)
+    owners = ours.zipf_owners([range(gpu.ROWS)], resident)
+    share = mixed_share(backbone, pool, owners, rounds)
+    return {"zipf_share_of_bare": share, "resident_sets": resident, "sets_in_the_batch": len(set(owners[0])),
+            "resident_bytes": pool.bytes}  # fmt: skip
+
+
+def mixed_share(backbone: Backbone, pool: AdapterPool[int], owners: Sequence[Sequence[int]], rounds: int) -> float:
+    """Return the rate of one batch of rows of several sets, as a share of the bare backbone's."""
+    rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
     batches = [list(range(len(rows)))]
-    owners = ours.zipf_owners(batches, resident)
     pairs = zip(
         seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
         seconds_of(lambda: ours.ask_mixed(backbone, pool, rows, batches, owners), backbone.device, rounds),
         strict=True,
     )
-    share = statistics.median(bare / mixed for bare, mixed in pairs)
-    return {"zipf_share_of_bare": share, "resident_sets": resident, "sets_in_the_batch": len(set(owners[0])),
-            "resident_bytes": pool.bytes}  # fmt: skip
-
-
-def pool_of(backbone: Backbone, count: int, adapter: MethodConfig) -> AdapterPool[int]:
-    """Return a pool of resident sets that each have tensors of their own."""
-    made = [backbone.new_adapter_set(adapter, ours.HEAD, seed=seed).eval() for seed in range(min(count, WEIGHTS_OF))]
-    pool = AdapterPool(lambda key: resident_set(backbone, made[key % len(made)], key), capacity=64 * 2**30)
-    for key in range(count):
-        with pool.hold([key]):
-            pass
-    return pool
-
-
-def resident_set(backbone: Backbone, adapter_set: AdapterSet, key: int = 0) -> ResidentSet:
-    """Return a set as a predictor holds it."""
-    manifest = Manifest(
-        name=f"set{key}",
-        created="2026-01-01T00:00:00+00:00",
-        adapter=adapter_set.adapter_config,
-        head=adapter_set.head_config,
-        parameters=adapter_set.stored_count,
-        backbone=backbone.info,
-    )
-    return ResidentSet(f"set{key}:1", manifest, adapter_set, backbone.dtype)
+    return statistics.median(bare / several for bare, several in pairs)
 
 
 def latency(backbone: Backbone, checkpoint: Path, repeats: int) -> dict[str, Any]:
     """Return the median milliseconds of one short row's answer, in turns: without graphs, with, and a stock model's."""
-    one = resident_set(backbone, backbone.new_adapter_set(ours.ADAPTER, ours.HEAD).eval())
+    one = ours.resident_set(backbone, backbone.new_adapter_set(ours.ADAPTER, ours.HEAD))
     row = random_rows(backbone, 1, SHORT_ROW)
     graphed = GraphedAnswers(backbone.encoder)
     stock = peers.stock_latency(checkpoint, row, str(backbone.device))
@@ -189,7 +162,7 @@ def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) 
     found: dict[str, Any] = {"peer_rows": count, "peer_mean_tokens": statistics.mean(lengths)}
     for name, adapter in (("bottleneck", ours.AFTER_LAYER), ("lora", LORA)):
         adapter_set = backbone.new_adapter_set(adapter, ours.HEAD)
-        resident = resident_set(backbone, adapter_set)
+        resident = ours.resident_set(backbone, adapter_set)
         peer = peers.Peer(checkpoint, name, str(backbone.device))
         for kind, own, other in (
             ("training", lambda: train(backbone.encoder, adapter_set, learned, ours.training_config()),  # noqa: B023

@@ -14,7 +14,7 @@ from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
 from registry.model.encoder import NO_ADAPTERS
-from registry.model.inference import MixedAdapters
+from registry.model.mixed import MixedAdapters
 from registry.serving.pool import ResidentAdapter
 from tests.support.stock_models import difference, random_rows
 from tests.support.toy_task import randomise

@@ -18,7 +18,8 @@ from registry.config import AdapterConfig, HeadConfig, MethodConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.grouped import AllAtOnce, SetBySet, Tiers
-from registry.model.inference import AnsweringSet, MixedAdapters, linear_logits, logits_of, mixed_logits
+from registry.model.inference import AnsweringSet, linear_logits, logits_of, mixed_logits
+from registry.model.mixed import MixedAdapters
 from registry.serving.pool import ResidentAdapter, ResidentSet
 from tests.support.stock_models import difference, our_states, random_rows, unpack
 from tests.support.stored_sets import new_manifest
@@ -149,7 +150,7 @@ PLANS = {plan.__name__: plan for plan in (SetBySet, Tiers, AllAtOnce)}
 
 def plan_with(patch: pytest.MonkeyPatch, plan: str) -> None:
     """Let mixed batches be computed by a plan that another device would take."""
-    patch.setattr("registry.model.inference.group_sets", lambda states, device, weights: PLANS[plan](states, device))
+    patch.setattr("registry.model.mixed.group_sets", lambda states, device, weights: PLANS[plan](states, device))
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -137,7 +137,7 @@ def test_tiers_as_on_a_gpu_teach_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where sets of one kind are computed in one batched product, they still learn what they learn alone."""
-    monkeypatch.setattr("registry.model.inference.group_sets", lambda states, device, weights: Tiers(states, device))
+    monkeypatch.setattr("registry.model.mixed.group_sets", lambda states, device, weights: Tiers(states, device))
     jobs = new_jobs(tiny_backbone)
     together(tiny_backbone, jobs)
     for first, second in zip(uninterrupted[0], jobs, strict=True):

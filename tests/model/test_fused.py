@@ -15,9 +15,17 @@ from torch import Tensor
 
 from registry.adapters.interface import BottleneckWeights, Squeeze
 from registry.adapters.seam import ACTIVATIONS, apply_squeeze
+from registry.model.grouped import Grouping
+from tests.support.scripts import load_script
 
 COUNTS = (1, 70, 130, 5)
 RANKS = ((24, 16, 3, 48), (24, 16, 8, 48))  # the second are read 16 bytes at a time
+
+
+def new_plan(states: Sequence[numpy.ndarray], device: torch.device) -> Grouping:
+    """Return the kernel's plan; the script imports Triton, which not every machine has."""
+    plan: Grouping = load_script("on_gpu/fused.py").Fused(states, device)
+    return plan
 
 
 def new_squeezes(wide: int, out: int, activation: str, ranks: Sequence[int]) -> list[Squeeze]:
@@ -35,8 +43,6 @@ def largest_difference(
     activation: str, ranks: Sequence[int], wide: int, out: int, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> float:
     """Return the largest difference between the kernel and the formula, for sorted and for scattered states."""
-    from registry.model.kernels import Fused  # imports Triton, which not every machine has
-
     squeezes = new_squeezes(wide, out, activation, ranks)
     places = numpy.random.default_rng(0).permutation(sum(COUNTS))
     hidden = torch.randn(sum(COUNTS), wide, generator=torch.Generator().manual_seed(1))
@@ -47,33 +53,29 @@ def largest_difference(
         expected = torch.empty(len(hidden), out)
         for own, one in zip(states, squeezes, strict=True):
             expected[own] = apply_squeeze(hidden[own], one)
-        found = Fused(states, torch.device(device)).squeeze(hidden.to(device, dtype), moved)
+        found = new_plan(states, torch.device(device)).squeeze(hidden.to(device, dtype), moved)
         worst = max(worst, float((found.cpu().float() - expected).abs().max() / expected.abs().max()))
     return worst
 
 
 def transposed_difference(device: str = "cpu") -> float:
     """Return the difference where matrices lie column by column."""
-    from registry.model.kernels import Fused
-
     hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     (squeeze,) = new_squeezes(32, 96, "gelu", (8,))
     down, down_bias, up, up_bias = (tensor.to(device) for tensor in squeeze.weights)
     weights = BottleneckWeights(down.t().contiguous().t(), down_bias, up.t().contiguous().t(), up_bias)
-    plan = Fused([numpy.arange(20)], torch.device(device))
+    plan = new_plan([numpy.arange(20)], torch.device(device))
     found = plan.squeeze(hidden.to(device), [squeeze._replace(weights=weights)])
     return float((found.cpu() - apply_squeeze(hidden, squeeze)).abs().max())
 
 
 def rows_of_nan(activation: str, device: str = "cpu") -> int:
     """Return how many of 20 rows have NaN in every element where that is what enters row 3."""
-    from registry.model.kernels import Fused
-
     hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(1))
     hidden[3] = torch.nan
     (squeeze,) = new_squeezes(32, 96, activation, (16,))
     moved = squeeze._replace(weights=BottleneckWeights(*(tensor.to(device) for tensor in squeeze.weights)))
-    found = Fused([numpy.arange(20)], torch.device(device)).squeeze(hidden.to(device), [moved]).isnan()
+    found = new_plan([numpy.arange(20)], torch.device(device)).squeeze(hidden.to(device), [moved]).isnan()
     return int(found[3].all()) + int(found.any(1).sum()) - 1
 
 

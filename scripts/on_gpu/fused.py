@@ -2,8 +2,8 @@
 
 A tile of states of one set is read once: down, activation and up happen where the tile is, so no inner states are
 written and no weights are gathered or copied. Where each set's tensors lie is told in a table of addresses, so their
-ranks may differ. Importing this file imports Triton; no other file does it, as ``grouped.group_sets`` does not choose
-this plan before it was measured on a GPU beside the others, by scripts/gpu.
+ranks may differ. An experiment: on an H200 it was no faster than the grouped products that the package uses
+(reports/gpu.md), so it stands here and not there.
 
 Source of the idea: the segmented kernels of Punica and S-LoRA; addresses in a table as in Triton's grouped products.
 """
@@ -28,8 +28,8 @@ _ALIGNED = 16  # bytes; where all rows begin at such an address, a thread reads 
 _CODES = {"identity": 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4}
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _squeeze_tiles(  # type: ignore[no-untyped-def]
+@triton.jit
+def _squeeze_tiles(
     hidden, added, sets, tiles, stride_hidden,
     WIDE: tl.constexpr, OUT: tl.constexpr, RANK: tl.constexpr, ACTIVATION: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, IS_ALIGNED: tl.constexpr,

@@ -1,0 +1,20 @@
+"""Files of ``scripts/`` as modules: they belong to no package, and are proved like the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    """Return a file such as ``on_gpu/report.py``, run as a module."""
+    path = SCRIPTS / name
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
