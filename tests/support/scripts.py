@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
+@cache
 def load_script(name: str) -> ModuleType:
-    """Return a file such as ``on_gpu/report.py``, run as a module."""
+    """Return a file such as ``on_gpu/report.py``, run once as a module."""
     path = SCRIPTS / name
     spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
     assert spec is not None
