@@ -182,7 +182,7 @@ def _own_task(name: str | None, options: dict[str, Any]) -> TaskSpec:
         return msgspec.structs.replace(file_task, hub=source, file=None, reported_split=split)
     if data in ("hub", "sample"):
         raise ConfigError("data", "a file, a folder or hub:NAME beside --text-col", data)
-    from registry.tasks.folders import choose_splits
+    from registry.tasks.loading import choose_splits
 
     train, reported = choose_splits(path, options["reported_split"])
     folder = str(path.absolute())
@@ -273,7 +273,7 @@ def load_for_set(settings: Settings, reference: str, manifest: Manifest, options
     if given and not Path(data).is_dir():
         raise ConfigError("data", f"a file or a folder, as '{reference}' is of a task of its own", data)
     if given:
-        from registry.tasks.folders import choose_splits
+        from registry.tasks.loading import choose_splits
 
         folder = Path(data).absolute()
         train, reported = choose_splits(folder, options["reported_split"])

@@ -21,7 +21,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Adapters
 from registry.config import HeadConfig, MethodConfig, Pooling
 from registry.errors import BackboneMismatchError, ConfigError
-from registry.model.batching import Batch, TokenRows
+from registry.model.batching import Batch, TokenRows, TokensOnDemand
 from registry.model.encoder import Encoder, inner_sizes
 from registry.model.families import FAMILIES
 from registry.model.inference import pool_rows
@@ -179,6 +179,22 @@ class Backbone(nn.Module):
             [encoding.type_ids if typed else [0] * len(encoding.ids) for encoding in encodings],
             truncated_rows=frozenset(row for row, encoding in enumerate(encodings) if encoding.overflowing),
         )
+
+    def tokenize_on_demand(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 128
+    ) -> TokensOnDemand:
+        """Return the token rows of texts too many to be held in memory; see ``tokenize``.
+
+        Args:
+            texts, pairs: read again whenever rows are taken.
+            max_length: tokens.
+        """
+
+        def take(indices: Sequence[int]) -> TokenRows:
+            seconds = None if pairs is None else [pairs[i] for i in indices]
+            return self.tokenize([texts[i] for i in indices], seconds, max_length)
+
+        return TokensOnDemand(len(texts), take)
 
     def _cutting_tokenizer(self, max_length: int) -> Tokenizer:
         """Return a private tokenizer for one length; the shared one's settings are not safe across threads."""

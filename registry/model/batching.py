@@ -7,7 +7,8 @@ lengths, by (adapter set, length), so that the tokens of a set are neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -34,6 +35,11 @@ class TokenRows:
         return len(self.input_ids)
 
     @property
+    def lengths(self) -> Sequence[int]:
+        """Return the tokens of each row."""
+        return [len(ids) for ids in self.input_ids]
+
+    @property
     def truncated(self) -> int:
         """Return how many rows were cut."""
         return len(self.truncated_rows)
@@ -41,6 +47,37 @@ class TokenRows:
     def take(self, indices: Sequence[int]) -> TokenRows:
         """Return the rows at ``indices``, in that order."""
         return TokenRows([self.input_ids[i] for i in indices], [self.type_ids[i] for i in indices])
+
+
+class TokensOnDemand:
+    """Rows that are tokenised anew whenever they are taken, so that memory holds 4 bytes a row and no tokens.
+
+    Args:
+        count: of the rows.
+        tokenize: gives the rows at some indices.
+
+    Attributes:
+        lengths: the tokens of each row.
+        truncated: how many rows were cut.
+    """
+
+    CHUNK = 4_096
+
+    def __init__(self, count: int, tokenize: Callable[[Sequence[int]], TokenRows]) -> None:
+        self.lengths: array[int] = array("i")
+        self.truncated = 0
+        self._tokenize = tokenize
+        for start in range(0, count, self.CHUNK):
+            rows = tokenize(range(start, min(count, start + self.CHUNK)))
+            self.lengths.extend(rows.lengths)
+            self.truncated += rows.truncated
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, indices: Sequence[int]) -> TokenRows:
+        """Return the rows at ``indices``, in that order."""
+        return self._tokenize(indices)
 
 
 @dataclass(frozen=True)
@@ -146,20 +183,23 @@ def _length_groups(lengths: Sequence[int]) -> Iterator[LengthGroup]:
         yield LengthGroup(sum(1 for _ in run), length)
 
 
-def shuffled_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def shuffled_batches(
+    lengths: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[numpy.typing.NDArray[numpy.int64]]:
     """Return one epoch's batches of row indices: random, yet with rows of similar length together.
 
     Rows are shuffled, cut into pools of 50 batches, sorted by length inside each pool and cut into batches,
     which are then shuffled: about 1 % more tokens than full sorting, and every epoch another mix.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    tokens = numpy.asarray(lengths)
+    shuffled = torch.randperm(len(tokens), generator=generator).numpy()
     pool = 50 * batch_size
-    batches: list[list[int]] = []
     for start in range(0, len(shuffled), pool):
-        by_length = sorted(shuffled[start : start + pool], key=lambda i: lengths[i])
-        batches += [by_length[first : first + batch_size] for first in range(0, len(by_length), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        rows = shuffled[start : start + pool]
+        rows[:] = rows[numpy.argsort(tokens[rows], kind="stable")]
+    starts = torch.randperm(-(-len(shuffled) // batch_size), generator=generator).numpy() * batch_size
+    return [shuffled[start : start + batch_size] for start in starts]
 
 
 def sorted_batches(lengths: Sequence[int], max_tokens: int, max_rows: int) -> list[list[int]]:

@@ -13,11 +13,12 @@ from torch import Tensor
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import Head, probabilities_of
 from registry.adapters.interface import Adapters, SetAdapter
-from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.batching import Batch, TokenRows, TokensOnDemand, sorted_batches
 from registry.model.encoder import Encoder
 from registry.model.mixed import MixedAdapters
 
 EVALUATION_ROWS = 64
+ANSWERED_ROWS = 65_536  # whose states are held at a time
 EVALUATION_TOKENS = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
 
 
@@ -25,7 +26,7 @@ EVALUATION_TOKENS = {"cpu": 4_096, "cuda": 32_768, "mps": 8_192}
 class LabelledRows:
     """Token rows and their labels: class indices, tuples of 0 and 1, or numbers, by problem type."""
 
-    tokens: TokenRows
+    tokens: TokenRows | TokensOnDemand
     labels: tuple[int, ...] | tuple[float, ...] | tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
@@ -113,7 +114,10 @@ def linear_logits(heads: Sequence[Head], counts: Sequence[int], pooled: Mapping[
 
 @torch.no_grad()
 def pool_rows(
-    encoder: Encoder, adapter_set: AdapterSet, rows: TokenRows, autocast_dtype: torch.dtype | None = None
+    encoder: Encoder,
+    adapter_set: AdapterSet,
+    rows: TokenRows | TokensOnDemand,
+    autocast_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the (R, H) float32 states that the set's head sees, of all rows in their order.
 
@@ -124,8 +128,7 @@ def pool_rows(
     encoder.eval()
     adapter_set.eval()
     pooled = torch.empty(len(rows), encoder.hidden_size, device=device)
-    lengths = [len(ids) for ids in rows.input_ids]
-    for indices in sorted_batches(lengths, EVALUATION_TOKENS[device.type], EVALUATION_ROWS):
+    for indices in sorted_batches(rows.lengths, EVALUATION_TOKENS[device.type], EVALUATION_ROWS):
         batch = Batch.pack(rows.take(indices), device=device)
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
             pooling = adapter_set.head_config.pooling
@@ -138,11 +141,18 @@ def pool_rows(
 
 @torch.no_grad()
 def predict_probabilities(
-    encoder: Encoder, adapter_set: AdapterSet, rows: TokenRows, autocast_dtype: torch.dtype | None = None
+    encoder: Encoder,
+    adapter_set: AdapterSet,
+    rows: TokenRows | TokensOnDemand,
+    autocast_dtype: torch.dtype | None = None,
 ) -> numpy.ndarray:
     """Return the (R, C) float32 probabilities of all rows, in their order, as in evaluation mode."""
-    pooled = pool_rows(encoder, adapter_set, rows, autocast_dtype)
     mode = adapter_set.training
-    logits = adapter_set.eval().head(pooled)
-    adapter_set.train(mode)
-    return probabilities_of(adapter_set.head_config, logits).float().cpu().numpy()
+    parts = []
+    for start in range(0, max(1, len(rows)), ANSWERED_ROWS):
+        some = range(start, min(len(rows), start + ANSWERED_ROWS))
+        whole = len(some) == len(rows)
+        pooled = pool_rows(encoder, adapter_set, rows if whole else rows.take(some), autocast_dtype)
+        parts.append(adapter_set.eval().head(pooled))
+        adapter_set.train(mode)
+    return probabilities_of(adapter_set.head_config, torch.cat(parts)).float().cpu().numpy()

@@ -23,7 +23,8 @@ from registry.errors import ConfigError, OutputError, RegistryError, RequestErro
 from registry.schema import Manifest, Reading, members_of
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
-from registry.tasks.tables import Table, read_chunks
+from registry.tasks.cells import Table
+from registry.tasks.tables import read_chunks
 from registry.validation import Record, from_json, require, to_json
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from registry.errors import DataError, shorten
+from registry.tasks.cells import Table
 from registry.tasks.labels import (
     WHOLE,
     BadCellError,
@@ -26,7 +27,6 @@ from registry.tasks.labels import (
     split,
 )
 from registry.tasks.spec import TaskSpec
-from registry.tasks.tables import Table
 from registry.validation import require
 
 NO_LABEL = ("-", "-1", "?", "N/A", "NA", "nan", "NaN", "null", "None")

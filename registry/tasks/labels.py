@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from registry.errors import DataError, closest, shorten
+from registry.tasks.cells import Table
 from registry.tasks.spec import TaskSpec
-from registry.tasks.tables import Table
 
 MOST_NAME = 80  # letters of a label that a message shows
 WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,17}))(?:\.0+)?")

@@ -6,7 +6,10 @@ by the same code. Tokens, batches and models are not known here.
 
 from __future__ import annotations
 
+import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +18,19 @@ import pyarrow as pa
 
 from registry.errors import ConfigError, DataError, closest, shorten
 from registry.schema import DataInfo
-from registry.tasks.folders import REPORTED_NAMES, TRAIN_NAMES, read_split
+from registry.tasks.cells import Table, join_tables
+from registry.tasks.files import ENDINGS, split_ending, stem_of
 from registry.tasks.hub import fetch_from_hub
 from registry.tasks.rows import Rows, unlabelled_rows
-from registry.tasks.spec import BUILT_IN, HubSource, TaskSpec, task_name
-from registry.tasks.tables import Table, read_table, table_from_arrow
+from registry.tasks.spec import BUILT_IN, REPORTED_NAMES, TRAIN_NAMES, HubSource, TaskSpec, task_name
+from registry.tasks.tables import is_large, read_chunks, read_table, table_from_arrow
 from registry.tasks.task_data import TaskData, make_scored_data, make_task_data
 from registry.validation import require
 
 HUB = "hub"
 SAMPLE = "sample"
 SAMPLE_FOLDER = Path(__file__).parent / "sample"
+_PART = re.compile(r"-[0-9]{5}-of-([0-9]{5})$")  # as Hub clones have them
 
 Fetch = Callable[[HubSource, Sequence[str], bool], Mapping[str, pa.Table]]
 
@@ -104,9 +109,9 @@ def _read_marked(spec: TaskSpec) -> tuple[TaskSpec, list[Table], int]:
     """
     marks, path = spec.split_column or "", Path(spec.file or "").expanduser()
     table = read_table(path, (*spec.columns, marks), spec.reading)
-    rows: dict[str, list[int]] = {}
+    rows: dict[str, array[int]] = {}
     for row, cell in enumerate(table.column(marks)):
-        rows.setdefault(str(cell).strip().lower(), []).append(row)
+        rows.setdefault(str(cell).strip().lower(), array("q")).append(row)
     usual = REPORTED_NAMES if spec.reported_split == REPORTED_NAMES[0] else (spec.reported_split.lower(),)
     train = next((name for name in (spec.train_split, *TRAIN_NAMES) if name in rows), None)
     reported = next((name for name in usual if name in rows), None)
@@ -194,3 +199,76 @@ def _read_splits(spec: TaskSpec, source: str, offline: bool, fetch: Fetch) -> li
         raise DataError(root, "folder", "a folder of data", "a file" if root.exists() else "none", hint)
     folder = root / (spec.folder or spec.name)
     return [read_split(folder, split, spec) for split in splits]
+
+
+def read_split(folder: Path, split: str, spec: TaskSpec) -> Table:
+    """Return the rows of one split, from one file or from the numbered parts that a Hub clone has."""
+    paths = _split_files(folder, split)
+    if len(paths) == 1:
+        return read_table(paths[0], spec.columns, spec.reading)
+    parts = (chunk for path in paths for chunk in read_chunks(path, spec.columns, spec.reading))
+    joined = join_tables((_with_columns(part, spec) for part in parts), on_disk=is_large(paths))
+    return replace(joined, source=f"{folder}/{split}-*", lines=None)
+
+
+def _with_columns(part: Table, spec: TaskSpec) -> Table:
+    """Return the table if it has the columns of the task.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    for name in spec.columns:
+        part.column(name)
+    return part
+
+
+def splits_of(folder: Path) -> dict[str, list[Path]]:
+    """Return the data files of a folder, or of its folder ``data``, by the split that their names tell."""
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            with suppress(DataError):
+                split_ending(path)
+                found.setdefault(_PART.sub("", stem_of(path)), []).append(path)
+        if found:
+            break
+    return found
+
+
+def choose_splits(folder: Path, reported: str | None = None) -> tuple[str, str]:
+    """Return the splits of a folder to train on and to report, by their usual names.
+
+    Raises:
+        DataError: no folder, or no such splits in it.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "folder", "a folder of data", "a file" if folder.exists() else "none")
+    there = splits_of(folder)
+    chosen = []
+    for names in (TRAIN_NAMES, (reported,) if reported else REPORTED_NAMES):
+        name = next((each for each in names if each in there), None)
+        if name is None:
+            expected = f"a file called {' or '.join(str(each) for each in names)} ({', '.join(ENDINGS)})"
+            hint = "--data FILE and --validation FILE name two files of any name"
+            raise DataError(folder, "splits", expected, shorten(there), hint)
+        chosen.append(name)
+    return chosen[0], chosen[1]
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(folder, "folder", "a folder of data", "a file" if folder.exists() else "none")
+    there = splits_of(folder)
+    found = there.get(split, [])
+    parts = [path for path in found if _PART.search(stem_of(path))]
+    if found and len(parts) == len(found):
+        count = int(_PART.findall(stem_of(found[0]))[0])
+        if len(parts) != count:
+            raise DataError(folder, f"split '{split}'", f"{count} parts", f"{len(parts)}")
+        return parts
+    if len(found) > 1:
+        raise DataError(folder, f"split '{split}'", "one file", shorten(path.name for path in found))
+    if not found:
+        expected = f"{split}.parquet, {split}.jsonl, {split}.csv or another format"
+        raise DataError(folder, f"split '{split}'", expected, f"splits {shorten(there)}", closest(split, there))
+    return found

@@ -13,19 +13,24 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import random
 import string
 import sys
 import unicodedata
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+from numpy.typing import NDArray
+
 from registry.errors import DataError
+from registry.tasks.cells import CellsOnDisk, Table, take_cells
 from registry.tasks.labels import BadCellError, LabelReader
 from registry.tasks.spec import TaskSpec
-from registry.tasks.tables import Table
 from registry.validation import require
 
 
@@ -40,23 +45,28 @@ class Rows:
         row_numbers: index of each row in its split, from 0.
     """
 
-    texts: tuple[str, ...]
-    pairs: tuple[str, ...] | None
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
     labels: tuple[Any, ...]
-    row_numbers: tuple[int, ...]
+    row_numbers: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, indices: Iterable[int]) -> Rows:
         """Return the rows at these positions, in the order given."""
-        order = tuple(indices)
+        order = array("q", indices)
         return Rows(
-            texts=tuple(self.texts[index] for index in order),
-            pairs=None if self.pairs is None else tuple(self.pairs[index] for index in order),
+            texts=take_cells(self.texts, order),
+            pairs=None if self.pairs is None else take_cells(self.pairs, order),
             labels=tuple(self.labels[index] for index in order),
-            row_numbers=tuple(self.row_numbers[index] for index in order),
+            row_numbers=take_cells(self.row_numbers, order),
         )
+
+    @property
+    def on_disk(self) -> bool:
+        """Return whether the texts are too many to be held in memory."""
+        return isinstance(self.texts, CellsOnDisk)
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over texts, pairs and labels in order, as JSON lines."""
@@ -67,9 +77,9 @@ class Rows:
         return digest.hexdigest()
 
 
-def shuffled(count: int, seed: int) -> list[int]:
+def shuffled(count: int, seed: int) -> array[int]:
     """Return 0 to ``count`` - 1 in an order that the seed alone decides."""
-    order = list(range(count))
+    order = array("q", range(count))
     random.Random(seed).shuffle(order)
     return order
 
@@ -108,33 +118,34 @@ def hold_out(rows: Rows, share: float, seed: int, stratify: bool, *, by_text: bo
     Raises:
         ConfigError: the share leaves no rows on one side.
     """
-    keys: Sequence[Any] = _keys(rows) if by_text else range(len(rows))
-    alike: dict[Any, list[int]] = {}  # rows that stay together
-    groups: dict[Any, list[Any]] = {}
-    for index in shuffled(len(rows), seed):
-        if keys[index] not in alike:
-            groups.setdefault(rows.labels[index] if stratify else 0, []).append(keys[index])
-        alike.setdefault(keys[index], []).append(index)
-    held: set[int] = set()
+    (texts,) = _number_texts(rows) if by_text else (numpy.arange(len(rows)),)  # (R,) rows of one number stay together
+    order = numpy.array(shuffled(len(rows), seed))
+    numbers, first = numpy.unique(texts[order], return_index=True)
+    drawn = numbers[numpy.argsort(first)]  # the texts as they are drawn
+    labels = numpy.array(rows.labels)[order[numpy.sort(first)]] if stratify else numpy.zeros(len(drawn), dtype=int)
+    sizes = numpy.bincount(texts)
+    held = numpy.zeros(len(sizes), dtype=bool)
     due = 0.0
-    for label in sorted(groups):
-        due += share * sum(len(alike[key]) for key in groups[label])  # what rounding leaves over goes to the next label
+    for label in numpy.unique(labels):
+        alike = drawn[labels == label]
+        due += share * int(sizes[alike].sum())  # what rounding leaves over goes to the next label
         wanted, taken = round(due), 0
-        for key in groups[label][:-1]:
-            if taken + len(alike[key]) <= wanted:
-                held.update(alike[key])
-                taken += len(alike[key])
+        for text in alike[:-1].tolist():
+            if taken + sizes[text] <= wanted:
+                held[text] = True
+                taken += int(sizes[text])
         due -= taken
-    if not held and round(share * len(rows)):  # every text stands in more rows than were to be held out
-        spare = [alike[key] for keys in groups.values() for key in keys[:-1]]
-        held.update(min(spare, key=lambda one: len(list(one)), default=[]))
-    require(bool(held), "held_out", "a share that leaves rows on both sides", f"{share} of {len(rows)} rows")
-    return rows.take(index for index in range(len(rows)) if index not in held), rows.take(sorted(held))
+    if not held.any() and round(share * len(rows)):  # every text stands in more rows than were to be held out
+        spare = numpy.concatenate([drawn[labels == label][:-1] for label in dict.fromkeys(labels.tolist())])
+        held[spare[numpy.argsort(sizes[spare], kind="stable")[:1]]] = True
+    require(bool(held.any()), "held_out", "a share that leaves rows on both sides", f"{share} of {len(rows)} rows")
+    return rows.take(numpy.flatnonzero(~held[texts])), rows.take(numpy.flatnonzero(held[texts]))
 
 
 def count_repeated(rows: Rows) -> int:
     """Return how many rows have the normalised text of an earlier one."""
-    return len(rows) - len(set(_keys(rows)))
+    (texts,) = _number_texts(rows)
+    return len(rows) - len(numpy.unique(texts))
 
 
 def rows_from_table(table: Table, spec: TaskSpec, *, by_place: bool = True) -> Rows:
@@ -153,7 +164,7 @@ def rows_from_table(table: Table, spec: TaskSpec, *, by_place: bool = True) -> R
     """
     columns = [table.column(name) for name in spec.text_columns]
     reader = LabelReader(table, spec, by_place)
-    labels: dict[int, Any] = {}
+    kept, labels = array("q"), []
     bad: list[tuple[int, str, BadCellError]] = []
     for row in range(len(table)):
         column = spec.label_column
@@ -164,18 +175,20 @@ def rows_from_table(table: Table, spec: TaskSpec, *, by_place: bool = True) -> R
             for name, cells in zip(spec.text_columns, columns, strict=True):
                 column = name
                 check_text(cells[row])
-            labels[row] = label
         except BadCellError as err:
             bad.append((row, column, err))
+        else:
+            kept.append(row)
+            labels.append(label)
     if bad and not spec.reading.skip_bad_rows:
         raise _bad_rows(table, bad)
     reader.check_known()
-    if not labels:
+    if not kept:
         raise DataError(table.source, "content", "at least one row with a text and a label", "none")
-    kept = tuple(labels)
-    texts = [tuple(cells[row] for row in kept) for cells in columns]
-    numbers = tuple(table.first + row for row in kept)
-    return Rows(texts[0], texts[1] if spec.pair else None, tuple(labels.values()), numbers)
+    texts = [take_cells(cells, kept) for cells in columns]
+    numbers = array("q", (table.first + row for row in kept))
+    on_disk = isinstance(texts[0], CellsOnDisk)
+    return Rows(texts[0], texts[1] if spec.pair else None, tuple(labels), numbers if on_disk else tuple(numbers))
 
 
 def unlabelled_rows(table: Table, spec: TaskSpec) -> Rows:
@@ -193,7 +206,7 @@ def unlabelled_rows(table: Table, spec: TaskSpec) -> Rows:
                 raise _bad_rows(table, [(row, name, err)]) from err
     if not len(table):
         raise DataError(table.source, "content", "at least one row", "none")
-    texts = [tuple(cells) for cells in columns]
+    texts = [take_cells(cells, range(len(table))) for cells in columns]
     return Rows(texts[0], texts[1] if spec.pair else None, (0,) * len(table), tuple(range(len(table))))
 
 
@@ -241,11 +254,11 @@ def find_overlap(train: Rows, reported: Rows) -> Overlap:
 
     A pair stands in the other split if both its texts do so together, in either order.
     """
-    keys = _keys(train), _keys(reported)
-    common = set(keys[0]).intersection(keys[1])
+    texts = _number_texts(train, reported)
+    common = numpy.intersect1d(texts[0], texts[1])
     found = (
-        tuple(number for number, key in zip(rows.row_numbers, own, strict=True) if key in common)
-        for rows, own in zip((train, reported), keys, strict=True)
+        tuple(numpy.asarray(rows.row_numbers)[numpy.isin(own, common)].tolist())
+        for rows, own in zip((train, reported), texts, strict=True)
     )
     return Overlap(*found)
 
@@ -257,12 +270,23 @@ def normalise(text: str) -> str:
     return bare or " ".join(plain.split())
 
 
-def _keys(rows: Rows) -> list[bytes]:
-    texts = [normalise(text) for text in rows.texts]
-    if rows.pairs is None:
-        return [_digest(text) for text in texts]
-    pairs = [normalise(text) for text in rows.pairs]
-    return [b"".join(sorted(map(_digest, both))) for both in zip(texts, pairs, strict=True)]
+def _number_texts(*parts: Rows) -> list[NDArray[numpy.int64]]:
+    """Return a number for each row of each part, the same for the same normalised text or two texts in any order."""
+    digests = bytearray()
+    for rows in parts:
+        for text, pair in zip(rows.texts, rows.pairs or itertools.repeat(None), strict=rows.pairs is not None):
+            both = [normalise(text)] if pair is None else [normalise(text), normalise(pair)]
+            for each in sorted(map(_digest, both)):
+                digests += each
+    width = 1 if parts[0].pairs is None else 2
+    words = numpy.frombuffer(digests, dtype=numpy.uint64).reshape(-1, width * _DIGEST_BYTES // 8)
+    count = len(words)
+    order = numpy.lexsort(words.T)
+    starts = numpy.ones(count, dtype=bool)  # whether a row's text is another than that of the row before it
+    starts[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    numbers = numpy.empty(count, dtype=numpy.int64)
+    numbers[order] = numpy.cumsum(starts) - 1
+    return numpy.split(numbers, numpy.cumsum([len(rows) for rows in parts])[:-1])
 
 
 def _digest(text: str) -> bytes:

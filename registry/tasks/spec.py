@@ -42,6 +42,8 @@ METRICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "regression": ("pearson", "spearman", "mse"),
     }
 )
+TRAIN_NAMES = ("train", "training")
+REPORTED_NAMES = ("validation", "valid", "val", "dev", "development", "test")
 LOWER_IS_BETTER = ("mse", "brier_score")
 OF_ONE_CLASS = ("f1_binary", "precision", "recall")  # of the class of two that is named last
 

@@ -1,14 +1,12 @@
 """Files of rows as columns, a chunk at a time, each format strictly: csv and its kin, JSON, parquet, Arrow, Excel.
 
-A table knows its file and its lines, so that whoever finds a bad cell can say where it is. What the cells mean is
-not known here.
+What the cells mean is not known here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,57 +16,13 @@ import pyarrow.parquet as pq
 
 from registry.errors import DataError, closest, shorten
 from registry.schema import Reading
+from registry.tasks.cells import Table, join_tables
 from registry.tasks.delimited import read_delimited
 from registry.tasks.files import open_bytes, open_text, split_ending
 
 CHUNK_ROWS = 8_192
-
-
-@dataclass(frozen=True)
-class Table:
-    """Some columns of one file or Hub split, or of a chunk of its rows.
-
-    Attributes:
-        source: the file, or what else messages should call it.
-        names: all columns there are, those not wanted too.
-        columns: the cells of those wanted columns that there are.
-        lines: the line where each row starts, counted from 1; None where the source has no lines.
-        first: the number of the first row, counted from 0.
-        class_names: of columns that the file says hold class numbers.
-    """
-
-    source: str
-    names: tuple[str, ...]
-    columns: Mapping[str, Sequence[Any]]
-    lines: Sequence[int] | None = None
-    first: int = 0
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def column(self, name: str) -> Sequence[Any]:
-        """Return the cells of one column.
-
-        Raises:
-            DataError: there is no such column, or there are two.
-        """
-        if self.names.count(name) > 1:
-            raise DataError(self.source, "columns", f"one column '{name}'", f"'{name}' twice")
-        if name not in self.columns:
-            hint = closest(name, self.names)
-            raise DataError(self.source, "columns", f"a column '{name}'", shorten(self.names, 9), hint)
-        return self.columns[name]
-
-    def place(self, row: int) -> str:
-        """Return where a row is: its line, counted from 1, or its number, counted from 0."""
-        return f"row {self.first + row}" if self.lines is None else f"line {self.lines[row]}"
-
-    def take(self, rows: Sequence[int], source: str) -> Table:
-        """Return some of the rows as a table of their own, counted anew."""
-        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
-        lines = None if self.lines is None else [self.lines[row] for row in rows]
-        return Table(source, self.names, columns, lines, class_names=self.class_names)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
+LARGE = 64 * 2**20  # bytes of files whose cells are kept on disk
+PACKED = 8  # how much larger than its file packed content is taken to be
 
 
 def read_table(path: Path, wanted: Sequence[str], reading: Reading | None = None) -> Table:
@@ -77,13 +31,13 @@ def read_table(path: Path, wanted: Sequence[str], reading: Reading | None = None
     Raises:
         DataError: no such file, an unknown ending, or content that is damaged or has no rows.
     """
-    chunks = list(read_chunks(path, wanted, reading))
-    first = chunks[0]
-    if len(chunks) == 1:
-        return first
-    columns = {name: [cell for chunk in chunks for cell in chunk.columns.get(name, ())] for name in first.columns}
-    lines = None if first.lines is None else [line for chunk in chunks for line in chunk.lines or ()]
-    return Table(first.source, first.names, columns, lines, class_names=first.class_names)
+    return join_tables(read_chunks(path, wanted, reading), on_disk=is_large([path]))
+
+
+def is_large(paths: Iterable[Path]) -> bool:
+    """Return whether the cells of these files together are to be kept on disk and not in memory."""
+    sizes = (path.stat().st_size * (PACKED if split_ending(path)[1] else 1) for path in paths if path.is_file())
+    return sum(sizes) > LARGE
 
 
 def read_chunks(

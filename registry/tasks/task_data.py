@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from registry.errors import ConfigError, DataError, shorten
-from registry.tasks.folders import REPORTED_NAMES, TRAIN_NAMES
+from registry.tasks.cells import Table
 from registry.tasks.label_names import find_labels
 from registry.tasks.metrics import check_metrics, default_metrics
 from registry.tasks.rows import (
@@ -27,8 +27,8 @@ from registry.tasks.rows import (
     limit_rows,
     rows_from_table,
 )
-from registry.tasks.spec import TaskSpec
-from registry.tasks.tables import Table, table_from_arrow
+from registry.tasks.spec import REPORTED_NAMES, TRAIN_NAMES, TaskSpec
+from registry.tasks.tables import table_from_arrow
 from registry.validation import require
 
 MEMORY = "memory"

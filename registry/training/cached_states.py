@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from registry.model.batching import Batch, TokenRows, sorted_batches
+from registry.model.batching import Batch, TokenRows, TokensOnDemand, sorted_batches
 from registry.model.encoder import Encoder
 
 MOST_BYTES = 2 * 2**30  # of states kept; more rows than that are computed anew at every step
@@ -29,9 +29,9 @@ class CachedStates:
         layer: the lowest layer with an adapter; at least 1.
     """
 
-    def __init__(self, encoder: Encoder, rows: TokenRows, layer: int) -> None:
+    def __init__(self, encoder: Encoder, rows: TokenRows | TokensOnDemand, layer: int) -> None:
         self.layer = layer
-        lengths = [len(ids) for ids in rows.input_ids]
+        lengths = rows.lengths
         self._starts = numpy.concatenate([[0], numpy.cumsum(lengths)])
         word = encoder.embeddings.word.weight
         self._states = torch.empty(sum(lengths), encoder.hidden_size, dtype=word.dtype, device=word.device)
@@ -42,9 +42,9 @@ class CachedStates:
                 self._states[tokens] = encoder.below(layer, batch)
 
     @staticmethod
-    def fits(encoder: Encoder, parts: Iterable[TokenRows]) -> bool:
+    def fits(encoder: Encoder, parts: Iterable[TokenRows | TokensOnDemand]) -> bool:
         """Return whether the states of all these rows are few enough to keep."""
-        tokens = sum(len(ids) for rows in parts for ids in rows.input_ids)
+        tokens = sum(sum(rows.lengths) for rows in parts)
         return tokens * encoder.hidden_size * encoder.embeddings.word.weight.element_size() <= MOST_BYTES
 
     def of(self, indices: Sequence[int]) -> Tensor:

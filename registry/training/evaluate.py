@@ -61,7 +61,8 @@ def answer_task(
         RequestError: the task does not fit the set.
     """
     check_fits(reference, manifest, data)
-    tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
+    tokenize = backbone.tokenize_on_demand if data.reported.on_disk else backbone.tokenize
+    tokens = tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
     head, shares = adapter_set.head_config, predict_probabilities(backbone.encoder, adapter_set, tokens)
     order = [head.label_names.index(name) for name in data.spec.label_names or ()]
     thresholds = tuple(head.thresholds[place] for place in order) if head.thresholds else ()

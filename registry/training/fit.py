@@ -184,7 +184,8 @@ class _Tokenized:
         """Return the labelled token rows of ``rows``, cut to ``max_length``."""
         key = id(rows), max_length
         if key not in self._rows:
-            tokens = self._backbone.tokenize(rows.texts, rows.pairs, max_length)
+            tokenize = self._backbone.tokenize_on_demand if rows.on_disk else self._backbone.tokenize
+            tokens = tokenize(rows.texts, rows.pairs, max_length)
             self._rows[key] = rows, LabelledRows(tokens, rows.labels)  # ``rows`` is kept, so that its id stays its own
         return self._rows[key][1]
 

@@ -20,7 +20,7 @@ from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
-from registry.training.cached_states import CachedStates, packed_order
+from registry.training.cached_states import MOST_BYTES, CachedStates, packed_order
 from registry.training.checkpoint import Checkpoint
 from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult, TrainingState
 
@@ -286,9 +286,14 @@ class _Pass:
         return logits
 
     def _head_logits(self, run: TrainingState, rows: Sequence[int]) -> Tensor:
-        if run not in self.pooled:  # what a frozen head-only model pools is the same in every epoch
-            self.pooled[run] = pool_rows(self.encoder, run.adapter_set, run.job.rows.tokens)
-        logits: Tensor = run.adapter_set.head(self.pooled[run][torch.tensor(rows, device=self.device)])
+        tokens = run.job.rows.tokens
+        if len(tokens) * self.encoder.hidden_size * torch.float32.itemsize > MOST_BYTES:
+            pooled = pool_rows(self.encoder, run.adapter_set, tokens.take(rows))
+        else:
+            if run not in self.pooled:  # what a frozen head-only model pools is the same in every epoch
+                self.pooled[run] = pool_rows(self.encoder, run.adapter_set, tokens)
+            pooled = self.pooled[run][torch.tensor(rows, device=self.device)]
+        logits: Tensor = run.adapter_set.head(pooled)
         return logits
 
     def _prefix(self, run: TrainingState) -> CachedStates:

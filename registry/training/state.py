@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ class TrainingState:
         self.device = encoder.embeddings.word.weight.device
         self.class_weights = find_class_weights(head, config, job.rows.labels, self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.lengths = [len(ids) for ids in job.rows.tokens.input_ids]
+        self.lengths = job.rows.tokens.lengths
         self.steps_per_epoch = math.ceil(len(job.rows) / config.step_rows)
         self.steps = self.steps_per_epoch * config.epochs
         modules = (encoder, job.adapter_set)
@@ -152,7 +153,7 @@ class TrainingState:
         self.best_state: list[Tensor] | None = None
         self.history: list[tuple[int, dict[str, float]]] = []
         self.error: NonFiniteLossError | None = None
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._epoch: tuple[int, list[numpy.typing.NDArray[numpy.int64]]] = (-1, [])
 
     @property
     def only_head_trains(self) -> bool:
@@ -174,7 +175,7 @@ class TrainingState:
             self._epoch = (epoch, batches)
         if place == 0:
             self.losses = []
-        return self._epoch[1][place]
+        return list(map(int, self._epoch[1][place]))
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
         """Return the mean loss of (B, C) logits for the rows at ``indices``."""

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from registry.errors import ConfigError, DataError
+from registry.tasks.cells import Table
 from registry.tasks.label_names import find_labels
 from registry.tasks.rows import Rows, hold_out, limit_rows, rows_from_table
 from registry.tasks.spec import TaskSpec
-from registry.tasks.tables import Table
 
 SPEC = TaskSpec(name="own", text_columns=("body",), label_column="y")
 

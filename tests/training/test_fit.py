@@ -15,9 +15,11 @@ import torch
 from registry.config import BASELINES, PLACEMENTS
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
+from registry.tasks import tables
 from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task, task_from_file
 from registry.tasks.task_data import TaskData
+from registry.training import loop
 from registry.training.fit import fit
 from registry.training.plan import Plan, make_plan
 from registry.training.recipes import method_names, read_recipe, recipe_names
@@ -281,3 +283,22 @@ def test_cut_rows_are_counted(data: TaskData, tiny_backbone: Backbone) -> None:
     for changes in ({}, {"evaluate_every": 2}):
         fitted = fit(plan_of("head_only", data, tiny_backbone, max_length=5, **changes), data, tiny_backbone)
         assert (24, 12) == (fitted.truncated_train, fitted.truncated_reported)
+
+
+@pytest.mark.parametrize("method", ["pfeiffer", "lora", "head_only"])
+def test_rows_on_disk_train_the_same_set(
+    method: str, tmp_path: Path, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows on disk, tokenised as they are asked for, train the same set as rows in memory, which answers the same."""
+    path = write_csv(tmp_path / "own.csv", own_rows(60))
+    fitted = []
+    for large in (tables.LARGE, 0):
+        monkeypatch.setattr(tables, "LARGE", large)
+        monkeypatch.setattr(loop, "MOST_BYTES", large)  # of pooled states that a head alone learns from
+        data = own_data(path, label_column="mood")
+        assert data.train.on_disk == (large == 0)
+        plan = plan_of(method, data, tiny_backbone, epochs=2, max_length=6)
+        fitted.append(fit(plan, data, tiny_backbone))
+    assert same_weights(*(one.adapter_set for one in fitted))
+    numpy.testing.assert_array_equal(*(one.probabilities for one in fitted))
+    assert fitted[0].truncated_train == fitted[1].truncated_train
