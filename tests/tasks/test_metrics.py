@@ -62,16 +62,16 @@ def test_own_metrics_run_only_where_they_were_named(tmp_path: Path, monkeypatch:
     found = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]])
     name = use_metric(share_of_thirds)
     assert score("classification", [0, 0, 0], found, ("accuracy", name)) == {"accuracy": 2 / 3, name: 2 / 3}
-    (tmp_path / "mine.py").write_text("def zero(labels, probabilities):\n    return 1 / 0\n")
+    (tmp_path / "own_zero.py").write_text("def zero(labels, probabilities):\n    return 1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"known here, found 'mine:zero'.*--metric mine:zero"):
-        score("classification", [0, 0, 0], found, ("mine:zero",))
+    with pytest.raises(ConfigError, match=r"known here, found 'own_zero:zero'.*--metric own_zero:zero"):
+        score("classification", [0, 0, 0], found, ("own_zero:zero",))
     assert "mine" not in sys.modules
-    use_metric("mine:zero")
-    with pytest.raises(ConfigError, match="metric mine:zero of 3 rows: expected a number, found .ZeroDivisionError"):
-        score("classification", [0, 0, 0], found, ("mine:zero",))
+    use_metric("own_zero:zero")
+    with pytest.raises(ConfigError, match="metric own_zero:zero of 3 rows: expected a number, found .ZeroDivisionError"):
+        score("classification", [0, 0, 0], found, ("own_zero:zero",))
     with pytest.raises(ConfigError, match="a function that can be imported from here"):
-        use_metric("mine:none")
+        use_metric("own_zero:none")
 
 
 @pytest.mark.parametrize("answer", [0, 1])
