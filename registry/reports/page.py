@@ -11,7 +11,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import msgspec
@@ -19,7 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from registry.bench.records import RunRecord
-from registry.bench.results import FULL, is_reference, reference_of
+from registry.bench.results import FULL
 from registry.reports.content import (
     ReportContent,
     SizeCurve,
@@ -31,47 +31,27 @@ from registry.reports.content import (
     task_rows,
 )
 from registry.reports.figures import curve_panels, curve_points, forest_chart, scatter_chart, size_chart
-from registry.reports.frames import NOT_RUN, main_score, score_in, swept, unswept
+from registry.reports.frames import main_score
 from registry.reports.mistakes import MOST_ROWS, RowTexts, confusions_of, label_names, wrong_rows
 from registry.reports.numbers import (
     DASH,
     TITLE,
     number,
     p_value,
-    readable_bytes,
-    readable_seconds,
-    share,
-    signed,
-    worse_on,
 )
+from registry.reports.page_tables import (
+    PageCell,
+    PageTable,
+    count_cell,
+    points_cell,
+    scores_table,
+    totals_table,
+    verdict_cell,
+)
+from registry.reports.reliability import reliabilities, reliability_panels
 from registry.reports.sentences import READING, missing_and_failed, notes, notice, power_sentence, sentences, unbroken
 from registry.reports.svg import read_template
 from registry.tasks.spec import LOWER_IS_BETTER
-
-
-class PageCell(NamedTuple):
-    """What a cell shows and the value it sorts by: None and NaN last, either way round.
-
-    ``detail`` stands small below the text; ``tone`` is how it is set: ``strong`` for the number that counts, a verdict
-    in its colour.
-    """
-
-    text: str
-    value: float | str | None = None
-    detail: str = ""
-    tone: str = ""
-
-
-class PageTable(NamedTuple):
-    """A table: titles of columns, which of these hold words, and rows under the name of their group."""
-
-    titles: Sequence[str]
-    groups: Sequence[tuple[str, Sequence[Sequence[PageCell]]]]
-    words: Sequence[str] = ("method", "verdict")
-
-    def is_sortable(self, column: int) -> bool:
-        """Return whether any cell of a column has a value to sort by."""
-        return any(row[column].value is not None for _, rows in self.groups for row in rows)
 
 
 def render_report_page(evidence: ReportContent, texts: Mapping[str, RowTexts] | None = None) -> str:
@@ -117,6 +97,9 @@ def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None =
         "bottlenecks": [_sizes(curve, f"bottleneck-{index}", styles) for index, curve in enumerate(bottlenecks)],
         "amounts": [_sizes(curve, f"amount-{index}", styles) for index, curve in enumerate(amounts)],
         "differences": list(filter(None, (_forest(task, evidence, f"forest-{i}") for i, task in enumerate(tasks)))),
+        "reliability": list(
+            filter(None, (_reliability(task, evidence, f"reliable-{i}") for i, task in enumerate(tasks)))
+        ),
         "curves": list(filter(None, (_curves(task, records, f"curve-{i}") for i, task in enumerate(tasks)))),
         **_row_sections(tasks, evidence, texts or {}),
         "provenance": provenance_of(records),
@@ -125,85 +108,16 @@ def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None =
     }
 
 
-def scores_table(summary: pd.DataFrame) -> PageTable:
-    """Return one row per task and method, those with swept settings below the others."""
-    metrics = [str(name).removesuffix("_mean") for name in summary if str(name).endswith("_mean")]
-    shown = [metric for metric in metrics if summary[f"{metric}_mean"].notna().any()]
-    titles = ("method", "trainable", "stored", *shown, "vs full", "verdict", "training", "rows/s", "peak memory")
-    groups = []
-    for (task, split, metric), frame in summary.groupby(["task", "split", "main_metric"], sort=False):
-        heading = f"{task} ({split}), by {metric}"
-        for name, part in ((heading, unswept(frame)), (f"{heading}: swept settings", swept(frame))):
-            if len(part):
-                groups.append((name, [_score_row(row, shown) for row in part.to_dict("records")]))
-    return PageTable(titles, groups)
-
-
-def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
-    """Return one row per method: one backbone and a set for each of so many tasks against as many full models.
-
-    Swept settings are left out where there are others: they are hardly ever run on all tasks. Times of other tasks do
-    not compare, so only methods that ran on all have a share of full fine-tuning's.
-    """
-    titles = (
-        "method",
-        "tasks",
-        "mean of main metrics",
-        "vs full",
-        "worse on",
-        "one backbone + sets",
-        "full models",
-        "training",
-    )
-    seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
-    rows = []
-    for row in unswept(totals).to_dict("records"):
-        method, whole = row["method"], row["full_models_bytes"]
-        full = None if is_reference(method) or method not in seconds else seconds.get(reference_of(method))
-        sets = "" if row["base_method"] == FULL else _ratio(row["bytes"], whole)
-        rows.append(
-            [
-                PageCell(method, method),
-                PageCell(f"{row['tasks']} of {tasks}", row["tasks"]),
-                PageCell(number(row["main_metrics_mean"], ".3f"), row["main_metrics_mean"]),
-                _points(row["difference_points"]),
-                PageCell(worse_on(row), row["worse_tasks"] if row["compared_tasks"] else None),
-                _bytes(row["bytes"], sets),
-                _bytes(whole),
-                _seconds(row["train_seconds"], _ratio(row["train_seconds"], full)),
-            ]
-        )
-    return PageTable(titles, [("", rows)])
-
-
-def _score_row(row: dict[Any, Any], metrics: Sequence[str]) -> list[PageCell]:
-    seeds = f"{row['seeds']} seed{'' if row['seeds'] == 1 else 's'}"
-    left_out = [f"{row[name]} {name.replace('_', ' ')}" for name in ("failed", "not_averaged") if row[name]]
-    trainable = row["trainable"]
-    verdict = PageCell("reference" if is_reference(row["method"]) and row["seeds"] else DASH, tone="soft")
-    if row["verdict"]:
-        verdict = _verdict(row["verdict"], f"p {p_value(row['difference_p'])}")
-    return [
-        PageCell(row["method"], row["method"], ", ".join([seeds] * bool(row["seeds"]) + left_out) or NOT_RUN),
-        PageCell(DASH) if pd.isna(trainable) else PageCell(f"{trainable:,}", trainable, share(row["percent"])),
-        _bytes(row["stored_bytes"]),
-        *(_score(*score_in(row, metric), tone="strong" if metric == row["main_metric"] else "") for metric in metrics),
-        _points(row["difference_points"], row["difference_low"], row["difference_high"]),
-        verdict,
-        _seconds(row["train_seconds"]),
-        PageCell(number(row["rows_per_second"], ",.0f"), row["rows_per_second"]),
-        _bytes(row["peak_memory_bytes"]),
-    ]
-
-
 def _scatter(task: TaskRows, name: str) -> dict[str, Any]:
-    rows = [[PageCell(row["method"], row["method"]), _count(row["trainable"]), *main_score(row)] for row in task.scored]
+    rows = [
+        [PageCell(row["method"], row["method"]), count_cell(row["trainable"]), *main_score(row)] for row in task.scored
+    ]
     return _with_numbers(task.title, task.metric, "parameters", scatter_chart(task, name), rows)
 
 
 def _sizes(curve: SizeCurve, name: str, styles: Mapping[str, int]) -> dict[str, Any]:
     cells = [(method, size, one) for method, line in curve.lines for size, one in line.items()]
-    rows = [[PageCell(method, method), _count(size), one.mean, one.low, one.high] for method, size, one in cells]
+    rows = [[PageCell(method, method), count_cell(size), one.mean, one.low, one.high] for method, size, one in cells]
     return _with_numbers(curve.title, curve.metric, curve.axis, size_chart(curve, name, styles), rows)
 
 
@@ -232,7 +146,9 @@ def _forest(task: TaskRows, evidence: ReportContent, name: str) -> dict[str, Any
         tests = ", ".join(f"{seed}: {p_value(p)}" for seed, p in sorted(one.seed_tests.items()))
         ends = (100 * end for end in (one.difference.mean, one.difference.low, one.difference.high))
         p = PageCell(p_value(one.adjusted_p), one.adjusted_p)
-        rows.append([PageCell(method, method), _verdict(one.verdict), _points(*ends), p, PageCell(tests or DASH)])
+        rows.append(
+            [PageCell(method, method), verdict_cell(one.verdict), points_cell(*ends), p, PageCell(tests or DASH)]
+        )
     least = evidence.measured.detectable.get(task.task)
     shown = least is not None and task.metric == "accuracy" and math.isfinite(least.difference)
     return {
@@ -269,6 +185,19 @@ def _curves(task: TaskRows, records: Sequence[RunRecord], name: str) -> dict[str
     return {"task": task.title, "panels": [each for each in panels if each[1]], "table": table}
 
 
+def _reliability(task: TaskRows, evidence: ReportContent, name: str) -> dict[str, Any] | None:
+    """Return how often answers of each probability are right; None where no method gives probabilities."""
+    found = reliabilities(task, evidence)
+    if not found:
+        return None
+    rows = [
+        [PageCell(method, method), *(PageCell(f"{x:.3f}", x) for x in (one.mean_confidence, one.mean_right, one.error))]
+        for method, one in found.items()
+    ]
+    table = PageTable(("method", "mean probability", "share right", "calibration error"), [("", rows)])
+    return {"task": task.title, "panels": reliability_panels(task, found, name), "table": table}
+
+
 def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Mapping[str, RowTexts]) -> dict[str, Any]:
     """Return confusions and wrong rows of each task, of methods without swept settings where there are others."""
     confusions, errors, told, data = [], [], [], []
@@ -281,7 +210,9 @@ def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Map
         names = label_names(evidence.records, task.task, next(iter(methods.values())))
         if {one.problem_type for one in methods.values()} == {"classification"}:
             found = confusions_of(names, methods)
-            rows = [[*(PageCell(word, word) for word in words), _count(count)] for *words, count in found["frequent"]]
+            rows = [
+                [*(PageCell(word, word) for word in words), count_cell(count)] for *words, count in found["frequent"]
+            ]
             table = PageTable(titles, [("", rows)], titles[:3]) if rows else None
             confusions.append({"task": task.title, "label_names": names, "table": table, **found})
         wrong = wrong_rows(names, methods, texts.get(task.task))
@@ -293,38 +224,6 @@ def _row_sections(tasks: Iterable[TaskRows], evidence: ReportContent, texts: Map
     holds_texts = any("x" in columns for columns in data)
     wrong_ones = {"errors": errors, "error_notes": told, "error_data": _json(data), "holds_texts": holds_texts}
     return {"confusions": confusions, **wrong_ones}
-
-
-def _verdict(verdict: str, detail: str = "") -> PageCell:
-    return PageCell(verdict, verdict, detail, verdict if verdict in ("better", "worse") else "soft")
-
-
-def _score(mean: float, low: float, high: float, tone: str = "") -> PageCell:
-    joint = DASH if low >= 0 else " to "
-    detail = "" if pd.isna(mean) or pd.isna(low) else f"{low:.3f}{joint}{high:.3f}".replace("-", "\N{MINUS SIGN}")
-    return PageCell(number(mean, ".3f"), mean, detail, tone)
-
-
-def _points(mean: float, low: float = math.nan, high: float = math.nan) -> PageCell:
-    if pd.isna(mean):
-        return PageCell(DASH)
-    return PageCell(signed(mean), mean, "" if pd.isna(low) else f"{signed(low)} to {signed(high)}")
-
-
-def _count(value: int) -> PageCell:
-    return PageCell(f"{value:,}", int(value))
-
-
-def _bytes(value: Any, detail: str = "") -> PageCell:
-    return PageCell(readable_bytes(value), value, detail)
-
-
-def _seconds(value: float, detail: str = "") -> PageCell:
-    return PageCell(readable_seconds(value), value, detail)
-
-
-def _ratio(part: Any, whole: Any) -> str:
-    return "" if pd.isna(part) or pd.isna(whole) or not part or not whole else f"{100 * part / whole:.0f} % of full"
 
 
 def _json(plain: Any) -> Markup:

@@ -1,6 +1,8 @@
-"""What held-out rows say of a trained head's probabilities: its temperature, and from where on a label is said."""
+"""Whether probabilities can be believed, and what held-out rows say of them: temperature, thresholds for labels."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -84,3 +86,57 @@ def _best_threshold(shares: np.ndarray, ones: np.ndarray) -> float:
     # Any place between two neighbouring shares gives the same answers: one half, where it lies there.
     places = np.where((np.append(ranked[1:], 0.0) < 0.5) & (ranked >= 0.5), 0.5, between)[best]
     return float(np.clip(places[np.abs(places - 0.5).argmin()], _LEAST, _MOST))
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often answers are right, by the probability that was given to them; bins without answers are left out.
+
+    Attributes:
+        counts: (B,) answers in each bin.
+        confidence: (B,) mean probability given to them.
+        right: (B,) share of them that is right.
+    """
+
+    counts: np.ndarray
+    confidence: np.ndarray
+    right: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Return the expected calibration error: the mean distance of the two, by answers."""
+        return float(np.average(np.abs(self.confidence - self.right), weights=self.counts))
+
+    @property
+    def mean_confidence(self) -> float:
+        """Return the mean probability given to all answers."""
+        return float(np.average(self.confidence, weights=self.counts))
+
+    @property
+    def mean_right(self) -> float:
+        """Return the share of all answers that is right."""
+        return float(np.average(self.right, weights=self.counts))
+
+
+def reliability_of(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> Reliability:
+    """Return the reliability of answers in bins of equal width.
+
+    An answer is the class with the highest probability, or, of several labels, that a label is there.
+
+    Args:
+        probabilities: (S, R, C) of S trainings.
+        labels: (R,) classes, or (R, C) zeros and ones.
+        bins: from 0 to 1.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    if labels.ndim == 1:
+        stated, right = probabilities.max(axis=2).ravel(), (probabilities.argmax(axis=2) == labels).ravel()
+    else:
+        stated = probabilities.ravel()
+        right = np.broadcast_to(labels == 1, probabilities.shape).ravel()
+    places = np.minimum((stated * bins).astype(int), bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    sums = (np.bincount(places, weights=values.astype(np.float64), minlength=bins) for values in (stated, right))
+    confidence, share = (total[counts > 0] / counts[counts > 0] for total in sums)
+    return Reliability(counts[counts > 0], confidence, share)

@@ -99,7 +99,7 @@ def test_every_section_is_in_the_contents_and_none_is_empty(page: str) -> None:
     reader = PageReader(page)
     links = [str(each["href"])[1:] for each in reader.all("a") if each.get("class") != "skip"]
     assert [each["id"] for each in reader.all("section")] == links
-    assert 11 == len(links)
+    assert 12 == len(links)
     few = PageReader(render_report_page(evidence_of([make_record("mrpc", "majority")])))
     expected = ["scores", "totals", "parameters", "provenance", "notes"]
     assert expected == [each["id"] for each in few.all("section")]
@@ -113,7 +113,8 @@ def test_structure_is_told_to_those_who_do_not_see_it(page: str) -> None:
     ids = [str(attributes["id"]) for _, attributes in reader.elements if "id" in attributes]
     assert sorted(set(ids)) == sorted(ids)
     drawings = reader.all("svg")
-    assert 2 + 2 + 2 + 2 + 2 * 4 * 2 == len(drawings)  # scores, two sweeps, differences, curves of losses and scores
+    # Scores, two sweeps, differences, reliability of each method, curves of losses and of scores.
+    assert 2 + 2 + 2 + 2 + 2 * 5 + 2 * 4 * 2 == len(drawings)
     for each in drawings:
         assert each["role"] == "img"
         assert {each["aria-labelledby"], each["aria-describedby"]} <= set(ids)

@@ -27,7 +27,8 @@ from registry.reports.content import (
 from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import MOST_ROWS, read_texts
 from registry.reports.numbers import p_value
-from registry.reports.page import PageCell, PageTable, page_content, render_report_page
+from registry.reports.page import page_content, render_report_page
+from registry.reports.page_tables import PageCell, PageTable
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
@@ -204,6 +205,17 @@ def test_learning_curves_show_every_run(content: dict[str, Any]) -> None:
     assert [3, 4, 3, 3] == [panel.count('class="seed') for panel in losses]
     assert [0, 1, 0, 0] == [panel.count('class="seed failed"') for panel in losses]
     assert [3, 4, 3, 3] == [panel.count('class="seed') for panel in scores]
+
+
+def test_reliability_is_that_of_the_answers(content: dict[str, Any], evidence: ReportContent) -> None:
+    """Each method has a figure, and in the table the mean probability said and the share that is right."""
+    mrpc = content["reliability"][0]
+    shown = cells_of(mrpc["table"])
+    assert len(shown) == len(mrpc["panels"])
+    for method, row in shown.items():
+        answers = evidence.answers["mrpc", method]
+        assert f"{answers.probabilities.max(axis=2).mean():.3f}" == row["mean probability"].text
+        assert f"{answers.correct().mean():.3f}" == row["share right"].text
 
 
 def test_confusions_count_every_answer(content: dict[str, Any], evidence: ReportContent) -> None:

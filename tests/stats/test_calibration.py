@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from registry.config import HeadConfig, TrainingConfig
 from registry.errors import ConfigError
-from registry.stats.calibration import check_calibration, find_temperature, find_thresholds
+from registry.stats.calibration import check_calibration, find_temperature, find_thresholds, reliability_of
 from registry.tasks.metrics import centre_thresholds, predicted_labels, score
 from tests.support.command_line import QUICK, call, succeed, write_csv
 
@@ -101,3 +101,31 @@ def test_a_stored_set_answers_by_its_own_thresholds(tmp_path: Path, tiny_folder:
     succeed("bench", *columns, "--backbone", tiny_folder, *QUICK, *tuned, "--labels", "a,b", *grid)
     assert "2 records" in succeed("report", out, "--check").out
     assert "houlsby" in succeed("compare", out, "--method", "houlsby", "--method", "head_only").out
+
+
+def test_reliability_counts_answers_by_their_probability() -> None:
+    """Bins hold their answers, their mean probability and the share that is right; the error weighs the distances."""
+    probabilities = np.array([[[0.95, 0.05], [0.08, 0.92], [0.55, 0.45]], [[0.45, 0.55], [0.0, 1.0], [0.52, 0.48]]])
+    found = reliability_of(probabilities, np.array([0, 0, 0]))
+    assert [3, 3] == found.counts.tolist()
+    np.testing.assert_allclose([(0.55 + 0.55 + 0.52) / 3, (0.95 + 0.92 + 1.0) / 3], found.confidence)
+    np.testing.assert_allclose([2 / 3, 1 / 3], found.right)
+    assert found.error == pytest.approx((abs(0.54 - 2 / 3) + abs(2.87 / 3 - 1 / 3)) / 2)
+    assert (3 / 6, pytest.approx((1.62 + 2.87) / 6)) == (found.mean_right, found.mean_confidence)
+
+
+def test_reliability_of_labels_is_that_of_each_being_there() -> None:
+    """Of several labels every probability is an answer, right where the label is there."""
+    found = reliability_of(np.array([[[0.2, 0.9], [0.25, 0.95]]]), np.array([[0, 1], [1, 0]]))
+    assert ([2, 2], [0.5, 0.5]) == (found.counts.tolist(), found.right.tolist())
+
+
+def test_drawn_labels_are_reliable() -> None:
+    """Labels drawn by their own probabilities have nearly no error; the same ones said twice as surely have one."""
+    rng = np.random.default_rng(0)
+    ones = rng.uniform(size=40_000)
+    shares = np.stack([1 - ones, ones], axis=1)
+    labels = (rng.uniform(size=len(ones)) < ones).astype(int)
+    sure = shares**3 / (shares**3).sum(axis=1, keepdims=True)
+    assert reliability_of(shares[np.newaxis], labels).error < 0.01
+    assert reliability_of(sure[np.newaxis], labels).error > 0.05

@@ -62,16 +62,16 @@ def test_own_metrics_run_only_where_they_were_named(tmp_path: Path, monkeypatch:
     found = np.array([[0.6, 0.4], [0.2, 0.8], [0.9, 0.1]])
     name = use_metric(share_of_thirds)
     assert score("classification", [0, 0, 0], found, ("accuracy", name)) == {"accuracy": 2 / 3, name: 2 / 3}
-    (tmp_path / "own_zero.py").write_text("def zero(labels, probabilities):\n    return 1 / 0\n")
+    (tmp_path / "ours.py").write_text("def zero(labels, probabilities):\n    return 1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"known here, found 'own_zero:zero'.*--metric own_zero:zero"):
-        score("classification", [0, 0, 0], found, ("own_zero:zero",))
-    assert "mine" not in sys.modules
-    use_metric("own_zero:zero")
-    with pytest.raises(ConfigError, match="metric own_zero:zero of 3 rows: expected a number, found .ZeroDivisionError"):
-        score("classification", [0, 0, 0], found, ("own_zero:zero",))
+    with pytest.raises(ConfigError, match=r"known here, found 'ours:zero'.*--metric ours:zero"):
+        score("classification", [0, 0, 0], found, ("ours:zero",))
+    assert "ours" not in sys.modules
+    use_metric("ours:zero")
+    with pytest.raises(ConfigError, match="metric ours:zero of 3 rows: expected a number, found .ZeroDivisionError"):
+        score("classification", [0, 0, 0], found, ("ours:zero",))
     with pytest.raises(ConfigError, match="a function that can be imported from here"):
-        use_metric("own_zero:none")
+        use_metric("ours:none")
 
 
 @pytest.mark.parametrize("answer", [0, 1])
