@@ -1,4 +1,4 @@
-"""LoRA beside peft's LoRA, sets of several methods in one batch, and ModernBERT packed beside ModernBERT padded.
+"""LoRA beside the peers' LoRA and ONNX Runtime, several methods in one batch, ModernBERT packed and padded.
 
 Rates and ratios as in main.py, of one run: every contender takes its turn in every round. ModernBERT is a random
 encoder of the real one's widths and fewer layers, so its figures are of speed alone.
@@ -29,7 +29,8 @@ from ours import (
     training_config,
 )
 from peer_client import PeerWorker
-from rounds import Contender, Results, measure, timed
+from rounds import Contender, ContenderError, Results, measure, timed
+from scores import Course, plain
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from registry.bench.records import write_file
@@ -37,16 +38,20 @@ from registry.config import LoraConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.encoder import NO_ADAPTERS, Encoder
-from registry.model.inference import LabelledRows
+from registry.model.inference import LabelledRows, predict_probabilities
 from registry.model.pretrained import Weights
 from registry.provenance import code_version, command_line, hardware, library_versions
 from registry.serving.pool import AdapterPool
+from registry.tasks.loading import load_task
+from registry.tasks.rows import Rows
+from registry.tasks.spec import find_task
 from registry.training.loop import train
 
 LORA = LoraConfig(rank=8, alpha=16.0, targets=("query", "value"))
 SIZES = {"mrpc": 96, "sst2": 192}
 MANY = 64
 MODERN_LAYERS, MODERN_ROWS = 6, 24
+SCORED_TRAIN = 2_000
 
 
 def main() -> None:
@@ -71,9 +76,10 @@ def main() -> None:
                 for each in measure(group, made(), options.rounds)
             ]
         )
+        scores = score_answers(backbones, options.data, worker)
         versions = worker.versions
         worker.close()
-    write(results, versions, options.out)
+    write(results, scores, versions, options.out)
 
 
 def groups(
@@ -83,8 +89,8 @@ def groups(
     batches, owners = mixed_batches(len(rows["sst2"]))
     many = [[place % MANY for place in range(first, first + len(own))] for first, own in enumerate(owners)]
 
-    def peer(group: str, label: str, count: int) -> Contender:
-        return Contender("peft", label, count, lambda: worker.seconds(f"{group}/peft"))
+    def peer(group: str, label: str, count: int, key: str = "peft") -> Contender:
+        return Contender(key, label, count, lambda: worker.seconds(f"{group}/{key}"))
 
     def mixed() -> list[Contender]:
         tokens, count = rows["sst2"].tokens, sum(map(len, batches))
@@ -104,6 +110,7 @@ def groups(
                 backbones, ask(both, owners), "both", f"{MIXED_SETS} sets, LoRA and bottlenecks in turn", count
             ),
             peer("mixed-sst2", f"peft: adapter_names of {MIXED_SETS} LoRA", count),
+            peer("mixed-sst2", f"adapters: BatchSplit of {MIXED_SETS} LoRA", count, "adapters_lora"),
         ]
 
     found: dict[str, Callable[[], list[Contender]]] = {}
@@ -111,14 +118,52 @@ def groups(
         found[f"train-{task}"] = lambda own=own, task=task: [
             *contenders(backbones, lambda name, each: _training(each, own), "ours", "ours: one LoRA set", len(own)),
             peer(f"train-{task}", "peft: LoRA, padded", len(own)),
+            peer(f"train-{task}", "adapters: LoRA, padded", len(own), "adapters_lora"),
         ]
         found[f"infer-{task}"] = lambda own=own, task=task: [
             *contenders(
                 backbones, lambda name, each: _answering(each, own.tokens), "ours", "ours: one LoRA set", len(own)
             ),
             peer(f"infer-{task}", "peft: LoRA, padded", len(own)),
+            peer(f"infer-{task}", "adapters: LoRA, padded", len(own), "adapters_lora"),
+            peer(f"infer-{task}", "ONNX Runtime: merged, float32, sorted, padded", len(own), "onnx"),
+            peer(f"infer-{task}", "ONNX Runtime: merged, int8, sorted, padded", len(own), "onnx_int8"),
         ]
     return {**found, "mixed-sst2": mixed, "modernbert": modern_contenders}
+
+
+def score_answers(backbones: Mapping[str, Backbone], source: str, worker: PeerWorker) -> list[dict[str, Any]]:
+    """Return what a trained LoRA scores on SST-2 in each form: ours by dtype, peft's, and that in ONNX Runtime."""
+    data = load_task(find_task("sst2"), source, limit=SCORED_TRAIN)
+    course = Course("sst2", 2, data, *(_tokens(backbones["float32"], rows) for rows in (data.train, data.reported)))
+    adapter_set = backbones["float32"].new_adapter_set(LORA, HEAD)
+    train(backbones["float32"].encoder, adapter_set, course.train, training_config(course.epochs))
+    found = []
+    for name, backbone in backbones.items():
+        shares = predict_probabilities(backbone.encoder, adapter_set.eval(), course.reported.tokens)
+        found.append(_scored(f"ours, {name}", course, shares.argmax(axis=1)))
+    path = worker.folder / "course.json"
+    path.write_text(json.dumps({"train": plain(course.train), "reported": plain(course.reported)}))
+    asked = {"contender": "peft", "rows": str(path), "epochs": course.epochs, "onnx": True}
+    try:
+        answer = worker.ask({"score": asked})
+    except ContenderError as err:
+        return [*found, {"form": "peft, ONNX Runtime", "failed": str(err)}]
+    titles = {
+        "predictions": "peft, float32",
+        "onnx": "the same, ONNX Runtime float32",
+        "onnx_int8": "ONNX Runtime int8",
+    }
+    return [*found, *(_scored(title, course, answer[key]) for key, title in titles.items())]
+
+
+def _tokens(backbone: Backbone, rows: Rows) -> LabelledRows:
+    return LabelledRows(backbone.tokenize(rows.texts, rows.pairs), rows.labels)
+
+
+def _scored(form: str, course: Course, chosen: Sequence[int]) -> dict[str, Any]:
+    right = [int(found == label) for found, label in zip(chosen, course.reported.labels, strict=True)]
+    return {"form": form, "accuracy": sum(right) / len(right), "rows": len(right), "trained_on": len(course.train)}
 
 
 def _two_methods(backbone: Backbone) -> AdapterPool[int]:
@@ -192,7 +237,14 @@ def _padded(model: PreTrainedModel, rows: TokenRows, batches: Sequence[Sequence[
 TARGETS = (
     ("Train one LoRA set, MRPC, best dtype, vs peft", "train-mrpc", "ours", "peft", 3.0),
     ("Train one LoRA set, SST-2, best dtype, vs peft", "train-sst2", "ours", "peft", 4.0),
+    ("Train one LoRA set, MRPC, best dtype, vs adapters' LoRA", "train-mrpc", "ours", "adapters_lora", None),
+    ("Train one LoRA set, SST-2, best dtype, vs adapters' LoRA", "train-sst2", "ours", "adapters_lora", None),
     ("Answers of one LoRA set, MRPC, best dtype, vs peft", "infer-mrpc", "ours", "peft", 2.5),
+    ("Answers of one LoRA set, MRPC, best dtype, vs adapters' LoRA", "infer-mrpc", "ours", "adapters_lora", None),
+    ("Answers of one LoRA set, MRPC, best dtype, vs ONNX Runtime, float32", "infer-mrpc", "ours", "onnx", None),
+    ("Answers of one LoRA set, MRPC, best dtype, vs ONNX Runtime, int8", "infer-mrpc", "ours", "onnx_int8", None),
+    ("Answers of one LoRA set, SST-2, best dtype, vs ONNX Runtime, float32", "infer-sst2", "ours", "onnx", None),
+    ("Answers of one LoRA set, SST-2, best dtype, vs ONNX Runtime, int8", "infer-sst2", "ours", "onnx_int8", None),
     (
         f"{MIXED_ROWS} rows over {MIXED_SETS} LoRA sets, best dtype, vs peft adapter_names",
         "mixed-sst2",
@@ -200,6 +252,7 @@ TARGETS = (
         "peft",
         4.0,
     ),
+    ("The same, vs adapters' BatchSplit of LoRA", "mixed-sst2", "mixed", "adapters_lora", None),
     ("The same, vs our own one-set rate", "mixed-sst2", "mixed", "one", 0.9),
     (f"Rows of {MANY} LoRA sets, vs our own one-set rate", "mixed-sst2", "many", "one", None),
     (f"{MIXED_SETS} sets, LoRA and bottlenecks in turn, vs our own one-set rate", "mixed-sst2", "both", "one", None),
@@ -208,7 +261,7 @@ TARGETS = (
 )
 
 
-def write(results: Results, versions: dict[str, str], out: Path) -> None:
+def write(results: Results, scores: list[dict[str, Any]], versions: dict[str, str], out: Path) -> None:
     """Write the figures for programs and the tables for people."""
     machine = hardware(torch.get_num_threads(), None)
     lines = ["# Methods: rates beside peft's, and of several methods together", ""]
@@ -230,8 +283,21 @@ def write(results: Results, versions: dict[str, str], out: Path) -> None:
         lines.append(
             f"| {each.group} | {each.label} | {f'{each.rate:,.1f}' if each.rate else each.failed} | {spread} |"
         )
-    content = {"code": code_version(), "command": command, "libraries": library_versions(), "peers": versions,
-               "targets": found, "results": [each.to_json() for each in results.values()]}  # fmt: skip
+    lines += ["", "| a LoRA of rank 8 answers SST-2's validation rows as | accuracy |", "|---|---|"]
+    lines += [f"| {each['form']} | {each.get('failed') or format(each['accuracy'], '.4f')} |" for each in scores]
+    lines += [
+        "",
+        f"Trained on {SCORED_TRAIN:,} rows for two epochs, one seed: to be compared within ours and within peft's.",
+    ]
+    content = {
+        "code": code_version(),
+        "command": command,
+        "libraries": library_versions(),
+        "peers": versions,
+        "targets": found,
+        "scores": scores,
+        "results": [each.to_json() for each in results.values()],
+    }
     write_file(out / "benchmark_methods.md", ("\n".join(lines) + "\n").encode())
     write_file(out / "benchmark_methods.json", (json.dumps(content, indent=1) + "\n").encode())
     print("\n".join(lines))

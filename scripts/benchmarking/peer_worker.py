@@ -21,12 +21,13 @@ import adapters
 import peft
 import torch
 from adapters.composition import BatchSplit
+from peer_onnx import OnnxModel
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, BertModel
 
 BATCH, NOTEBOOK_BATCH, NOTEBOOK_LENGTH = 16, 8, 512
 MIXED_SETS = 16
-LEARNING_RATES = {"adapters": 1e-3, "peft": 1e-3, "full": 1e-4, "notebook": 1e-3}
+LEARNING_RATES = {"adapters": 1e-3, "adapters_lora": 1e-3, "peft": 1e-3, "full": 1e-4, "notebook": 1e-3}
 
 Rows = dict[str, list[Any]]
 Inputs = dict[str, Tensor]
@@ -97,7 +98,12 @@ class Peers:
         return lambda: train(model, rows, epochs=1, rate=LEARNING_RATES[key], batch_size=size, length=length)
 
     def inference(self, key: str, rows: Rows) -> Callable[[], None]:
-        """Return answering all rows, in random order or (``_sorted``) in order of length."""
+        """Return answering all rows, in random order or (``_sorted``, ONNX Runtime) in order of length."""
+        if key.startswith("onnx"):
+            exported = OnnxModel(self.plain("full").cpu(), int8=key == "onnx_int8")  # as with a LoRA merged into it
+            order = sorted(range(len(rows["labels"])), key=lambda row: len(rows["input_ids"][row]))
+            cpu = torch.device("cpu")
+            return lambda: exported.logits([pad(rows, batch, cpu) for batch in cut(order, BATCH)])
         model = self.model(key.removesuffix("_sorted")).eval()
         order = shuffled(len(rows["labels"]), seed=0)
         if key.endswith("_sorted"):
@@ -117,7 +123,8 @@ class Peers:
             chosen = [{"adapter_names": [names[owner] for owner in each]} for each in owners]
             return lambda: answer(model, rows, batches, chosen)
         sizes = [sum(owner == number for owner in owners[0]) for number in range(MIXED_SETS)]
-        model = self.with_bottlenecks(names).eval()  # the blocks are set once, which is as kind as can be
+        lora = key == "adapters_lora"
+        model = self.with_bottlenecks(names, lora).eval()  # the blocks are set once, which is as kind as can be
         model.set_active_adapters(BatchSplit(*names, batch_sizes=sizes))
         model.active_head = BatchSplit(*names, batch_sizes=sizes)
         blocks = [
@@ -143,8 +150,8 @@ class Peers:
     def model(self, key: str) -> nn.Module:
         """Return a fresh model of one contender with one set, what trains chosen as its users do."""
         torch.manual_seed(self.job["seed"])
-        if key == "adapters":
-            return self.with_bottlenecks(["set0"])
+        if key in ("adapters", "adapters_lora"):
+            return self.with_bottlenecks(["set0"], lora=key == "adapters_lora")
         if key == "peft":
             return self.with_lora(["set0"])
         if key == "bare":
@@ -165,11 +172,12 @@ class Peers:
             return adapters.BertAdapterModel.from_pretrained(self.job["checkpoint"]).to(self.device)
         return BertForSequenceClassification.from_pretrained(self.job["checkpoint"], num_labels=2).to(self.device)
 
-    def with_bottlenecks(self, names: Sequence[str]) -> nn.Module:
-        """Return the ``adapters`` model with one seq_bn adapter and one linear head for each name."""
+    def with_bottlenecks(self, names: Sequence[str], lora: bool = False) -> nn.Module:
+        """Return the ``adapters`` model with one seq_bn adapter, or LoRA, and one linear head for each name."""
         model = self.plain("adapters")
+        config = adapters.LoRAConfig(r=8, alpha=16) if lora else adapters.SeqBnConfig(reduction_factor=16)
         for name in names:
-            model.add_adapter(name, config=adapters.SeqBnConfig(reduction_factor=16))
+            model.add_adapter(name, config=config)
             model.add_classification_head(name, num_labels=2, layers=1)
         model.train_adapter(names[0])
         model.active_head = names[0]
@@ -194,11 +202,20 @@ class Peers:
         held = splits["reported"]
         order = sorted(range(len(held["labels"])), key=lambda row: len(held["input_ids"][row]))
         batches = list(cut(order, BATCH))
-        logits = torch.cat(answer(model.eval(), held, batches))
-        predictions = [0] * len(order)
-        for row, label in zip(order, logits.argmax(-1).tolist(), strict=True):
-            predictions[row] = label
-        return {"predictions": predictions, "seconds": seconds, "learning_rate": LEARNING_RATES[key]}
+        found = {"predictions": in_order(order, answer(model.eval(), held, batches))}
+        if request.get("onnx"):
+            merged, padded = model.merge_and_unload().cpu(), [pad(held, each, torch.device("cpu")) for each in batches]
+            for name in ("onnx", "onnx_int8"):
+                found[name] = in_order(order, OnnxModel(merged, int8=name == "onnx_int8").logits(padded))
+        return {**found, "seconds": seconds, "learning_rate": LEARNING_RATES[key]}
+
+
+def in_order(order: Sequence[int], logits: Sequence[Tensor]) -> list[int]:
+    """Return the most probable class of each row, rows back in the order in which they stand."""
+    predictions = [0] * len(order)
+    for row, label in zip(order, torch.cat(list(logits)).argmax(-1).tolist(), strict=True):
+        predictions[row] = label
+    return predictions
 
 
 def train(
@@ -279,7 +296,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     peers = Peers(json.loads(Path(sys.argv[1]).read_text()))
-    versions = {name: metadata.version(name) for name in ("adapters", "peft", "transformers", "torch")}
+    versions = {name: metadata.version(name) for name in ("adapters", "peft", "transformers", "torch", "onnxruntime")}
     answers.write(json.dumps({"versions": versions}) + "\n")
     for line in sys.stdin:
         answers.write(json.dumps(reply(peers, json.loads(line))) + "\n")
