@@ -201,7 +201,7 @@ def told_of_training(found: dict[str, Any]) -> list[str]:
     return [
         "## Trained on",
         "",
-        "`train --data` on three quarters of the file and on all of it, one epoch, with rows held out and scored: texts",
+        "`train --data` on three quarters of the file and on all of it, one epoch, rows held out and scored: texts",
         "lie on disk and are tokenised as they are asked for.",
         "",
         "| rows | file | rows/s, reading and scoring included | most memory |",
