@@ -85,9 +85,9 @@ class FusionAdapter(MethodAdapter):
         own = cast(FusionWeights, self.fusions[key])
         seams = [cast(BottleneckAdapter, member).seam(layer, place) for member in self.members]
         squeezes = [seam.squeeze._replace(dropout=None) for seam in seams if seam.squeeze is not None]
-        scales = [member.adapter.scale for member in self.config.members]
-        fusion = Fusion(own.query, own.query_bias, own.key, own.value, tuple(squeezes), tuple(scales))
         placement = self.config.members[0].adapter.placement  # all have the same
+        scales = [member.adapter.scale if placement == "parallel" else 1.0 for member in self.config.members]
+        fusion = Fusion(own.query, own.query_bias, own.key, own.value, tuple(squeezes), tuple(scales))
         return Seam(Kind(placement, "identity", 1.0, False, is_fused=True), fusion=fusion)
 
 
