@@ -194,17 +194,10 @@ def _train_pass(
         for name, (data, plan) in zip(names, planned, strict=True)
     ]
     with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
+        observing = [observers(observe, log.observe) for observe, log in zip(progress.observers, logs, strict=True)]
         jobs = [
-            FitJob(
-                plan,
-                data,
-                checkpoint,
-                observers(observe, log.observe),
-                members=registry.load_members(plan.adapter),
-            )
-            for (data, plan), checkpoint, observe, log in zip(
-                planned, checkpoints, progress.observers, logs, strict=True
-            )
+            FitJob(plan, data, checkpoint, observe, members=registry.load_members(plan.adapter))
+            for (data, plan), checkpoint, observe in zip(planned, checkpoints, observing, strict=True)
         ]
         try:
             outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
