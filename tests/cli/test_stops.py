@@ -121,7 +121,8 @@ def test_a_killed_fusion_goes_on_with_the_same_members(
 ) -> None:
     """--resume ends with the weights of a training that nobody killed, and goes on with no other members."""
     store = tmp_path / "store"
-    data = ("--data", rows, "--text-col", "sentence", "--label-col", "label", "--backbone", tiny_folder)
+    columns = ("--text-col", "sentence", "--label-col", "label", "--max-length", "32")
+    data = ("--data", rows, *columns, "--backbone", tiny_folder)
     for seed, name in enumerate("abc"):
         shape = ("--reduction-factor", "4", "--epochs", "1", "--limit", "40", "--seed", seed)
         succeed("--store", store, "train", "mood", "--name", name, *data, *shape)
