@@ -1,6 +1,7 @@
 """Everything that trains: a method's weights, and a head.
 
 An ``AdapterSet`` owns its tensors by containment: *trainable* is ``parameters()``, *saved* is ``state_dict()``.
+The members of a fused set are in neither.
 It knows nothing of the encoder but H, L and the width inside the feed-forward part; the encoder asks it around its
 products, in front of its keys and at its seams, whose formulas are in formulas.py.
 """

@@ -11,6 +11,7 @@ import msgspec
 from registry.config import (
     BASELINES,
     PLACEMENTS,
+    FusionConfig,
     HeadConfig,
     LoraConfig,
     MethodConfig,
@@ -57,6 +58,8 @@ class Plan(Record, frozen=True, kw_only=True):
         }
         for part in ("adapter", "head", "training"):
             told.update({name: str(value) for name, value in (msgspec.to_builtins(getattr(self, part)) or {}).items()})
+        if isinstance(self.adapter, FusionConfig):
+            told["members"] = ", ".join(f"{each.reference} ({each.digest[:12]})" for each in self.adapter.members)
         return told
 
     def digest(self, backbone: Backbone, data: TaskData) -> str:
