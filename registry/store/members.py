@@ -92,17 +92,18 @@ def find_fused(store: StoreReader, member: Reference) -> Iterator[str]:
             continue
         with suppress(AdapterNotFoundError):  # removed meanwhile
             for version in store.versions(name):
-                found = [Reference.parse(each) for each in _needed(store, name, version)]
+                found = _needed(store, name, version)
                 if any(each.name == member.name and member.version in (None, each.version) for each in found):
                     yield f"{name}:{version}"
 
 
-def _needed(store: StoreReader, name: str, version: int) -> list[str]:
+def _needed(store: StoreReader, name: str, version: int) -> list[Reference]:
     """Return the members of a version, none where it is no fused set or cannot be read."""
-    with suppress(StoreError, FileNotFoundError):
+    with suppress(StoreError, ConfigError, FileNotFoundError):
         if b'"fusion"' in read_limited(store.folder(name, version) / MANIFEST_FILE, MANIFEST_LIMIT):
             adapter = store.manifest(name, version).adapter
-            return [member.reference for member in adapter.members] if isinstance(adapter, FusionConfig) else []
+            members = adapter.members if isinstance(adapter, FusionConfig) else ()
+            return [Reference.parse(member.reference) for member in members]
     return []
 
 
