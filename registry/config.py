@@ -39,7 +39,7 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
     """The shape of one set's bottlenecks.
 
     Attributes:
-        placement: where a bottleneck joins the layer (formulas: adapters/seam.py).
+        placement: where a bottleneck joins the layer (formulas: adapters/formulas.py).
         reduction_factor: H / M, must divide H.
         activation: the bottleneck's non-linearity.
         init: up-projection at zero, or all weights normal (std 1e-3), or Xavier uniform.
@@ -175,8 +175,43 @@ class PrefixConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="
         _check_layers(self.layers)
 
 
-MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig
-METHODS: tuple[str, ...] = ("bottleneck", "lora", "ia3", "bitfit", "prefix")
+class FusedMember(Record, frozen=True, kw_only=True):
+    """One of the stored sets that a fused one needs: its version, the SHA-256 of its adapter's file, and its shape."""
+
+    reference: str
+    digest: str
+    adapter: AdapterConfig
+
+
+class FusionConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="fusion"):
+    """Attention over what the bottlenecks of stored sets would add (Pfeiffer et al. 2021).
+
+    Attributes:
+        members: 2 to 64 sets of one placement, any of the four, in the same layers, without own layer norms.
+    """
+
+    members: tuple[FusedMember, ...]
+
+    def __post_init__(self) -> None:
+        names = [member.reference for member in self.members]
+        require(2 <= len(names) <= 64, "members", "2 to 64 stored sets, such as --members a,b:2", ", ".join(names))
+        require(len(set(names)) == len(names), "members", "each set once", ", ".join(names))
+        first = self.members[0]
+        for member in self.members:
+            what, own = f"member '{member.reference}'", member.adapter
+            require(not own.layer_norms, what, "bottlenecks without layer norms of their own", "layer_norms")
+            for field in ("placement", "layers"):
+                wanted, found = getattr(first.adapter, field), getattr(own, field)
+                require(wanted == found, what, f"{field} {wanted} as '{first.reference}' has", found)
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """The layers in which the members are."""
+        return self.members[0].adapter.layers
+
+
+MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig | FusionConfig
+METHODS: tuple[str, ...] = ("bottleneck", "lora", "ia3", "bitfit", "prefix", "fusion")
 
 
 class Merging(Record, frozen=True, kw_only=True):

@@ -115,7 +115,7 @@ class Origin(Record, frozen=True, kw_only=True):
 
 
 STORE_FORMAT = 1
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 
 
 def name_method(plain: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     Attributes:
         name, created: of the set; UTC time, ISO 8601.
-        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``.
+        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``; 2 had no fused sets.
         adapter: the method's shape; None is a head alone.
         parameters: elements in both files.
         dtype: of the backbone in training and scoring; the set itself is float32.

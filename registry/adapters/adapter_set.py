@@ -1,8 +1,9 @@
 """Everything that trains: a method's weights, and a head.
 
 An ``AdapterSet`` owns its tensors by containment: *trainable* is ``parameters()``, *saved* is ``state_dict()``.
+The members of a fused set are in neither.
 It knows nothing of the encoder but H, L and the width inside the feed-forward part; the encoder asks it around its
-products, in front of its keys and at its seams, whose formulas are in product.py and seam.py.
+products, in front of its keys and at its seams, whose formulas are in formulas.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from registry.adapters.bitfit import BitFitAdapter
 from registry.adapters.bottleneck import BottleneckAdapter
+from registry.adapters.fusion import FusionAdapter
 from registry.adapters.head import Head
 from registry.adapters.ia3 import Ia3Adapter
 from registry.adapters.interface import Dropout
@@ -24,6 +26,7 @@ from registry.adapters.prefix import PrefixAdapter
 from registry.config import (
     AdapterConfig,
     BitFitConfig,
+    FusionConfig,
     HeadConfig,
     Ia3Config,
     LoraConfig,
@@ -40,6 +43,7 @@ ADAPTERS: Mapping[type, Callable[..., MethodAdapter]] = MappingProxyType(
         Ia3Config: Ia3Adapter,
         BitFitConfig: BitFitAdapter,
         PrefixConfig: PrefixAdapter,
+        FusionConfig: FusionAdapter,
     }
 )
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from registry.adapters.formulas import side_by_side
 from registry.adapters.interface import PLAIN, Change, Parts, Place, Seam
 from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
-from registry.adapters.product import side_by_side
 from registry.config import TARGETS, BitFitConfig, Target
 
 _NORMS: tuple[Place, ...] = ("attention", "ffn")

@@ -1,4 +1,4 @@
-"""Bottlenecks between the layers, and a task's own layer norms: the weights behind the placements of seam.py."""
+"""Bottlenecks between the layers, and a task's own layer norms: the weights behind the placements of formulas.py."""
 
 from __future__ import annotations
 

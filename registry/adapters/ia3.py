@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from registry.adapters.formulas import side_by_side
 from registry.adapters.interface import Change, Parts
 from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
-from registry.adapters.product import side_by_side
 from registry.config import Ia3Config
 
 

@@ -110,14 +110,37 @@ class Prefix(NamedTuple):
     counts: tuple[int, ...]
 
 
+class Fusion(NamedTuple):
+    """Attention over what K frozen bottlenecks would add; formula: ``apply_fusion``.
+
+    Attributes:
+        query, key: (H, H) float32.
+        query_bias: (H,) float32.
+        value: (H, H) float32, V less the identity.
+        members: the K bottlenecks.
+        scales: (K,) factors on what each of them adds.
+    """
+
+    query: Tensor
+    query_bias: Tensor
+    key: Tensor
+    value: Tensor
+    members: tuple[Squeeze, ...]
+    scales: tuple[float, ...]
+
+
 class Kind(NamedTuple):
-    """What a set does at a seam but for its numbers; rows of sets of one kind are computed together."""
+    """What a set does at a seam but for its numbers; rows of sets of one kind are computed together.
+
+    Those of a fused set are computed alone, as it has members of its own.
+    """
 
     placement: Placement | None
     activation: str
     scale: float
     has_norm: bool
     has_shift: bool = False
+    is_fused: bool = False
 
 
 class Seam(NamedTuple):
@@ -128,12 +151,14 @@ class Seam(NamedTuple):
         squeeze: the bottleneck.
         norm: in the place of the backbone's.
         shift: (H,) float32 added to what the norm gives, a change of its bias.
+        fusion: in the place of one bottleneck.
     """
 
     kind: Kind
     squeeze: Squeeze | None = None
     norm: NormWeights | None = None
     shift: Tensor | None = None
+    fusion: Fusion | None = None
 
 
 PLAIN = Seam(Kind(None, "relu", 1.0, False))

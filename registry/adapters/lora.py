@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from registry.adapters.bitfit import Biases
+from registry.adapters.formulas import blocks
 from registry.adapters.interface import BottleneckWeights, Change, Dropout, Parts, Place, Seam, Squeeze
 from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
-from registry.adapters.product import blocks
 from registry.config import LoraConfig, Target
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig, HeadConfig, Ia3Config, LoraConfig, Merging
+from registry.config import AdapterConfig, FusionConfig, HeadConfig, Ia3Config, LoraConfig, Merging
 from registry.errors import ConfigError
 from registry.validation import Record, require
 
@@ -30,8 +30,8 @@ def merge_sets(sets: Sequence[AdapterSet], weights: Sequence[float], merging: Me
         merging: how their changes are put together.
 
     Raises:
-        ConfigError: fewer sets or weights, sets of other configurations, or own layer norms, which only ``average``
-            can merge.
+        ConfigError: fewer sets or weights, sets of other configurations, fused sets, or own layer norms, which
+            only ``average`` can merge.
     """
     require(len(sets) >= 2, "sets to merge", "at least two", len(sets))
     require(len(weights) == len(sets), "weights", f"{len(sets)}, one for each set", len(weights))
@@ -45,6 +45,8 @@ def merge_sets(sets: Sequence[AdapterSet], weights: Sequence[float], merging: Me
             if one != another:
                 raise ConfigError(f"sets to merge: their {kind}", *_differences(one, another))
     config = first.adapter_config
+    whole = not isinstance(config, FusionConfig)
+    require(whole, "sets to merge", "sets that answer without others ('predict a+b' joins any)", "fusion")
     norms = isinstance(config, AdapterConfig) and config.layer_norms
     require(merging.how == "average" or not norms, "how", "average, as these sets have layer norms", merging.how)
     merged = AdapterSet(

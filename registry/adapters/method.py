@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from registry.adapters.formulas import join_alone, multiply_alone, prefix_alone
 from registry.adapters.interface import PLAIN, Adapters, Change, Map, Parts, Place, Prefix, Seam
-from registry.adapters.product import multiply_alone, prefix_alone
-from registry.adapters.seam import join_alone
 from registry.config import MethodConfig, Target
 from registry.validation import require
 
@@ -79,6 +79,9 @@ class MethodAdapter(nn.Module):
     def on_rows(self) -> Adapters:
         """Return itself, as every state is treated alike."""
         return self
+
+    def take_members(self, adapters: Sequence[MethodAdapter]) -> None:
+        """Take the adapters of other sets, where the method joins those of several."""
 
     def start_norms(self, layer: int, attention: nn.Module, ffn: nn.Module) -> None:
         """Give this layer's own norms, where the set has them, the backbone's weights as their start."""

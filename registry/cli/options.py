@@ -191,6 +191,7 @@ SET_OPTIONS = (
     click.option("--alpha", type=float, help="LoRA's scale times the rank."),
     click.option("--targets", help=f"Products that LoRA or (IA)3 changes, with commas: {', '.join(TARGETS)}."),
     click.option("--prefix-length", type=int, help="Keys and values in front of every row, a layer."),
+    click.option("--members", help="Stored sets that fusion joins, with commas: a,b:2,c@best."),
     click.option("--layers", help="Layers that get an adapter, counted from 0: 3,4,5."),
     click.option("--adapter-dropout", type=float, help="Share of bottleneck activations dropped in training."),
     click.option("--layer-norms/--no-layer-norms", default=None, help="Train the task's own layer norms too."),
@@ -247,6 +248,7 @@ def adapter_choices(options: dict[str, Any]) -> dict[str, Any]:
         "alpha": options["alpha"],
         "targets": _targets(options["targets"]),
         "length": options["prefix_length"],
+        "members": _members(options["members"]),
         "layers": _layers(options["layers"]),
         "dropout": options["adapter_dropout"],
         "layer_norms": options["layer_norms"],
@@ -303,6 +305,10 @@ def _one_of(names: tuple[str, ...], options: dict[str, Any], field: str) -> str 
 
 def _targets(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(choose(each.strip(), TARGETS, "targets") for each in text.split(","))
+
+
+def _members(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(each.strip() for each in text.split(","))
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
+from registry.config import FusionConfig
 from registry.errors import ConfigError, RegistryError
 from registry.schema import Reference
 from registry.store.errors import IntegrityError, StoreError
@@ -142,10 +143,14 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     """Show all that is known of one stored set (mrpc, mrpc:3 or mrpc@best)."""
     store = settings.open_store()
     name, version = store.resolve(reference)
-    content = {"version": version, **msgspec.to_builtins(store.manifest(name, version))}
+    manifest = store.manifest(name, version)
+    content = {"version": version, **msgspec.to_builtins(manifest)}
     if as_json:
         print_json(content)
         return
+    if isinstance(manifest.adapter, FusionConfig):
+        told = [f"{member.reference} {member.digest}" for member in manifest.adapter.members]
+        content["adapter"]["members"] = ", ".join(told)
     for key, value in content.items():
         if isinstance(value, dict):
             click.echo(f"{key}")
@@ -217,6 +222,10 @@ def export_command(settings: Settings, reference: str, file: Path, force: bool) 
     name, version = store.resolve(reference)
     path = export_version(store, f"{name}:{version}", file, overwrite=force)
     click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
+    adapter = store.manifest(name, version).adapter
+    if isinstance(adapter, FusionConfig):
+        members = ", ".join(member.reference for member in adapter.members)
+        note(f"a store takes it in once it has its members under their names: export {members} too")
 
 
 @click.command("import")

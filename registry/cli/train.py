@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.schema import Manifest
     from registry.store.registry import Registry
+    from registry.store.store import Store
     from registry.tasks.task_data import TaskData
     from registry.training.checkpoint import Checkpoint
     from registry.training.fit import FitJob, Fitted
@@ -87,6 +88,7 @@ def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **option
     adapter-registry train sst2 --data sample
     adapter-registry train imdb --recipe roberta-patch --epochs 1
     adapter-registry train mrpc sst2 imdb --together
+    adapter-registry train mails --method fusion --members mrpc,sst2@best
     adapter-registry train --data mails.csv --text-col body --label-col folder
     adapter-registry train --from mrpc:3
     """
@@ -115,7 +117,8 @@ def _train_tasks(
 
     loaded = load_tasks(settings, specs, options)
     backbone = settings.load_store_backbone(options["backbone"], recipe.backbone)
-    plans = [_make_plan(data, backbone, recipe, options) for data in loaded]
+    store = settings.open_store() if settings.has_store() else None
+    plans = [_make_plan(data, backbone, recipe, options, store) for data in loaded]
     registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
     planned = list(zip(loaded, plans, strict=True))
     with tracking:
@@ -150,7 +153,9 @@ def _repeat(
         _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
 
 
-def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any]) -> Plan:
+def _make_plan(
+    data: TaskData, backbone: Backbone, recipe: Recipe, options: dict[str, Any], store: Store | None
+) -> Plan:
     from registry.training.plan import make_plan
 
     overrides = training_choices(options)
@@ -160,7 +165,7 @@ def _make_plan(data: TaskData, backbone: Backbone, recipe: Recipe, options: dict
             select_best=overrides["select_best"] or data.spec.main_metric,
             evaluate_every=overrides["evaluate_every"] or recipe.training.evaluate_every or EVALUATION_STEPS,
         )
-    return make_plan("recipe", data, backbone, options["seed"], recipe, **overrides)
+    return make_plan("recipe", data, backbone, options["seed"], recipe, store=store, **overrides)
 
 
 def _train_pass(
@@ -189,16 +194,10 @@ def _train_pass(
         for name, (data, plan) in zip(names, planned, strict=True)
     ]
     with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
+        observing = [observers(observe, log.observe) for observe, log in zip(progress.observers, logs, strict=True)]
         jobs = [
-            FitJob(
-                plan,
-                data,
-                checkpoint,
-                observers(observe, log.observe),
-            )
-            for (data, plan), checkpoint, observe, log in zip(
-                planned, checkpoints, progress.observers, logs, strict=True
-            )
+            FitJob(plan, data, checkpoint, observe, members=registry.load_members(plan.adapter))
+            for (data, plan), checkpoint, observe in zip(planned, checkpoints, observing, strict=True)
         ]
         try:
             outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)

@@ -26,7 +26,7 @@ from registry.adapters.interface import (
     Adapters,
     NoAdapters,
 )
-from registry.config import AdapterConfig, BitFitConfig, LoraConfig, MethodConfig
+from registry.config import AdapterConfig, BitFitConfig, FusionConfig, LoraConfig, MethodConfig
 from registry.model.attention import attend, attend_from_first
 from registry.model.batching import Batch
 from registry.model.families import ENCODER_ACTIVATIONS, FAMILIES, Family
@@ -260,10 +260,11 @@ class Encoder(nn.Module):
         """
         biases = self.layers[0].get_submodule("ffn_out").bias is not None
         family = str(self.config.model_type)
-        if isinstance(adapter, AdapterConfig) and self.is_pre_norm:
+        shape = adapter.members[0].adapter if isinstance(adapter, FusionConfig) else adapter
+        if isinstance(shape, AdapterConfig) and self.is_pre_norm:
             known = ("after_layer", "houlsby", "parallel")
-            require(adapter.placement in known, "placement", f"{', '.join(known)} for {family}", adapter.placement)
-            require(not adapter.layer_norms, "layer_norms", f"none for {family}, which has none at the seams", True)
+            require(shape.placement in known, "placement", f"{', '.join(known)} for {family}", shape.placement)
+            require(not shape.layer_norms, "layer_norms", f"none for {family}, which has none at the seams", True)
         changes = isinstance(adapter, BitFitConfig) or (isinstance(adapter, LoraConfig) and adapter.bias != "none")
         require(biases or not changes, "bias", f"no change of biases for {family}, which has none", str(adapter))
 

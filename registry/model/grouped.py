@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from registry.adapters.formulas import ACTIVATIONS, apply_squeeze, of_states
 from registry.adapters.interface import BottleneckWeights, Squeeze
-from registry.adapters.seam import ACTIVATIONS, apply_squeeze, of_states
 
 Indices: TypeAlias = NDArray[numpy.int64]
 

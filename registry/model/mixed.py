@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from registry.adapters.formulas import join, join_alone
 from registry.adapters.interface import Change, Kind, Map, Parts, Place, Prefix, Seam, SetAdapter, Squeeze
-from registry.adapters.seam import join, join_alone
 from registry.model.batching import Batch
 from registry.model.grouped import Grouping, Indices, group_sets
 
@@ -107,10 +107,10 @@ class MixedAdapters:
 
     def _divide(self, kinds: Sequence[Kind]) -> tuple[list[_Part], Tensor | None]:
         """Return the parts of the batch, one for each kind, and where each state is in their concatenation."""
-        owners: dict[Kind, list[int]] = {}
+        owners: dict[tuple[Kind, int | None], list[int]] = {}
         for owner, kind in zip(self._states, kinds, strict=True):
-            owners.setdefault(kind, []).append(owner)
-        parts = [_Part(kind, tuple(own), self._of(tuple(own))) for kind, own in owners.items()]
+            owners.setdefault((kind, owner if kind.is_fused else None), []).append(owner)
+        parts = [_Part(kind, tuple(own), self._of(tuple(own))) for (kind, _), own in owners.items()]
         if len(parts) == 1:
             return parts, None
         places = torch.cat([part.members.places for part in parts])

@@ -30,6 +30,7 @@ from registry.adapters.interface import (
     QUERY_KEY_VALUE,
     BottleneckWeights,
     Change,
+    Fusion,
     NormWeights,
     Parts,
     Place,
@@ -126,17 +127,24 @@ class ResidentSet:
 def _detach_seam(seam: Seam, dtype: torch.dtype) -> Seam:
     """Return the seam with tensors of its own that train no more."""
     norm = None if seam.norm is None else NormWeights(*(tensor.detach().clone() for tensor in seam.norm))
-    return Seam(seam.kind, _detach_squeeze(seam.squeeze, dtype), norm, _copied(seam.shift))
+    squeeze = None if seam.squeeze is None else _detach_squeeze(seam.squeeze, dtype)
+    fusion = None if seam.fusion is None else _detach_fusion(seam.fusion, dtype)
+    return Seam(seam.kind, squeeze, norm, _copied(seam.shift), fusion)
+
+
+def _detach_fusion(fusion: Fusion, dtype: torch.dtype) -> Fusion:
+    """Return the fusion with copies of its members too, so that a fused set counts the bytes of all it answers with."""
+    query, bias, key, value = (tensor.detach().to(dtype, copy=True) for tensor in fusion[:4])
+    members = tuple(_detach_squeeze(member, dtype) for member in fusion.members)
+    return Fusion(query, bias, key, value, members, fusion.scales)
 
 
 def _detach_change(change: Change, dtype: torch.dtype) -> Change:
-    squeeze = _detach_squeeze(change.squeeze, dtype)
+    squeeze = None if change.squeeze is None else _detach_squeeze(change.squeeze, dtype)
     return Change(squeeze, _copied(change.scale_in), _copied(change.scale_out), _copied(change.bias))
 
 
-def _detach_squeeze(squeeze: Squeeze | None, dtype: torch.dtype) -> Squeeze | None:
-    if squeeze is None:
-        return None
+def _detach_squeeze(squeeze: Squeeze, dtype: torch.dtype) -> Squeeze:
     weights = BottleneckWeights(*(tensor.detach().to(dtype, copy=True) for tensor in squeeze.weights))
     return Squeeze(weights, squeeze.activation)
 

@@ -7,7 +7,9 @@
     ├── StrangerError                          4  something in a store that no command has put there
     ├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
     ├── VersionInUseError                      1  a version that an alias points to
+    ├── MemberInUseError                       1  a set that a fused one needs
     ├── AdapterNotFoundError (LookupError)     3
+    ├── MemberError                            4  a fused set without the very sets that it was made of
     ├── ManifestError      (ValueError)        4
     ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
     ├── ArchiveNotFoundError (LookupError)     3
@@ -87,6 +89,30 @@ class VersionInUseError(StoreError):
         super().__init__(
             f"cannot remove '{reference}' from {where}: expected no alias on it, found {shorten(self.aliases)}; "
             "move or remove the alias first"
+        )
+
+
+class MemberInUseError(StoreError):
+    """A set that cannot be removed, as fused sets cannot answer without it."""
+
+    def __init__(self, reference: str, fused: Iterable[str], where: object) -> None:
+        self.reference, self.fused = reference, sorted(fused)
+        super().__init__(
+            f"cannot remove '{reference}' from {where}: expected no fused set that needs it, found "
+            f"{shorten(self.fused)}; remove that first"
+        )
+
+
+class MemberError(StoreError):
+    """A fused set whose member is not there, or is another set by now."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, member: str, expected: str, found: str) -> None:
+        self.what, self.member, self.expected, self.found = what, member, expected, found
+        super().__init__(
+            f"cannot use {what}: member '{member}': expected the set with SHA-256 {expected}, found {found}; "
+            "import that set under its own name, restore it from a backup, or train the fused set anew"
         )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.merging import merge_sets
-from registry.config import Merging
+from registry.config import Merging, MethodConfig
 from registry.errors import ConfigError, RegistryError
 from registry.provenance import library_versions
 from registry.schema import Manifest, MergedSet, Reference, SetInfo
@@ -26,7 +26,7 @@ from registry.store.errors import AdapterNotFoundError
 from registry.store.manifest import check_backbone
 from registry.store.reader import StoredVersion
 from registry.store.store import Store
-from registry.store.tensors import import_set, load_set, save_set
+from registry.store.tensors import import_set, load_members, load_set, save_set
 from registry.validation import require
 
 if TYPE_CHECKING:
@@ -176,9 +176,19 @@ class Registry:
             AdapterNotFoundError: no such name, version or alias.
             ManifestError, IntegrityError: a stored file is damaged.
             BackboneMismatchError: made for another backbone or tokenizer.
+            MemberError: a set that a fused one needs is not there, or is another one.
         """
         name, version = self.store.resolve(reference)
         return load_set(self.store, name, version, self.backbone.info, self.backbone.device)[1]
+
+    def load_members(self, adapter: MethodConfig | None) -> list[AdapterSet]:
+        """Return the stored sets that a fused one needs, on the backbone's device; none for other methods.
+
+        Raises:
+            MemberError: one is not there, or is another set.
+            ManifestError, IntegrityError: one is damaged.
+        """
+        return load_members(self.store, "what is to be fused", adapter, self.backbone.info, self.backbone.device)
 
     def identify(self, reference: str | Reference) -> StoredVersion:
         """Return which stored version a reference means now.
@@ -215,11 +225,14 @@ class Registry:
         Raises:
             AdapterNotFoundError: no such name, version or alias.
             VersionInUseError: an alias points to this version.
+            MemberInUseError: a fused set needs it.
         """
         self.store.remove(reference)
 
     def export_set(self, reference: str | Reference, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write a stored set into one file that another store can import, and return its path.
+
+        The file of a fused set has its own tensors; a store takes it in once it has its members.
 
         Raises:
             AdapterNotFoundError: no such name, version or alias.

@@ -16,8 +16,9 @@ from pathlib import Path
 from registry.errors import ConfigError
 from registry.schema import BackboneInfo, Manifest, Reference
 from registry.store import files
-from registry.store.errors import NotAStoreError, VersionInUseError
+from registry.store.errors import MemberInUseError, NotAStoreError, VersionInUseError
 from registry.store.manifest import TENSOR_FILES, StoreInfo, check_backbone, format_alias, seal, seal_store_info
+from registry.store.members import find_fused
 from registry.store.reader import MANIFEST_FILE, STAGING, STORE_FILE, StoreReader, parse_again
 from registry.validation import check_name, require
 
@@ -101,6 +102,7 @@ class Store(StoreReader):
         Raises:
             AdapterNotFoundError: no such name, version or alias.
             VersionInUseError: an alias points to this version.
+            MemberInUseError: a fused set needs it.
             StoreWriteError: nothing was changed.
             CommitUncertainError: it is gone, but the disk did not confirm it.
         """
@@ -110,12 +112,14 @@ class Store(StoreReader):
             self._remove_alias(name, reference.alias)
         elif reference.version is None:
             self.versions(name)
+            self._check_unneeded(reference)
             self._discard(self._inside(name), reference)
         else:
             name, version = self.resolve(reference)
             pointing = [alias for alias, target in self.aliases(name).items() if target == version]
             if pointing:
                 raise VersionInUseError(str(reference), pointing, self.root)
+            self._check_unneeded(reference)
             folder = self.folder(name, version)
             with files.writing(self.root, f"remove '{reference}'"):
                 aliases = self._inside(name, "aliases")
@@ -142,6 +146,11 @@ class Store(StoreReader):
             now = time.time()
             stale = [entry for entry in files.entries(staging) if now - _last_change(staging / entry) >= older_than]
             return stale if dry_run else [entry for entry in stale if self._sweep(staging / entry)]
+
+    def _check_unneeded(self, reference: Reference) -> None:
+        fused = list(find_fused(self, reference))
+        if fused:
+            raise MemberInUseError(str(reference), fused, self.root)
 
     def _sweep(self, leftover: Path) -> bool:
         trash = self._staging()

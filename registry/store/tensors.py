@@ -17,11 +17,14 @@ from safetensors.torch import save as format_tensors
 from torch import Tensor, nn
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.fusion import FusionAdapter
+from registry.config import FusionConfig, MethodConfig
 from registry.errors import ConfigError, shorten
 from registry.schema import BackboneInfo, Manifest, Reference, SetInfo
 from registry.store.archive import archive_errors, read_archive
 from registry.store.errors import IntegrityError, ManifestError
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, check_backbone
+from registry.store.members import check_member, find_member, relocate_members
 from registry.store.store import Store
 from registry.validation import NOT_JSON, check_name, require
 
@@ -49,6 +52,7 @@ def save_set(store: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
         ConfigError: the manifest tells of another set, or a tensor is no float of 16 or 32 bits, or not finite.
         BackboneMismatchError: the store belongs to another backbone.
         ShapeMismatchError: the set is not of that backbone's H and L.
+        MemberError: a set that this one needs is not in the store.
         StoreWriteError, CommitUncertainError: as for ``Store.commit``.
     """
     check_backbone(f"store {store.root}", store.info.backbone, manifest.backbone)
@@ -56,6 +60,10 @@ def save_set(store: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
     described = (manifest.adapter, manifest.head, manifest.parameters)
     found = (adapter_set.adapter_config, adapter_set.head_config, adapter_set.stored_count)
     require(described == found, "manifest", f"the configuration of the set it is for, {found}", described)
+    members = load_members(store, f"what is to be saved as '{manifest.name}'", manifest.adapter, manifest.backbone)
+    if isinstance(adapter_set.adapter, FusionAdapter):
+        same = adapter_set.adapter.has_members([member.adapter for member in members])
+        require(same, f"what is to be saved as '{manifest.name}'", "the tensors of its members in the store", "others")
     return store.commit(manifest, tensor_files(adapter_set))
 
 
@@ -78,11 +86,43 @@ def load_set(
         ManifestError: the manifest is damaged.
         BackboneMismatchError: made for another backbone or tokenizer, whatever the shapes.
         IntegrityError: a file's size, digest, tensor names, shapes, dtypes or values are wrong.
+        MemberError: a set that a fused one needs is not there, or is another one.
     """
     manifest, contents = store.read_version(name, version)
     what = f"'{name}:{version}' of {store.root}"
     adapter_set = _build_set(what, store.folder(name, version), manifest, contents, backbone)
+    members = load_members(store, what, manifest.adapter, backbone)
+    adapter_set.adapter.take_members([member.adapter for member in members])
     return manifest, adapter_set.to(device).eval()
+
+
+def load_members(
+    store: Store,
+    what: str,
+    adapter: MethodConfig | None,
+    backbone: BackboneInfo,
+    device: str | torch.device = "cpu",
+) -> list[AdapterSet]:
+    """Return the sets that a fused one needs, in its order; none for other methods.
+
+    Args:
+        store: where they are.
+        what: is to have them, for errors.
+        adapter: its configuration.
+        backbone: which they have to fit.
+        device: where they go.
+
+    Raises:
+        MemberError: one is not there, or is another set.
+        ManifestError, IntegrityError: one is damaged.
+    """
+    members = []
+    for member in adapter.members if isinstance(adapter, FusionConfig) else ():
+        name, version = find_member(store, what, member)
+        manifest, found = load_set(store, name, version, backbone, device)
+        check_member(what, member, manifest)  # it may have been made anew between the two looks
+        members.append(found)
+    return members
 
 
 def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
@@ -93,6 +133,7 @@ def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
         ArchiveError: the file is damaged, too large, or its tensors are not those of its configuration.
         BackboneMismatchError: made for another backbone or tokenizer than the store.
         InvalidNameError: no set may have this name.
+        MemberError: a fused set whose members the store does not have.
         StoreWriteError, CommitUncertainError: as for ``Store.commit``.
     """
     if name is not None:
@@ -103,6 +144,8 @@ def import_set(store: Store, path: Path, name: str | None = None) -> Reference:
         backbone = msgspec.structs.replace(backbone, inner_sizes=manifest.backbone.inner_sizes)
     with archive_errors():
         _build_set(str(path), path, manifest, contents, backbone)
+    manifest = relocate_members(store, str(path), manifest)
+    load_members(store, str(path), manifest.adapter, backbone)
     renamed = msgspec.structs.replace(manifest, name=name or manifest.name)
     return Reference(name=renamed.name, version=store.commit(renamed, contents))
 

@@ -114,13 +114,17 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """One plan to carry out on one task's rows; ``observe`` is called after every step, ``loss`` is one's own."""
+    """One plan to carry out on one task's rows; ``observe`` is called after every step, ``loss`` is one's own.
+
+    ``members`` are the sets that a fused one needs, as ``Registry.load_members`` gives them.
+    """
 
     plan: Plan
     data: TaskData
     checkpoint: Checkpoint | None = None
     observe: Callable[[StepReport], None] | None = None
     loss: Loss | None = None
+    members: Sequence[AdapterSet] = ()
 
 
 def fit(
@@ -132,14 +136,16 @@ def fit(
     observe: Callable[[StepReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     loss: Loss | None = None,
+    members: Sequence[AdapterSet] = (),
 ) -> Fitted:
-    """Return the plan carried out: trained on ``data.train``, scored on ``data.reported``; ``loss`` as in ``train``.
+    """Return the plan carried out: trained on ``data.train``, scored on ``data.reported``; see ``FitJob``.
 
     Raises:
         NonFiniteLossError, TrainingInterrupted, CheckpointError: see ``train``.
         ConfigError: choices that do not fit the backbone.
     """
-    (fitted,) = fit_together([FitJob(plan, data, checkpoint, observe, loss)], backbone, should_stop=should_stop)
+    job = FitJob(plan, data, checkpoint, observe, loss, members)
+    (fitted,) = fit_together([job], backbone, should_stop=should_stop)
     if isinstance(fitted, NonFiniteLossError):
         raise fitted
     return fitted
@@ -205,6 +211,7 @@ class _Learning:
         check_calibration(head, training)
         self.job, self.plan, self.backbone = job, plan, backbone
         self.adapter_set = backbone.new_adapter_set(plan.adapter, head, seed=training.seed)
+        self.adapter_set.adapter.take_members([member.adapter for member in job.members])
         parts: tuple[Rows, ...] = (data.train,)
         if training.holds_out:
             stratified = head.problem_type == "classification"

@@ -11,6 +11,7 @@ import msgspec
 from registry.config import (
     BASELINES,
     PLACEMENTS,
+    FusionConfig,
     HeadConfig,
     LoraConfig,
     MethodConfig,
@@ -24,6 +25,7 @@ from registry.validation import Record, require, to_json
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
+    from registry.store.reader import StoreReader
     from registry.tasks.task_data import TaskData
 
 
@@ -56,6 +58,8 @@ class Plan(Record, frozen=True, kw_only=True):
         }
         for part in ("adapter", "head", "training"):
             told.update({name: str(value) for name, value in (msgspec.to_builtins(getattr(self, part)) or {}).items()})
+        if isinstance(self.adapter, FusionConfig):
+            told["members"] = ", ".join(f"{each.reference} ({each.digest[:12]})" for each in self.adapter.members)
         return told
 
     def digest(self, backbone: Backbone, data: TaskData) -> str:
@@ -93,6 +97,7 @@ def make_plan(
     recipe: Recipe | None = None,
     *,
     choices: Mapping[str, Any] | None = None,
+    store: StoreReader | None = None,
     **overrides: Any,
 ) -> Plan:
     """Return what a method means for a task on a backbone.
@@ -104,10 +109,12 @@ def make_plan(
         seed: of the run.
         recipe: where placements and baselines take their choices from; the default recipe when None.
         choices: of the method's configuration, that win over the recipe's; baselines have none.
+        store: where the members of a fused set are.
         overrides: training fields that win over the recipe's, None meaning not given.
 
     Raises:
-        ConfigError: an unknown method, or choices that do not fit the backbone.
+        ConfigError: an unknown method, choices that do not fit the backbone, or sets that cannot be fused.
+        AdapterNotFoundError: no such set to be fused.
     """
     names = method_names()
     if method not in (*names, "recipe"):
@@ -123,7 +130,7 @@ def make_plan(
         require(method not in BASELINES, "choices", "a method with an adapter", method)
         base = base.with_choices(choices, {})
     kind = method if method in BASELINES else base.adapter.name
-    adapter = None if method in BASELINES else for_backbone(base.adapter, backbone)
+    adapter = None if method in BASELINES else for_backbone(base.adapter, backbone, store)
     targets = data.train.labels if data.spec.problem_type == "regression" else ()
     head = base.head.for_task(data.spec.label_names or (), data.spec.problem_type, targets)
     if method in BASELINES:

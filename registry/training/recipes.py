@@ -36,10 +36,12 @@ from registry.config import (
     TrainingConfig,
 )
 from registry.errors import ConfigError, UnknownRecipeError, closest
+from registry.store.members import choose_members
 from registry.validation import Record, choose, from_plain, require
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
+    from registry.store.reader import StoreReader
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,7 +93,18 @@ class AdapterChoices(Record, frozen=True, kw_only=True, tag_field="method", tag=
         return AdapterConfig(**{**fields, "reduction_factor": factor})
 
 
-MethodChoices: TypeAlias = AdapterChoices | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig
+class FusionChoices(Record, frozen=True, kw_only=True, tag_field="method", tag="fusion"):
+    """The fused set of a recipe: as ``FusionConfig``, but its members are references, looked up in a store."""
+
+    members: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tables and methods call it."""
+        return "fusion"
+
+
+MethodChoices: TypeAlias = AdapterChoices | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig | FusionChoices
 _CHOICES: Mapping[str, type[Record]] = MappingProxyType(
     {str(kind.__struct_config__.tag): kind for kind in get_args(MethodChoices)}
 )
@@ -218,12 +231,18 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
-def for_backbone(choices: MethodChoices, backbone: Backbone) -> MethodConfig:
-    """Return the configuration that a recipe's choices mean on a backbone.
+def for_backbone(choices: MethodChoices, backbone: Backbone, store: StoreReader | None = None) -> MethodConfig:
+    """Return the configuration that a recipe's choices mean on a backbone, with members from a store of its sets.
 
     Raises:
-        ConfigError: a bottleneck's size that does not divide H.
+        ConfigError: a bottleneck's size that does not divide H, or sets that cannot be fused.
+        AdapterNotFoundError: no such set to be fused.
     """
+    if isinstance(choices, FusionChoices):
+        if store is None:
+            expected = "train or Registry.train, which look its members up in their store"
+            raise ConfigError("method fusion", expected, "no store")
+        return choose_members(store, choices.members)
     return choices.for_hidden_size(backbone.info.hidden_size) if isinstance(choices, AdapterChoices) else choices
 
 

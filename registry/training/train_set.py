@@ -67,8 +67,9 @@ def train_set(
         raise ConfigError("data", expected, type(data).__name__)
     chosen = read_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = chosen.with_choices(adapter or {}, head or {})
-    plan = make_plan("recipe", data, registry.backbone, seed, chosen, **training)
-    fitted = fit(plan, data, registry.backbone, observe=observe, loss=loss)
+    plan = make_plan("recipe", data, registry.backbone, seed, chosen, store=registry.store, **training)
+    members = registry.load_members(plan.adapter)
+    fitted = fit(plan, data, registry.backbone, observe=observe, loss=loss, members=members)
     result = fitted.result
     if result is not None and result.diverged and not keep_diverged:
         raise DivergedError(name, result.first_loss, result.final_loss)

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from registry.adapters.formulas import of_states
 from registry.adapters.interface import BottleneckWeights, Squeeze
-from registry.adapters.seam import of_states
 from registry.model.grouped import Indices, sorting_of
 
 LEAST_TILE, MOST_TILE = 16, 64  # states of one program

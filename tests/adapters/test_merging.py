@@ -19,7 +19,10 @@ from tests.support.stock_models import difference
 from tests.support.toy_task import METHODS, randomise
 
 HEAD = HeadConfig(label_names=("no", "yes"))
-ONE = {"bottleneck": AdapterConfig(placement="houlsby", reduction_factor=4), **METHODS}
+ONE = {
+    "bottleneck": AdapterConfig(placement="houlsby", reduction_factor=4),
+    **{name: config for name, config in METHODS.items() if config.name != "fusion"},
+}
 
 
 def sets_of(config: MethodConfig | None, count: int = 2, head: HeadConfig = HEAD) -> list[AdapterSet]:
@@ -118,12 +121,18 @@ def test_ties_and_dare_keep_a_share() -> None:
             "ties",
             "how: expected average, as these sets have layer norms",
         ),
+        (
+            sets_of(METHODS["fusion"]),
+            [1.0, 1.0],
+            "average",
+            r"sets to merge: expected sets that answer without others .*, found 'fusion'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(
     sets: list[AdapterSet], weights: list[float], how: str, message: str
 ) -> None:
-    """Other configurations or labels, too few sets or weights, and norms of one's own, by name."""
+    """Other configurations or labels, too few sets or weights, norms of one's own and fused sets, by name."""
     with pytest.raises(ConfigError, match=message):
         merge_sets(sets, weights, Merging(how=how))
 

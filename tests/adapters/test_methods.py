@@ -1,4 +1,4 @@
-"""LoRA, (IA)3, BitFit and prefix tuning: each is its formula, starts as the backbone, and trains nothing else."""
+"""LoRA, (IA)3, BitFit, prefix tuning and fusion: each is its formula, starts as it should, and trains nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import TARGETS, BitFitConfig, HeadConfig, Ia3Config, LoraConfig, MethodConfig, PrefixConfig
+from registry.config import (
+    TARGETS,
+    AdapterConfig,
+    BitFitConfig,
+    HeadConfig,
+    Ia3Config,
+    LoraConfig,
+    MethodConfig,
+    PrefixConfig,
+)
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
@@ -16,7 +25,7 @@ from registry.training.plan import check_adapter
 from tests.support.reference_adapters import PATHS, hooked_model
 from tests.support.stock_models import difference, encoder_of, our_states, random_rows, stock_states
 from tests.support.tiny_backbone import tiny_model
-from tests.support.toy_task import METHODS, randomise
+from tests.support.toy_task import METHODS, fusion_of, randomise
 
 TOLERANCE = 1e-5
 HEAD = HeadConfig(label_names=("no", "yes"))
@@ -78,9 +87,9 @@ def test_first_tokens_alone_are_those_of_all_states(tiny_backbone: Backbone, met
     assert difference(expected, list(logits_of(tiny_backbone.encoder, adapter_set, batch))) <= TOLERANCE
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("prefix")])
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith(("prefix", "fusion"))])
 def test_fresh_set_is_exactly_the_backbone(tiny_backbone: Backbone, method: str) -> None:
-    """A set that has not been trained changes no bit of the states; a prefix is there from the start."""
+    """A set that has not been trained changes no bit of the states; a prefix and members are there from the start."""
     fresh = tiny_backbone.new_adapter_set(METHODS[method], HEAD)
     batch = Batch.pack(random_rows(words=100))
     assert torch.equal(tiny_backbone(batch), tiny_backbone(batch, fresh.adapter))
@@ -100,10 +109,12 @@ H, INNER, L = 384, 1536, 6
         (Ia3Config(), L * (H + H + INNER)),
         (BitFitConfig(), L * (5 * H + INNER + 2 * H)),
         (PrefixConfig(length=30), L * 2 * 30 * H),
+        (fusion_of(AdapterConfig(), AdapterConfig(reduction_factor=8)), L * (3 * H * H + H)),
+        (fusion_of(*[AdapterConfig(placement="houlsby", layers=(0, 2))] * 3), 2 * 2 * (3 * H * H + H)),
     ],
 )
 def test_method_has_the_published_number_of_parameters(config: MethodConfig, expected: int) -> None:
-    """r (in + out) for each product, one scale or bias for each element, 2 P H a layer, and nothing else."""
+    """r (in + out) for each product, one scale or bias for each element, 2 P H a layer, 3 H H + H a fused seam."""
     with torch.device("meta"):
         adapter_set = AdapterSet(H, L, config, HEAD, inner_sizes=(INNER, INNER))
     assert expected == sum(parameter.numel() for parameter in adapter_set.adapter.parameters())

@@ -116,6 +116,28 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(
     assert not checkpoint.exists()
 
 
+def test_a_killed_fusion_goes_on_with_the_same_members(
+    tmp_path: Path, tiny_folder: Path, rows: Path, launch: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """--resume ends with the weights of a training that nobody killed, and goes on with no other members."""
+    store = tmp_path / "store"
+    columns = ("--text-col", "sentence", "--label-col", "label", "--max-length", "32")
+    data = ("--data", rows, *columns, "--backbone", tiny_folder)
+    for seed, name in enumerate("abc"):
+        shape = ("--reduction-factor", "4", "--epochs", "1", "--limit", "40", "--seed", seed)
+        succeed("--store", store, "train", "mood", "--name", name, *data, *shape)
+    fusion = ("--store", store, "train", "mood", *data, "--method", "fusion", "--epochs", "10", "--batch-size", "4")
+    succeed(*fusion, "--members", "a,b", "--name", "through")
+    process = launch(*fusion, "--members", "a,b")
+    wait_for((store / ".checkpoints" / "mood.safetensors").exists, process)
+    process.kill()
+    process.communicate(timeout=WAIT_SECONDS)
+    other = call(*fusion, "--members", "a,c", "--resume")
+    assert (1, True) == (other.code, "found other settings: members a:1 (" in other.message)
+    succeed(*fusion, "--members", "a,b", "--resume")
+    assert set_digest(store, "through") == set_digest(store, "mood")
+
+
 def test_stop_is_asked_for_once_and_forced_twice() -> None:
     """The first Ctrl-C only asks, the second one stops at once; afterwards Ctrl-C is what it was before."""
     before = signal.getsignal(signal.SIGINT)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from registry.adapters.formulas import ACTIVATIONS, apply_squeeze
 from registry.adapters.interface import BottleneckWeights, Squeeze
-from registry.adapters.seam import ACTIVATIONS, apply_squeeze
 from registry.model.grouped import Grouping
 from tests.support.scripts import load_script
 

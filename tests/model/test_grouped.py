@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from registry.adapters.formulas import ACTIVATIONS, apply_squeeze
 from registry.adapters.interface import BottleneckWeights, Dropout, Squeeze
-from registry.adapters.seam import ACTIVATIONS, apply_squeeze
 from registry.model.grouped import AllAtOnce, Grouping, Indices, SetBySet, Tiers, group_sets
 from tests.support.stock_models import difference
 

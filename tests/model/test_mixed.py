@@ -219,6 +219,7 @@ GRADIENT_SETS = (
         [7, 8, 9, 10, 11, 12, 13, 14],
         [7, 0, 7, 8, 13, 14, 13, 0],
         [6, 12, 10, 10, 12, 2, 6, 14],
+        [15, 0, 15, 16, 3, 16, 15, 15],
     ],
 )
 def test_gradients_of_a_mixed_batch_equal_those_of_each_set_alone(

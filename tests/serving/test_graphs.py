@@ -184,7 +184,7 @@ def test_the_least_recently_used_graphs_leave(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("method", ["bottleneck", "lora", "ia3", "bitfit"])
+@pytest.mark.parametrize("method", ["bottleneck", "lora", "ia3", "bitfit", "fusion"])
 def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, pooling: str) -> None:
     """In bfloat16 sets in turn, rows of several lengths and several threads get the answers that they get ungraphed."""
     backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")

@@ -21,7 +21,7 @@ from registry.store.manifest import ADAPTER_FILE
 from registry.store.reader import MANIFEST_FILE
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
-from tests.support.stored_sets import HEAD, INFO, new_manifest, relist, reseal
+from tests.support.stored_sets import HEAD, INFO, new_manifest, relist, reseal, store_members
 from tests.support.toy_task import METHODS, randomise
 
 SIZED = msgspec.structs.replace(INFO, inner_sizes=(64, 64))
@@ -34,6 +34,8 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Store, Metho
     config = METHODS[request.param]
     store = Store.create(tmp_path / "store", SIZED)
     one = randomise(AdapterSet(32, 2, config, HEAD, inner_sizes=(64, 64)))
+    store_members(store, one, SIZED)
+    config = one.adapter_config
     save_set(store, one, new_manifest(adapter=config, parameters=one.stored_count, backbone=SIZED))
     return store, config
 
@@ -98,6 +100,8 @@ def test_an_older_store_takes_an_exported_set(stored: tuple[Store, MethodConfig]
     """A store that does not know the feed-forward part's widths takes them from a set of its fingerprint."""
     store, config = stored
     older = Store.create(tmp_path / "older", INFO)
+    for name in set(store.names()) - {"mrpc"}:
+        import_set(older, export_version(store, name, tmp_path / f"{name}.adapter"))
     assert "mrpc:1" == str(import_set(older, export_version(store, "mrpc:1", tmp_path / "mrpc.adapter")))
     manifest, loaded = load_set(older, "mrpc", 1, SIZED)
     assert config == manifest.adapter == loaded.adapter_config

@@ -15,7 +15,7 @@ from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchErr
 from registry.store.errors import AdapterNotFoundError
 from registry.store.store import Store
 from registry.store.tensors import load_set, save_set, stored_bytes
-from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, tree
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, store_members, tree
 from tests.support.toy_task import METHODS
 
 
@@ -27,6 +27,7 @@ def store(tmp_path: Path) -> Store:
 
 def save(store: Store, adapter_set: AdapterSet, **changes: Any) -> int:
     """Save a set with the manifest that fits it, but for ``changes``."""
+    store_members(store, adapter_set)
     fields: dict[str, Any] = {
         "adapter": adapter_set.adapter_config,
         "head": adapter_set.head_config,
@@ -51,7 +52,9 @@ def test_saved_set_comes_back_bit_equal(store: Store, adapter: MethodConfig | No
     saved = AdapterSet(32, 2, adapter, head, seed=3, inner_sizes=(64, 64))
     assert 1 == save(store, saved)
     manifest, loaded = load_set(store, "mrpc", 1, msgspec.structs.replace(INFO, inner_sizes=(64, 64)))
-    assert (adapter, head) == (loaded.adapter_config, loaded.head_config) == (manifest.adapter, manifest.head)
+    assert (
+        (saved.adapter_config, head) == (loaded.adapter_config, loaded.head_config) == (manifest.adapter, manifest.head)
+    )
     assert saved.state_dict().keys() == loaded.state_dict().keys()
     for key, tensor in saved.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key]), key

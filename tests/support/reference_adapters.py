@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import TARGETS, AdapterConfig, LoraConfig, MethodConfig
+from registry.config import TARGETS, AdapterConfig, FusionConfig, LoraConfig, MethodConfig
 
 Function = Callable[[Tensor], Tensor]
 
@@ -94,12 +95,16 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
     changed = copy.deepcopy(model)
     config = adapter_set.adapter_config
     assert config is not None
+    fused = None
+    if isinstance(config, FusionConfig):
+        fused = _fused(adapter_set, config)
+        config = msgspec.structs.replace(config.members[0].adapter, scale=1.0)
     tensors = {name.removeprefix("adapter."): tensor for name, tensor in adapter_set.state_dict().items()}
     paths = PATHS[model.config.model_type]
     for layer in config.layers if config.layers is not None else range(adapter_set.layers):
         block = changed.get_submodule(paths["layer"].format(layer))
         if model.config.model_type == "modernbert":
-            _hook_pre_norm(block, layer, config, tensors)
+            _hook_pre_norm(block, layer, config, tensors, fused)
             continue
         if not isinstance(config, AdapterConfig):
             table = getattr(changed.encoder, "rel_embeddings", None) if hasattr(changed, "encoder") else None
@@ -107,8 +112,41 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
             _hook_prefix(block, tensors.get(f"keys.{layer}"), tensors.get(f"values.{layer}"), paths, changed)
             continue
         for place in ("attention", "ffn"):
-            _hook(block, place, paths, config, _Parts(tensors, f"{layer}_{place}", config, block, paths))
+            _hook(block, place, paths, config, _Parts(tensors, f"{layer}_{place}", config, block, paths, fused))
     return changed
+
+
+def _squeeze(tensors: Mapping[str, Tensor], key: str, activation: str, x: Tensor) -> Tensor:
+    """Return up(act(down(x))) of the bottleneck at one seam."""
+    names = ("down.weight", "down.bias", "up.weight", "up.bias")
+    down, down_bias, up, up_bias = (tensors[f"bottlenecks.{key}.{name}"] for name in names)
+    return ACTIVATIONS[activation](x @ down.T + down_bias) @ up.T + up_bias
+
+
+def _fused(adapter_set: AdapterSet, config: FusionConfig) -> Callable[[str, Tensor], Tensor]:
+    """Return what a fused set adds at a seam, as Pfeiffer et al. 2021 have it: a value of each member, then the sum."""
+    state = adapter_set.adapter.state_dict()
+    members = [
+        (member.adapter, dict(own.named_buffers()))
+        for member, own in zip(config.members, adapter_set.adapter.members, strict=True)
+    ]
+
+    def fuse(key: str, x: Tensor) -> Tensor:
+        query, bias, key_weight, value = (
+            state[f"fusions.{key}.{name}"] for name in ("query", "query_bias", "key", "value")
+        )
+        value = torch.eye(len(value)) + value
+        added = [
+            (shape.scale if shape.placement == "parallel" else 1) * _squeeze(tensors, key, shape.activation, x)
+            for shape, tensors in members
+        ]
+        scores = torch.stack([((x @ query.T + bias) * (each @ key_weight.T)).sum(-1) for each in added])
+        shares = torch.softmax(scores, dim=0)
+        return torch.stack(
+            [share[..., None] * (each @ value.T) for share, each in zip(shares, added, strict=True)]
+        ).sum(0)
+
+    return fuse
 
 
 class _Parts:
@@ -121,19 +159,17 @@ class _Parts:
         config: AdapterConfig,
         block: nn.Module,
         paths: Mapping[str, str],
+        fused: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        self.tensors, self.key = tensors, key
-        self.activation = ACTIVATIONS[config.activation]
+        self.tensors, self.key, self.activation, self.fused = tensors, key, config.activation, fused
         self.stock_norm = block.get_submodule(paths[f"{key.split('_')[1]}_norm"])
-        self.has_bottleneck = f"bottlenecks.{key}.down.weight" in tensors
+        self.has_bottleneck = f"bottlenecks.{key}.down.weight" in tensors or f"fusions.{key}.query" in tensors
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """Return up(act(down(x)))."""
-        down, down_bias, up, up_bias = (
-            self.tensors[f"bottlenecks.{self.key}.{name}"]
-            for name in ("down.weight", "down.bias", "up.weight", "up.bias")
-        )
-        return self.activation(x @ down.T + down_bias) @ up.T + up_bias
+        """Return what the set adds to these states."""
+        if self.fused is not None:
+            return self.fused(self.key, x)
+        return _squeeze(self.tensors, self.key, self.activation, x)
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the layer norm with the task's weights where it has some, else the backbone's."""
@@ -267,7 +303,13 @@ def _hook_prefix(
     block.get_submodule(paths["attention_dense"]).register_forward_pre_hook(gather)
 
 
-def _hook_pre_norm(block: nn.Module, layer: int, config: MethodConfig, tensors: Mapping[str, Tensor]) -> None:
+def _hook_pre_norm(
+    block: nn.Module,
+    layer: int,
+    config: MethodConfig,
+    tensors: Mapping[str, Tensor],
+    fused: Callable[[str, Tensor], Tensor] | None,
+) -> None:
     """Put the formulas on one layer of ModernBERT, whose products of attention are one and whose sums are bare."""
     modules = {"attention_dense": "attn.Wo", "ffn_in": "mlp.Wi", "ffn_out": "mlp.Wo"}
     width = block.get_submodule("attn.Wo").weight.shape[0]
@@ -302,12 +344,10 @@ def _hook_pre_norm(block: nn.Module, layer: int, config: MethodConfig, tensors: 
             module.register_forward_hook(add)
     if not isinstance(config, AdapterConfig):
         return
-    activation = ACTIVATIONS[config.activation]
 
     def squeeze(place: str, x: Tensor) -> Tensor:
-        names = ("down.weight", "down.bias", "up.weight", "up.bias")
-        down, down_bias, up, up_bias = (tensors[f"bottlenecks.{layer}_{place}.{name}"] for name in names)
-        return activation(x @ down.T + down_bias) @ up.T + up_bias
+        key = f"{layer}_{place}"
+        return fused(key, x) if fused is not None else _squeeze(tensors, key, config.activation, x)
 
     before: list[Tensor] = []
     if config.placement == "houlsby":

@@ -13,6 +13,8 @@ from registry.config import (
     TARGETS,
     AdapterConfig,
     BitFitConfig,
+    FusedMember,
+    FusionConfig,
     HeadConfig,
     Ia3Config,
     LoraConfig,
@@ -27,6 +29,19 @@ from registry.training.state import TrainingResult
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
+
+
+def fusion_of(*shapes: AdapterConfig) -> FusionConfig:
+    """Return the fusion of sets of these shapes, called a, b and so on."""
+    names = "abcdefgh"[: len(shapes)]
+    members = [
+        FusedMember(reference=f"{name}:1", digest="0" * 64, adapter=shape)
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    return FusionConfig(members=tuple(members))
+
+
+MEMBER = AdapterConfig(placement="houlsby", reduction_factor=4, init="xavier", dropout=0.5)
 # Every method that is no bottleneck, with its switches: what is proved for one is proved for each of these.
 METHODS: Mapping[str, MethodConfig] = MappingProxyType(
     {
@@ -38,6 +53,15 @@ METHODS: Mapping[str, MethodConfig] = MappingProxyType(
         "bitfit": BitFitConfig(),
         "prefix": PrefixConfig(length=5),
         "prefix-some": PrefixConfig(length=2, layers=(1,)),
+        "fusion": fusion_of(MEMBER, AdapterConfig(placement="houlsby", reduction_factor=8, init="xavier")),
+        "fusion-some": fusion_of(
+            *(
+                AdapterConfig(
+                    placement="parallel", reduction_factor=4, activation=name, init="xavier", layers=(1,), scale=scale
+                )
+                for name, scale in (("relu", 1.0), ("tanh", 4.0), ("silu", 0.5))
+            )
+        ),
     }
 )
 TRAINING = TrainingConfig(epochs=3, batch_size=8, learning_rate=5e-3, max_length=16)

@@ -37,7 +37,7 @@ def own_recipe(folder: Path, change: tuple[str, str] = ("", "")) -> Path:
 
 def test_shipped_recipes() -> None:
     """These recipes ship, the default among them."""
-    others = ("bitfit", "houlsby-2019", "ia3", "lab-notebook", "lora", "prefix", "roberta-patch")
+    others = ("bitfit", "fusion", "houlsby-2019", "ia3", "lab-notebook", "lora", "prefix", "roberta-patch")
     assert ("default", *others) == recipe_names()
 
 

@@ -116,7 +116,7 @@ def _of_size(hidden_size: int, layers: int) -> Callable[[bytes], bytes]:
 
 THREE = ["no", "yes", "maybe"]
 MANIFESTS: tuple[Edit, ...] = (
-    ("a newer format", ("manifest.json", "format", "3"), _manifest(_put(format=3))),
+    ("a newer format", ("manifest.json", "format", "4"), _manifest(_put(format=4))),
     ("format zero", ("manifest.json", "format", "0"), _manifest(_put(format=0))),
     ("a format that is text", ("manifest.json", "`int`"), _manifest(_put(format="1"))),
     ("an unknown key", ("manifest.json", "extra"), _manifest(_put(extra=1))),
