@@ -1,6 +1,6 @@
 """From run records to tables, sentences, pictures and a page; nothing here knows torch.
 
 Reading order: ``frames`` and ``content`` (everything that one report is made of), ``numbers``,
-``sentences``; ``svg``, ``figures``, ``reliability``, ``mistakes``, ``page_tables``, ``page``; ``report`` (which files
+``sentences``; ``svg``, ``figures``, ``mistakes``, ``page_tables``, ``page``; ``report`` (which files
 there are), ``check``. To the left: ``bench``. To the right: ``cli``.
 """

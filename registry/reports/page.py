@@ -32,7 +32,15 @@ from registry.reports.content import (
 )
 from registry.reports.figures import curve_panels, curve_points, forest_chart, scatter_chart, size_chart
 from registry.reports.frames import main_score
-from registry.reports.mistakes import MOST_ROWS, RowTexts, confusions_of, label_names, wrong_rows
+from registry.reports.mistakes import (
+    MOST_ROWS,
+    RowTexts,
+    confusions_of,
+    label_names,
+    reliabilities,
+    reliability_panels,
+    wrong_rows,
+)
 from registry.reports.numbers import (
     DASH,
     TITLE,
@@ -48,7 +56,6 @@ from registry.reports.page_tables import (
     totals_table,
     verdict_cell,
 )
-from registry.reports.reliability import reliabilities, reliability_panels
 from registry.reports.sentences import READING, missing_and_failed, notes, notice, power_sentence, sentences, unbroken
 from registry.reports.svg import read_template
 from registry.tasks.spec import LOWER_IS_BETTER
