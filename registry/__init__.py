@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from registry.bench.records import RunRecord
     from registry.config import AdapterConfig, HeadConfig, TrainingConfig
     from registry.errors import RegistryError
+    from registry.interop.checkpoint import load_into
     from registry.interop.classifier import AdapterClassifier
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
@@ -62,6 +63,7 @@ _HOMES = {
     "find_task": "tasks.spec",
     "fit": "training.fit",
     "fit_together": "training.fit",
+    "load_into": "interop.checkpoint",
     "load_task": "tasks.loading",
     "make_plan": "training.plan",
     "read_recipe": "training.recipes",
@@ -99,6 +101,7 @@ __all__ = [
     "find_task",
     "fit",
     "fit_together",
+    "load_into",
     "load_task",
     "make_plan",
     "read_recipe",

@@ -34,6 +34,15 @@ _PROBLEM_TYPES: dict[str, Any] = {
 }
 
 
+def label_settings(head: HeadConfig) -> dict[str, Any]:
+    """Return what a configuration of transformers says of a head's labels and problem type."""
+    return {
+        "id2label": dict(enumerate(head.label_names)),
+        "label2id": {name: index for index, name in enumerate(head.label_names)},
+        "problem_type": _PROBLEM_TYPES[head.problem_type],
+    }
+
+
 class TrainerModel(nn.Module):
     """An adapter set on a frozen backbone, in the form that ``transformers.Trainer`` expects.
 
@@ -50,12 +59,7 @@ class TrainerModel(nn.Module):
         backbone.check_pooling(adapter_set.head_config)
         self._backbone = (backbone,)  # in a tuple, so that it is no sub-module
         self.adapter_set = adapter_set
-        names = adapter_set.head_config.label_names
-        self.config = PretrainedConfig(
-            id2label=dict(enumerate(names)),
-            label2id={name: index for index, name in enumerate(names)},
-            problem_type=_PROBLEM_TYPES[adapter_set.head_config.problem_type],
-        )
+        self.config = PretrainedConfig(**label_settings(adapter_set.head_config))
 
     @property
     def num_labels(self) -> int:
