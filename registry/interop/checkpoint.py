@@ -1,26 +1,26 @@
 """A set merged into the weights of transformers' own classifier: a checkpoint on disk, or a model in memory.
 
 What LoRA, (IA)3 and BitFit change of a frozen product is a change of its weight and its bias:
-``W' = diag(scale_out) W diag(scale_in) + up down`` and ``b' = scale_out b + change``. Bottlenecks and prefixes are no such
-change. Sums are done in float64 and rounded once.
+``W' = diag(scale_out) W diag(scale_in) + up down`` and ``b' = scale_out b + change``. Bottlenecks and prefixes are no
+such change. Sums are done in float64 and rounded once.
 """
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as format_tensors
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Change, Place
-from registry.config import TARGETS, AdapterConfig, HeadConfig, PrefixConfig
+from registry.config import TARGETS, AdapterConfig, PrefixConfig
 from registry.errors import BackboneMismatchError, ShapeMismatchError
-from registry.interop.errors import FormatError
 from registry.interop.trainer import label_settings
 from registry.model.backbone import Backbone
 from registry.model.encoder import Encoder
@@ -34,6 +34,7 @@ from registry.model.pretrained import (
     read_supported_config,
 )
 from registry.schema import Reference
+from registry.store.errors import UnheldError
 from registry.store.registry import Registry
 
 Tensors = Mapping[str, Tensor]
@@ -41,47 +42,46 @@ Tensors = Mapping[str, Tensor]
 _NORMS: Mapping[Place, str] = {"attention": "attention_norm", "ffn": "ffn_norm"}
 
 
-def save_checkpoint(registry: Registry, reference: str | Reference, folder: Path) -> None:
-    """Write a stored set, merged into its backbone, as a checkpoint of transformers into a folder that is there.
+def checkpoint_files(adapter_set: AdapterSet, backbone: Backbone, max_length: int) -> dict[str, bytes]:
+    """Return the files of a checkpoint of transformers that is a set merged into its backbone, by name.
 
-    The files are ``config.json`` with the labels, ``model.safetensors`` in float32, and the tokenizer's, which cuts rows
-    where the set does. Logits are the set's, in what it answers with: divided by its temperature, for regression in the
-    unit of the labels.
+    They are ``config.json`` with the labels, ``model.safetensors`` in float32, and the tokenizer's, which cuts rows
+    where the set does. Logits are what the set answers with: divided by its temperature, for regression in the unit of
+    the labels.
 
     Args:
-        registry: where the set is, with its backbone.
-        reference: of the set.
-        folder: empty.
+        adapter_set: one in which ``checkpoint_obstacle`` finds nothing.
+        backbone: that it is for.
+        max_length: tokens that rows are cut to.
 
     Raises:
-        FormatError: the method, the pooling or the head is none that the family's own classifier can hold.
         BackboneMismatchError: another checkpoint stands now where the backbone was loaded from.
-        AdapterNotFoundError, IntegrityError: and whatever ``Registry.load`` raises.
     """
-    manifest, adapter_set, backbone = registry.manifest(reference), registry.load(reference), registry.backbone
-    info = backbone.info
-    what = f"'{reference}' as a checkpoint of transformers"
-    config = read_supported_config(source := locate(info.source, info.revision), info.source)
-    family = FAMILIES[config.model_type]
-    check_mergeable(what, adapter_set, config)
+    info, family = backbone.info, FAMILIES[backbone.info.family]
+    source = locate(info.source, info.revision)
+    config = read_supported_config(source, info.source)
     tensors = read_encoder_tensors(source, info.source, family.prefix, family.parts)
     found = fingerprint(config, tensors)
     if found != info.fingerprint:
-        raise BackboneMismatchError(what, "backbone", info.fingerprint, found)
+        raise BackboneMismatchError(f"the checkpoint in {source}", "backbone", info.fingerprint, found)
     exact = {name: tensor.float() for name, tensor in by_todays_names(tensors).items()}
     config, whole = _unshared(adapter_set, config, exact)
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     plain = {f"{family.prefix}.{name}": tensor for name, tensor in whole.items()}
-    found_there = plain | merged_tensors(adapter_set, config, whole)
-    state = {name: found_there[name].cpu().contiguous() for name in model.state_dict()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    merged = plain | merged_tensors(adapter_set, config, whole)
+    weights = format_tensors(
+        {name: merged[name].cpu().contiguous() for name in model.state_dict()}, metadata={"format": "pt"}
+    )
     labels = label_settings(adapter_set.head_config)
     config.update({**labels, "architectures": [type(model).__name__], "dtype": "float32"})
-    config.save_pretrained(folder)
     tokenizer = copy.deepcopy(backbone.tokenizer)
-    tokenizer.model_max_length = manifest.max_length
-    tokenizer.save_pretrained(folder)
+    tokenizer.model_max_length = max_length
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        small = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {**small, "model.safetensors": weights}
 
 
 def load_into(model: PreTrainedModel, reference: str | Reference, registry: Registry) -> None:
@@ -93,24 +93,26 @@ def load_into(model: PreTrainedModel, reference: str | Reference, registry: Regi
         registry: where it is.
 
     Raises:
-        FormatError: the method, the pooling or the head is none that this model can hold.
+        UnheldError: the method, the pooling or the head is none that this model can hold.
         BackboneMismatchError: its encoder is not the backbone's, or something was merged into it before.
         ShapeMismatchError: it has another number of labels.
         AdapterNotFoundError, IntegrityError: and whatever ``Registry.load`` raises.
     """
-    adapter_set, config = registry.load(reference), model.config
-    what = f"'{reference}' in a {type(model).__name__}"
-    if config.model_type != registry.backbone.info.family:
-        raise BackboneMismatchError(what, "family", registry.backbone.info.family, str(config.model_type))
-    check_mergeable(what, adapter_set, config)
-    if _unshared(adapter_set, config, {})[0] is not config:
-        raise FormatError(what, "layers with weights of their own", "weights that layers or positions share",
-                          "export --format transformers gives each its own")  # fmt: skip
+    adapter_set, config, backbone = registry.load(reference), model.config, registry.backbone
+    name = type(model).__name__
+    what = f"'{reference}' in a {name}"
+    if config.model_type != backbone.info.family:
+        raise BackboneMismatchError(what, "family", backbone.info.family, str(config.model_type))
+    obstacle = checkpoint_obstacle(adapter_set, config)
+    if not obstacle and _unshared(adapter_set, config, {})[0] is not config:
+        obstacle = "layers or positions share the weights that it changes, where an export gives each its own"
+    if obstacle:
+        raise UnheldError(str(reference), f"the weights of a {name}", obstacle, ["archive"])
     family, state = FAMILIES[config.model_type], model.state_dict()
     start = f"{family.prefix}."
     tensors = {name.removeprefix(start): each for name, each in state.items() if name.startswith(start)}
-    _check_encoder(what, tensors, config, registry.backbone)
-    pooler = registry.backbone.encoder.pooler
+    _check_encoder(what, tensors, config, backbone)
+    pooler = backbone.encoder.pooler
     if pooler is not None:
         own = {f"{family.pooler}.weight": pooler.weight, f"{family.pooler}.bias": pooler.bias}
         tensors = own | tensors
@@ -125,32 +127,33 @@ def load_into(model: PreTrainedModel, reference: str | Reference, registry: Regi
     config.update(label_settings(adapter_set.head_config))
 
 
-def check_mergeable(what: str, adapter_set: AdapterSet, config: PretrainedConfig) -> None:
-    """Refuse a set that the classifier which transformers has for a family cannot hold.
+def checkpoint_obstacle(adapter_set: AdapterSet, config: PretrainedConfig) -> str:
+    """Return what of a set the classifier which transformers has for a family cannot hold, an empty text for nothing.
 
-    Raises:
-        FormatError: bottlenecks, a prefix, or another pooling or head than that classifier's.
+    Args:
+        adapter_set: of the family.
+        config: of the backbone, or of a model of that family.
     """
     family, head = FAMILIES[config.model_type], adapter_set.head_config
-    method = adapter_set.adapter_config
-    if isinstance(method, AdapterConfig | PrefixConfig):
-        found = "bottlenecks" if isinstance(method, AdapterConfig) else "a prefix"
-        raise FormatError(what, "lora, ia3 or bitfit, which merge into weights", found,
-                          "archive and adapterhub can hold it")  # fmt: skip
+    if isinstance(adapter_set.adapter_config, AdapterConfig):
+        return "bottlenecks are no change of weights, as lora, ia3 and bitfit are"
+    if isinstance(adapter_set.adapter_config, PrefixConfig):
+        return "a prefix is no change of weights, as lora, ia3 and bitfit are"
+    if family.head_dense is None:
+        return f"the classifier of {config.model_type} has a norm between its head's layers, which no head here has"
     activation = getattr(config, "pooler_hidden_act", family.head_activation)
     fits = [("cls", f"dense_{activation}"), *([("pooler", "linear")] if activation == "tanh" else [])]
-    if family.head_dense is None or (head.pooling, head.form) not in fits:
-        known = " or ".join(f"{form} over {pooling}" for pooling, form in fits)
-        expected = f"a head of {known}" if family.head_dense else "a family whose classifier has no norm in its head"
-        raise FormatError(what, f"{expected}, as {config.model_type} has it", f"{head.form} over {head.pooling}",
-                          "archive can hold it")  # fmt: skip
+    if (head.pooling, head.form) in fits:
+        return ""
+    known = " or ".join(f"{form} over {pooling}" for pooling, form in fits)
+    return f"the classifier of {config.model_type} has a head of {known}, this one is {head.form} over {head.pooling}"
 
 
 def merged_tensors(adapter_set: AdapterSet, config: PretrainedConfig, tensors: Tensors) -> dict[str, Tensor]:
     """Return what is not the backbone's any more, under the names of transformers' classifier, in the dtypes given.
 
     Args:
-        adapter_set: one that ``check_mergeable`` lets through.
+        adapter_set: one that ``checkpoint_obstacle`` lets through.
         config: of the classifier.
         tensors: the encoder's, without the model's prefix, its pooler's among them where the head needs it.
     """
@@ -168,7 +171,9 @@ def merged_tensors(adapter_set: AdapterSet, config: PretrainedConfig, tensors: T
             if shift is not None:
                 found[name] = (tensors[name].double() + shift.to(tensors[name].device)).to(tensors[name].dtype)
     named = {f"{family.prefix}.{name}": tensor for name, tensor in found.items()}
-    return {name: tensor.detach() for name, tensor in (named | dict(_head_tensors(adapter_set, family, tensors))).items()}
+    return {
+        name: tensor.detach() for name, tensor in (named | dict(_head_tensors(adapter_set, family, tensors))).items()
+    }
 
 
 def _apply(change: Change, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,7 +253,7 @@ def _changes_scores(adapter_set: AdapterSet) -> bool:
 
 
 def _check_encoder(what: str, tensors: Tensors, config: PretrainedConfig, backbone: Backbone) -> None:
-    """Raise BackboneMismatchError unless the tensors are those of the backbone, in the coarser of the two precisions."""
+    """Raise BackboneMismatchError unless the tensors are the backbone's, in the coarser of the two precisions."""
     theirs = Encoder(Weights({name: each.detach() for name, each in tensors.items()}, what), config).state_dict()
     ours = backbone.encoder.state_dict()
     for name, tensor in theirs.items():

@@ -15,12 +15,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from registry import load_into
 from registry.config import AdapterConfig, HeadConfig, LoraConfig, MethodConfig, PrefixConfig
 from registry.errors import BackboneMismatchError, RegistryError, ShapeMismatchError
-from registry.interop.checkpoint import save_checkpoint
-from registry.interop.errors import FormatError
+from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.model.backbone import Backbone
 from registry.model.families import FAMILIES
 from registry.schema import SetInfo
 from registry.serving.predictor import Predictor
+from registry.store.errors import UnheldError
 from registry.store.registry import Registry
 from tests.support.tiny_backbone import save_tiny_checkpoint
 from tests.support.toy_task import METHODS, randomise
@@ -58,10 +58,20 @@ def stock_logits(model: PreTrainedModel, folder: Path, pairs: list[str] | None =
     return model.eval()(**inputs).logits.numpy()
 
 
+def export(registry: Registry, folder: Path) -> None:
+    """Write the checkpoint of the set."""
+    adapter_set = registry.load("mood")
+    obstacle = checkpoint_obstacle(adapter_set, registry.backbone.encoder.config)
+    if obstacle:
+        raise UnheldError("mood:1", "transformers", obstacle, ["archive"])
+    folder.mkdir()
+    for name, data in checkpoint_files(adapter_set, registry.backbone, 24).items():
+        (folder / name).write_bytes(data)
+
+
 def check_checkpoint(registry: Registry, folder: Path) -> None:
     """Export the set, and hold the logits of the checkpoint against those of the set."""
-    folder.mkdir()
-    save_checkpoint(registry, "mood", folder)
+    export(registry, folder)
     model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(told.values()), told
     predictor = Predictor(registry.backbone, registry)
@@ -111,8 +121,7 @@ def test_a_checkpoint_answers_in_what_the_set_answers_with(tmp_path: Path) -> No
     for name, head in (("stars", stars), ("several", several)):
         registry = stored(tmp_path / name, "bert", METHODS["lora"], head)
         out = tmp_path / name / "out"
-        out.mkdir()
-        save_checkpoint(registry, "mood", out)
+        export(registry, out)
         model = AutoModelForSequenceClassification.from_pretrained(out)
         logits = torch.from_numpy(stock_logits(model, out))
         shares = logits if head.problem_type == "regression" else logits.sigmoid()
@@ -126,12 +135,17 @@ def test_a_checkpoint_answers_in_what_the_set_answers_with(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("family", "adapter", "changes", "found"),
     [
-        ("bert", AdapterConfig(reduction_factor=4), {}, "found bottlenecks; archive and adapterhub can hold it"),
-        ("bert", PrefixConfig(length=2), {}, "found a prefix; archive and adapterhub can hold it"),
-        ("bert", LoraConfig(), {"pooling": "mean", "form": "linear"}, "found linear over mean; archive can hold it"),
-        ("bert", LoraConfig(), {"pooling": "mean"}, "expected a head of dense_tanh over cls or linear over pooler"),
-        ("electra", LoraConfig(), {"form": "dense_relu"}, "expected a head of dense_gelu over cls, as electra has it"),
-        ("modernbert", LoraConfig(), {}, "expected a family whose classifier has no norm in its head"),
+        ("bert", AdapterConfig(reduction_factor=4), {}, "bottlenecks are no change of weights"),
+        ("bert", PrefixConfig(length=2), {}, "a prefix is no change of weights"),
+        ("bert", LoraConfig(), {"pooling": "mean", "form": "linear"}, "this one is linear over mean; formats that can"),
+        ("bert", LoraConfig(), {"pooling": "mean"}, "has a head of dense_tanh over cls or linear over pooler"),
+        (
+            "electra",
+            LoraConfig(),
+            {"form": "dense_relu"},
+            "classifier of electra has a head of dense_gelu over cls",
+        ),
+        ("modernbert", LoraConfig(), {}, "the classifier of modernbert has a norm between its head's layers"),
     ],
 )
 def test_what_no_classifier_holds_is_refused(
@@ -139,12 +153,11 @@ def test_what_no_classifier_holds_is_refused(
 ) -> None:
     """With what it has that others have not, and the formats that can hold it; nothing is written."""
     registry = stored(tmp_path, family, adapter, head_for(family, **changes))
-    (tmp_path / "out").mkdir()
-    with pytest.raises(FormatError, match=found) as caught:
-        save_checkpoint(registry, "mood", tmp_path / "out")
-    assert (5, []) == (caught.value.exit_code, list((tmp_path / "out").iterdir()))
+    with pytest.raises(UnheldError, match=found) as caught:
+        export(registry, tmp_path / "out")
+    assert (5, False) == (caught.value.exit_code, (tmp_path / "out").exists())
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "backbone", num_labels=3)
-    with pytest.raises(FormatError, match="in a .*ForSequenceClassification"):
+    with pytest.raises(UnheldError, match="the weights of a .*ForSequenceClassification"):
         load_into(model, "mood", registry)
 
 
@@ -169,7 +182,7 @@ def test_shared_weights_are_not_changed_in_place(tmp_path: Path, family: str, sh
     registry = stored(tmp_path, family, METHODS["lora"], head_for(family), **shared)
     source = registry.backbone.info.source
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
-    with pytest.raises(FormatError, match="export --format transformers gives each its own"):
+    with pytest.raises(UnheldError, match="where an export gives each its own"):
         load_into(model, "mood", registry)
     alone = registry.backbone.new_adapter_set(None, head_for(family), seed=3)
     registry.save("alone", alone, SetInfo(max_length=24))
