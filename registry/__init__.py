@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from registry.errors import RegistryError
     from registry.interop.checkpoint import load_into
     from registry.interop.classifier import AdapterClassifier
+    from registry.interop.pipeline import TextClassification
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
@@ -57,6 +58,7 @@ _HOMES = {
     "SetInfo": "schema",
     "TaskData": "tasks.task_data",
     "TaskSpec": "tasks.spec",
+    "TextClassification": "interop.pipeline",
     "TrainerModel": "interop.trainer",
     "TrainingConfig": "config",
     "TrainingJob": "training.state",
@@ -94,6 +96,7 @@ __all__ = [
     "SetInfo",
     "TaskData",
     "TaskSpec",
+    "TextClassification",
     "TrainerModel",
     "TrainingConfig",
     "TrainingJob",
