@@ -6,11 +6,13 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
+ExportFormat = Literal["archive", "adapterhub", "peft"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 

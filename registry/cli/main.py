@@ -17,7 +17,7 @@ import click
 
 from registry.cli.bench import bench, demo, report
 from registry.cli.compare import compare
-from registry.cli.lists import add_completion, doctor, list_methods, list_recipes, list_tasks
+from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings, printable
 from registry.cli.predict import evaluate, predict
 from registry.cli.store import (
@@ -26,7 +26,6 @@ from registry.cli.store import (
     gc,
     import_command,
     init,
-    list_command,
     merge,
     remove,
     show,

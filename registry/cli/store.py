@@ -1,14 +1,10 @@
 """Commands on what is stored: init, show, verify, alias, remove, export, import, merge, gc.
 
-Only init, verify, import and merge need torch.
-
-The ``list`` command: one line for each name in a store, whether there are three of them or ten thousand.
+Only init, verify, import, merge and the export of other libraries' formats need torch.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,101 +13,9 @@ import msgspec
 
 from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
 from registry.errors import ConfigError, RegistryError
-from registry.schema import Reference
-from registry.store.errors import IntegrityError, StoreError
-from registry.store.listing import ListedSet, Summary, list_sets
+from registry.schema import EXPORT_FORMATS, ExportFormat, Reference
+from registry.store.errors import IntegrityError
 from registry.validation import from_plain, require
-
-_TITLES = ("name", "newest", "aliases", "placement", "labels", "parameters", "bytes", "score", "data")
-_NUMBERS = ("newest", "parameters", "bytes")
-
-
-@click.command("list")
-@json_option
-@click.pass_obj
-def list_command(settings: Settings, as_json: bool) -> None:
-    """List the adapter sets in the store; a damaged one is told of and does not hide the others."""
-    view = settings.open_store()
-    listed = list(list_sets(view))
-    if as_json:
-        print_json([_as_plain(each) for each in listed])
-    elif listed:
-        _print_table([_row(each) for each in listed])
-    else:
-        note(f"store {settings.store} for '{view.info.backbone.source}' is empty")
-    damaged = [each.error for each in listed if each.error is not None]
-    for error in damaged[:-1]:
-        note(f"adapter-registry: {error}")
-    if damaged:
-        raise _last(damaged, settings)
-
-
-def _last(errors: Sequence[StoreError], settings: Settings) -> StoreError:
-    if len(errors) > 1:
-        note(f"adapter-registry: {errors[-1]}")
-        return IntegrityError(settings.store, "check", "no damaged set", f"{len(errors)} damaged sets")
-    return errors[-1]
-
-
-def _row(listed: ListedSet) -> tuple[str, ...]:
-    summary = listed.summary
-    aliases = ", ".join(f"{alias} -> {version}" for alias, version in listed.aliases.items()) or "-"
-    if summary is None:
-        newest = str(listed.versions[-1]) if listed.versions else "-"
-        return (listed.name, newest, "-", "damaged", "-", "-", "-", "-", "-")
-    cells = (
-        listed.name,
-        str(listed.versions[-1]),
-        aliases,
-        summary.placement,
-        str(len(summary.head.label_names)),
-        f"{summary.parameters:,}",
-        f"{summary.bytes:,}",
-        _score(summary),
-        _data(summary),
-    )
-    return tuple(map(printable, cells))
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
-    sides = [">" if title in _NUMBERS else "<" for title in _TITLES]
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    title = form.format(*_TITLES).rstrip()
-    click.echo(title if os.environ.get("NO_COLOR") else click.style(title, bold=True))
-    click.echo("\n".join(form.format(*row).rstrip() for row in rows))
-
-
-def _as_plain(listed: ListedSet) -> dict[str, object]:
-    plain: dict[str, object] = {"name": listed.name, "versions": listed.versions, "aliases": listed.aliases}
-    summary = listed.summary
-    if summary is None:
-        return {**plain, "error": str(listed.error)}
-    return {
-        **plain,
-        "task": summary.task,
-        "placement": summary.placement,
-        "label_names": list(summary.head.label_names),
-        "parameters": summary.parameters,
-        "bytes": summary.bytes,
-        "main_metric": summary.main_metric,
-        "scores": summary.scores,
-        "data": summary.data.source if summary.data else None,
-        "sample": summary.data.sample if summary.data else None,
-        "created": summary.created,
-    }
-
-
-def _score(summary: Summary) -> str:
-    if summary.main_metric is None or summary.main_metric not in summary.scores:
-        return "-"
-    return f"{summary.main_metric} {summary.scores[summary.main_metric]:.3f} ({summary.split})"
-
-
-def _data(summary: Summary) -> str:
-    if summary.data is None:
-        return "-"
-    return "sample" if summary.data.sample else f"{summary.data.train_rows:,} rows"
 
 
 @click.command()
@@ -206,17 +110,38 @@ def remove(settings: Settings, reference: str, yes: bool) -> None:
 
 @click.command("export")
 @click.argument("reference")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(EXPORT_FORMATS),
+    default="archive",
+    show_default=True,
+    help="archive is one file for another store of the same backbone; the others are folders of those libraries.",
+)
+@click.option("--force", is_flag=True, help="Replace what was exported there before.")
+@backbone_option
 @click.pass_obj
-def export_command(settings: Settings, reference: str, file: Path, force: bool) -> None:
-    """Write a stored set into one FILE, for another store of the same backbone."""
-    from registry.store.archive import export_version
+def export_command(
+    settings: Settings, reference: str, path: Path, kind: ExportFormat, force: bool, backbone: str | None
+) -> None:
+    """Write a stored set to PATH, as one file of our own or as a folder that another library reads.
 
+    \b
+    adapter-registry export mrpc@best mrpc.adapter
+    adapter-registry export mrpc@best mrpc-folder --format adapterhub
+    """
     store = settings.open_store()
     name, version = store.resolve(reference)
-    path = export_version(store, f"{name}:{version}", file, overwrite=force)
-    click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
+    if kind == "archive":
+        from registry.store.archive import export_version
+
+        export_version(store, f"{name}:{version}", path, overwrite=force)
+        told = f"{path.stat().st_size:,} bytes"
+    else:
+        settings.open_registry(backbone).export_to(f"{name}:{version}", path, kind, overwrite=force)
+        told = f"{kind}, {sum(each.stat().st_size for each in path.iterdir()):,} bytes"
+    click.echo(f"{name}:{version} -> {path} ({told})")
 
 
 @click.command("import")

@@ -12,6 +12,7 @@
     ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
     ├── ArchiveNotFoundError (LookupError)     3
     ├── ArchiveError                           4  an exported set that is damaged, or another kind of file
+    ├── ForeignSwitchError                     5  a folder of another library that says what no set here can be
     └── UnheldError                            5  a set that a format of another library cannot hold
 
 Those with exit code 4 leave the file as it is: repairing is for whoever has a backup.
@@ -147,6 +148,19 @@ class ArchiveError(StoreError):
         super().__init__(
             f"cannot import {path}: {what}: expected {expected}, found {found}; "
             "export the set again where it comes from; nothing was changed"
+        )
+
+
+class ForeignSwitchError(StoreError):
+    """A folder of another library with a setting that no set here can have exactly."""
+
+    exit_code = 5
+
+    def __init__(self, path: object, switch: str, expected: str, found: object) -> None:
+        self.path, self.switch, self.expected, self.found = str(path), switch, expected, found
+        super().__init__(
+            f"cannot import {path}: {switch}: expected {expected}, found {found}; nothing was stored, as its answers "
+            "would not be the ones it was saved with"
         )
 
 

@@ -10,16 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.adapter_set import AdapterSet, Trained
 from registry.adapters.merging import merge_sets
 from registry.config import Merging
 from registry.errors import ConfigError, RegistryError
 from registry.provenance import library_versions
-from registry.schema import Manifest, MergedSet, Reference, SetInfo
+from registry.schema import ExportFormat, Manifest, MergedSet, Reference, SetInfo
 from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
@@ -34,20 +35,6 @@ if TYPE_CHECKING:
     from registry.tasks.task_data import TaskData
     from registry.training.recipes import Recipe
     from registry.training.train_set import StoredTraining
-
-
-class Trained(Protocol):
-    """What a training returns: the set, and whether it alone gives the answers."""
-
-    @property
-    def adapter_set(self) -> AdapterSet | None:
-        """Return the set, None where the method has none."""
-        ...
-
-    @property
-    def storable(self) -> bool:
-        """Return whether the set alone gives the method's answers."""
-        ...
 
 
 class Registry:
@@ -117,8 +104,7 @@ class Registry:
             ConfigError, UnknownRecipeError: choices that do not fit, and whatever ``save`` raises.
             NonFiniteLossError, DivergedError: nothing was stored.
         """
-        # The one step to the right on the street: people look for training here.
-        trained: StoredTraining = import_module("registry.training.train_set").train_set(
+        trained: StoredTraining = _to_the_right("registry.training.train_set").train_set(
             self, name, data, recipe, **choices
         )
         return trained
@@ -236,6 +222,20 @@ class Registry:
         """
         return import_set(self.store, Path(path), name)
 
+    def export_to(
+        self, reference: str | Reference, path: str | Path, format: ExportFormat = "archive", *, overwrite: bool = False
+    ) -> Path:
+        """Write a stored set in a format that another library reads, or as ``export_set`` does; return its path.
+
+        Raises:
+            UnheldError: the format cannot hold the set; the message names those that can.
+            AdapterNotFoundError, IntegrityError, StoreWriteError: as for ``export_set``.
+        """
+        written: Path = _to_the_right("registry.interop.formats").export_to(
+            self, reference, Path(path), format, overwrite=overwrite
+        )
+        return written
+
     def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
         """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""
         return self.store.collect_garbage(older_than=older_than, dry_run=dry_run)
@@ -295,6 +295,11 @@ class Registry:
                     load_set(self.store, name, version, self.backbone.info)
             except RegistryError as err:
                 yield Problem(str(target), err)
+
+
+def _to_the_right(module: Literal["registry.training.train_set", "registry.interop.formats"]) -> ModuleType:
+    """Return a module of a room to the right on the street, where people look for what it does on a registry."""
+    return import_module(module)
 
 
 def make_manifest(name: str, adapter_set: AdapterSet, backbone: Backbone, info: SetInfo | None = None) -> Manifest:
