@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
-ExportFormat = Literal["archive", "adapterhub", "peft"]
+ExportFormat = Literal["archive", "adapterhub", "peft", "transformers"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.model.backbone import Backbone
 from registry.schema import ExportFormat, Manifest, Reference
 from registry.store import files
@@ -43,7 +44,15 @@ class Format(NamedTuple):
     contents: Callable[[StoredSet], Mapping[str, bytes]]
 
 
-FOLDER_FORMATS: Mapping[ExportFormat, Format] = MappingProxyType({})
+FOLDER_FORMATS: Mapping[ExportFormat, Format] = MappingProxyType(
+    {
+        "transformers": Format(
+            "a plain checkpoint, the set merged into its weights",
+            lambda stored: checkpoint_obstacle(stored.adapter_set, stored.backbone.encoder.config),
+            lambda stored: checkpoint_files(stored.adapter_set, stored.backbone, stored.manifest.max_length),
+        ),
+    }
+)
 
 
 def export_to(

@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from registry import load_into
 from registry.config import AdapterConfig, HeadConfig, LoraConfig, MethodConfig, PrefixConfig
 from registry.errors import BackboneMismatchError, RegistryError, ShapeMismatchError
-from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.model.backbone import Backbone
 from registry.model.families import FAMILIES
 from registry.schema import SetInfo
@@ -58,20 +57,9 @@ def stock_logits(model: PreTrainedModel, folder: Path, pairs: list[str] | None =
     return model.eval()(**inputs).logits.numpy()
 
 
-def export(registry: Registry, folder: Path) -> None:
-    """Write the checkpoint of the set."""
-    adapter_set = registry.load("mood")
-    obstacle = checkpoint_obstacle(adapter_set, registry.backbone.encoder.config)
-    if obstacle:
-        raise UnheldError("mood:1", "transformers", obstacle, ["archive"])
-    folder.mkdir()
-    for name, data in checkpoint_files(adapter_set, registry.backbone, 24).items():
-        (folder / name).write_bytes(data)
-
-
 def check_checkpoint(registry: Registry, folder: Path) -> None:
     """Export the set, and hold the logits of the checkpoint against those of the set."""
-    export(registry, folder)
+    registry.export_to("mood", folder, "transformers")
     model, told = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(told.values()), told
     predictor = Predictor(registry.backbone, registry)
@@ -121,7 +109,7 @@ def test_a_checkpoint_answers_in_what_the_set_answers_with(tmp_path: Path) -> No
     for name, head in (("stars", stars), ("several", several)):
         registry = stored(tmp_path / name, "bert", METHODS["lora"], head)
         out = tmp_path / name / "out"
-        export(registry, out)
+        registry.export_to("mood", out, "transformers")
         model = AutoModelForSequenceClassification.from_pretrained(out)
         logits = torch.from_numpy(stock_logits(model, out))
         shares = logits if head.problem_type == "regression" else logits.sigmoid()
@@ -154,7 +142,7 @@ def test_what_no_classifier_holds_is_refused(
     """With what it has that others have not, and the formats that can hold it; nothing is written."""
     registry = stored(tmp_path, family, adapter, head_for(family, **changes))
     with pytest.raises(UnheldError, match=found) as caught:
-        export(registry, tmp_path / "out")
+        registry.export_to("mood", tmp_path / "out", "transformers")
     assert (5, False) == (caught.value.exit_code, (tmp_path / "out").exists())
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "backbone", num_labels=3)
     with pytest.raises(UnheldError, match="the weights of a .*ForSequenceClassification"):

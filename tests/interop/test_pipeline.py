@@ -12,7 +12,7 @@ from transformers import pipeline
 from registry import Predictor, Registry, TextClassification
 from registry.errors import ConfigError, RequestError
 from registry.schema import SetInfo
-from tests.interop.test_checkpoint import PAIRS, TEXTS, export, head_for, stored
+from tests.interop.test_checkpoint import PAIRS, TEXTS, head_for, stored
 from tests.support.toy_task import METHODS, randomise
 
 ROWS: list[Any] = [{"text": text, "text_pair": pair} for text, pair in zip(TEXTS, PAIRS, strict=True)]
@@ -28,7 +28,7 @@ HEADS: dict[str, dict[str, Any]] = {
 def both(folder: Path, family: str = "bert", **changes: Any) -> tuple[Any, TextClassification]:
     """Return transformers' pipeline on a checkpoint of a set, and ours on the set itself."""
     registry = stored(folder, family, METHODS["lora-all"], head_for(family, **changes))
-    export(registry, folder / "out")
+    registry.export_to("mood", folder / "out", "transformers")
     stock = pipeline("text-classification", model=str(folder / "out"), device="cpu")
     return stock, TextClassification(Predictor(registry.backbone, registry), "mood")
 
