@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from registry.errors import RegistryError
     from registry.interop.checkpoint import load_into
     from registry.interop.classifier import AdapterClassifier
-    from registry.interop.pipeline import TextClassification
+    from registry.interop.hub import pull_set, push_set
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
     from registry.model.mixed import MixedAdapters
     from registry.schema import Manifest, Reading, Reference, SetInfo
+    from registry.serving.pipeline import TextClassification
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
     from registry.tasks.loading import load_task
@@ -58,7 +59,7 @@ _HOMES = {
     "SetInfo": "schema",
     "TaskData": "tasks.task_data",
     "TaskSpec": "tasks.spec",
-    "TextClassification": "interop.pipeline",
+    "TextClassification": "serving.pipeline",
     "TrainerModel": "interop.trainer",
     "TrainingConfig": "config",
     "TrainingJob": "training.state",
@@ -68,6 +69,8 @@ _HOMES = {
     "load_into": "interop.checkpoint",
     "load_task": "tasks.loading",
     "make_plan": "training.plan",
+    "pull_set": "interop.hub",
+    "push_set": "interop.hub",
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",
@@ -107,6 +110,8 @@ __all__ = [
     "load_into",
     "load_task",
     "make_plan",
+    "pull_set",
+    "push_set",
     "read_recipe",
     "train",
     "train_together",

@@ -14,13 +14,14 @@ from typing import Any
 import click
 
 from registry.bench.suite import read_suite, suite_names
-from registry.cli.options import Settings, json_option, note, print_json, printable
+from registry.cli.options import Settings, json_option, note, print_json
 from registry.config import BASELINES, PLACEMENTS
 from registry.errors import RegistryError
 from registry.store.errors import IntegrityError, StoreError
 from registry.store.listing import ListedSet, Summary, list_sets
 from registry.tasks.spec import BUILT_IN
 from registry.training.recipes import DEFAULT, read_recipe, recipe_names
+from registry.validation import printable
 
 _BASELINES = {
     "majority": "the commonest answer of the training rows; reads no text",

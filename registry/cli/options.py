@@ -15,7 +15,7 @@ from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, HeadForm, 
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
-from registry.validation import choose
+from registry.validation import choose, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,11 +114,6 @@ def _whole_path(source: str) -> str:
 def note(text: str) -> None:
     """Tell something that is no data on stderr, line by line."""
     click.echo("\n".join(map(printable, text.split("\n"))), err=True)
-
-
-def printable(value: object) -> str:
-    """Return the text of a value that came from a file, without codes that a terminal would obey."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
 
 
 def print_json(content: Any) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import click
 import msgspec
 
-from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
+from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json
 from registry.errors import ConfigError, RegistryError
 from registry.schema import EXPORT_FORMATS, ExportFormat, Reference
 from registry.store.errors import IntegrityError
-from registry.validation import from_plain, require
+from registry.validation import from_plain, printable, require
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """Doors to other libraries: ``trainer``, ``classifier`` lets transformers' Trainer train a set.
 
-Inside transformers: ``checkpoint`` merges a set into a classifier's weights, ``pipeline`` answers as its pipeline does.
+The folders of others: ``formats`` writes them, ``checkpoint`` that of transformers, the set merged into its weights.
 
-The folders of others: ``formats`` writes them.
+The Hub: ``card`` says what a set is, ``hub`` pushes and pulls it.
 
 To the left: ``serving``. To the right: ``bench``.
 """

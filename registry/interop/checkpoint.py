@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Change, Place
-from registry.config import TARGETS, AdapterConfig, PrefixConfig
+from registry.config import TARGETS, BitFitConfig, Ia3Config, LoraConfig
 from registry.errors import BackboneMismatchError, ShapeMismatchError
 from registry.interop.trainer import label_settings
 from registry.model.backbone import Backbone
@@ -80,7 +80,7 @@ def checkpoint_files(adapter_set: AdapterSet, backbone: Backbone, max_length: in
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        small = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        small = {path.name: path.read_bytes() for path in Path(folder).glob("*.json")}
     return {**small, "model.safetensors": weights}
 
 
@@ -135,10 +135,9 @@ def checkpoint_obstacle(adapter_set: AdapterSet, config: PretrainedConfig) -> st
         config: of the backbone, or of a model of that family.
     """
     family, head = FAMILIES[config.model_type], adapter_set.head_config
-    if isinstance(adapter_set.adapter_config, AdapterConfig):
-        return "bottlenecks are no change of weights, as lora, ia3 and bitfit are"
-    if isinstance(adapter_set.adapter_config, PrefixConfig):
-        return "a prefix is no change of weights, as lora, ia3 and bitfit are"
+    method = adapter_set.adapter_config
+    if not isinstance(method, LoraConfig | Ia3Config | BitFitConfig | None):
+        return f"what '{method.name}' does is no change of weights, as lora, ia3 and bitfit are"
     if family.head_dense is None:
         return f"the classifier of {config.model_type} has a norm between its head's layers, which no head here has"
     activation = getattr(config, "pooler_hidden_act", family.head_activation)

@@ -13,12 +13,16 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from registry.adapters.adapter_set import AdapterSet
+from registry.errors import ConfigError
 from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.model.backbone import Backbone
 from registry.schema import ExportFormat, Manifest, Reference
 from registry.store import files
 from registry.store.errors import StoreWriteError, UnheldError
+from registry.store.manifest import seal
+from registry.store.reader import MANIFEST_FILE
 from registry.store.registry import Registry
+from registry.store.store import Store
 from registry.store.tensors import load_set
 
 
@@ -67,15 +71,41 @@ def export_to(
     """
     if format == "archive":
         return registry.export_set(reference, path, overwrite=overwrite)
-    name, version = registry.store.resolve(reference)
-    manifest, adapter_set = load_set(registry.store, name, version, registry.backbone.info)
-    stored = StoredSet(manifest, adapter_set, registry.backbone)
+    exact, _, contents = folder_files(registry, reference, format)
+    write_files(path, contents, f"export '{exact}'", overwrite=overwrite)
+    return path
+
+
+def folder_files(
+    source: Registry | Store, reference: str | Reference, format: ExportFormat
+) -> tuple[Reference, Manifest, Mapping[str, bytes]]:
+    """Return which version a reference means, what is known of it, and its files in a format by name.
+
+    Args:
+        source: a registry; for the files of an archive its store is enough.
+        reference: of the set.
+        format: an archive's three files, or those of another library.
+
+    Raises:
+        UnheldError: the format cannot hold the set.
+        ConfigError: a format that needs the backbone, which a store alone does not have.
+        AdapterNotFoundError, ManifestError, IntegrityError: as for ``load_set``.
+    """
+    store = source if isinstance(source, Store) else source.store
+    name, version = store.resolve(reference)
+    exact = Reference(name=name, version=version)
+    if format == "archive":
+        manifest, own = store.read_version(name, version)
+        return exact, manifest, {MANIFEST_FILE: seal(manifest, own), **own}
+    if isinstance(source, Store):
+        raise ConfigError("store", f"a Registry, as the format {format} needs the backbone", "a store alone")
+    manifest, adapter_set = load_set(store, name, version, source.backbone.info)
+    stored = StoredSet(manifest, adapter_set, source.backbone)
     obstacle = FOLDER_FORMATS[format].obstacle(stored)
     if obstacle:
         others = [other for other, each in FOLDER_FORMATS.items() if other != format and not each.obstacle(stored)]
-        raise UnheldError(f"{name}:{version}", format, obstacle, ["archive", *others])
-    write_files(path, FOLDER_FORMATS[format].contents(stored), f"export '{name}:{version}'", overwrite=overwrite)
-    return path
+        raise UnheldError(str(exact), format, obstacle, ["archive", *others])
+    return exact, manifest, FOLDER_FORMATS[format].contents(stored)
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes], attempted: str, *, overwrite: bool) -> None:

@@ -123,8 +123,8 @@ def test_a_checkpoint_answers_in_what_the_set_answers_with(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("family", "adapter", "changes", "found"),
     [
-        ("bert", AdapterConfig(reduction_factor=4), {}, "bottlenecks are no change of weights"),
-        ("bert", PrefixConfig(length=2), {}, "a prefix is no change of weights"),
+        ("bert", AdapterConfig(reduction_factor=4), {}, "what 'after_layer' does is no change of weights"),
+        ("bert", PrefixConfig(length=2), {}, "what 'prefix' does is no change of weights"),
         ("bert", LoraConfig(), {"pooling": "mean", "form": "linear"}, "this one is linear over mean; formats that can"),
         ("bert", LoraConfig(), {"pooling": "mean"}, "has a head of dense_tanh over cls or linear over pooler"),
         (
