@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from registry.errors import RegistryError
     from registry.interop.checkpoint import load_into
     from registry.interop.classifier import AdapterClassifier
-    from registry.interop.hub import pull_set, push_set
+    from registry.interop.formats import pull_set, push_set
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
@@ -69,8 +69,8 @@ _HOMES = {
     "load_into": "interop.checkpoint",
     "load_task": "tasks.loading",
     "make_plan": "training.plan",
-    "pull_set": "interop.hub",
-    "push_set": "interop.hub",
+    "pull_set": "interop.formats",
+    "push_set": "interop.formats",
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",

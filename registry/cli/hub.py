@@ -49,14 +49,16 @@ def push(
     adapter-registry push mrpc@best hub:me/mrpc --license apache-2.0
     adapter-registry push mrpc hub:me/mrpc --license mit --format transformers --dry-run folder
     """
-    from registry.interop.hub import push_set
+    from registry.interop.hub import check_writable
 
-    backbone = options.pop("backbone")
-    source = settings.open_store() if kind == "archive" else settings.open_registry(backbone)
-    chosen = license or _ask_license()
-    place = push_set(
-        source, reference, repository, license=chosen, format=kind, offline=settings.offline, **options
-    )  # fmt: skip
+    backbone, chosen = options.pop("backbone"), license or _ask_license()
+    store = settings.open_store()
+    if not options["dry_run"]:
+        check_writable(repository, offline=settings.offline)  # before seconds go into imports and a backbone
+    from registry.interop.formats import push_set
+
+    source = store if kind == "archive" else settings.open_registry(backbone)
+    place = push_set(source, reference, repository, license=chosen, format=kind, offline=settings.offline, **options)
     told = "; nothing was sent" if options["dry_run"] else ""
     click.echo(f"{reference} -> {place} ({kind}){told}")
 
@@ -86,7 +88,11 @@ def pull(settings: Settings, repository: str, name: str | None) -> None:
     adapter-registry pull hub:me/mrpc
     adapter-registry pull hub:me/mrpc@v1 --name films
     """
-    from registry.interop.hub import pull_set
+    from registry.interop.hub import pulled
 
-    reference = pull_set(settings.open_store(), repository, name, offline=settings.offline)
+    store = settings.open_store()
+    with pulled(repository, offline=settings.offline) as folder:
+        from registry.store.tensors import import_set
+
+        reference = import_set(store, folder, name)
     click.echo(f"{repository} -> {reference}")

@@ -23,8 +23,6 @@ from registry.stats.intervals import Interval, wilson_interval
 from registry.tasks.spec import BUILT_IN, HubSource
 from registry.validation import printable, require
 
-README = "README.md"
-
 _TASK = "text-classification"
 _LIBRARIES: Mapping[ExportFormat, str] = MappingProxyType(
     {

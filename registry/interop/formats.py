@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.errors import ConfigError
+from registry.interop.card import model_card
 from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
+from registry.interop.hub import README, HubClient, HubReference, check_uploadable, pulled, upload
 from registry.model.backbone import Backbone
 from registry.schema import ExportFormat, Manifest, Reference
 from registry.store import files
@@ -23,7 +25,8 @@ from registry.store.manifest import seal
 from registry.store.reader import MANIFEST_FILE
 from registry.store.registry import Registry
 from registry.store.store import Store
-from registry.store.tensors import load_set
+from registry.store.tensors import import_set, load_set
+from registry.version import __version__
 
 
 class StoredSet(NamedTuple):
@@ -146,3 +149,74 @@ def write_files(folder: Path, contents: Mapping[str, bytes], attempted: str, *, 
             files.discard(old)
         finally:
             files.discard(stage)
+
+
+def push_set(
+    source: Registry | Store,
+    reference: str | Reference,
+    repository: str,
+    *,
+    license: str,
+    format: ExportFormat = "archive",
+    private: bool = False,
+    force: bool = False,
+    dry_run: Path | None = None,
+    offline: bool = False,
+    client: HubClient | None = None,
+) -> str:
+    """Put a stored set and its model card into a repository of the Hub, in one commit, and return its address.
+
+    Args:
+        source: a registry; for the format ``archive`` its store is enough.
+        reference: of the set.
+        repository: ``hub:ORG/NAME``.
+        license: the Hub's short name of one, ``apache-2.0`` say.
+        format: the three files of an archive, or what another library reads.
+        private: whether only its owners see it.
+        force: take a repository that is there already; its files of the kinds that are uploaded become these.
+        dry_run: a folder for the files in the place of the Hub, which is not asked then; its path is returned.
+        offline: never ask the network; ``HF_HUB_OFFLINE`` means the same.
+        client: another Hub than the real one.
+
+    Raises:
+        ConfigError: a repository or a license that is none.
+        UnheldError: the format cannot hold the set.
+        HubError: no token, no right to write there, or the name is taken.
+        HubUnavailableError: the Hub cannot be reached.
+        StoreWriteError: the folder of a dry run has files already, or cannot be written.
+        AdapterNotFoundError, IntegrityError: and whatever reading the set raises.
+    """
+    target = HubReference.parse(repository)
+    exact, manifest, contents = folder_files(source, reference, format)
+    contents = {README: model_card(manifest, target.repository, license, format).encode(), **contents}
+    check_uploadable(contents)
+    if dry_run is not None:
+        write_files(dry_run, contents, f"write what '{exact}' would push", overwrite=force)
+        return str(dry_run)
+    message = f"{exact} as {format}, by adapter-registry {__version__}"
+    return upload(repository, contents, message, private=private, force=force, offline=offline, client=client)
+
+
+def pull_set(
+    store: Store,
+    reference: str,
+    name: str | None = None,
+    *,
+    offline: bool = False,
+    client: HubClient | None = None,
+) -> Reference:
+    """Store the set in a repository of the Hub as the next version of its name, or ``name``.
+
+    Args:
+        store: of the set's backbone.
+        reference: ``hub:ORG/NAME`` or ``hub:ORG/NAME@REVISION``.
+        name: in the place of its own.
+        offline: only from the cache; ``HF_HUB_OFFLINE`` means the same.
+        client: another Hub than the real one.
+
+    Raises:
+        HubError, HubNotFoundError, HubUnavailableError: see ``pulled``.
+        ArchiveError, BackboneMismatchError: and whatever ``import_set`` raises.
+    """
+    with pulled(reference, offline=offline, client=client) as folder:
+        return import_set(store, folder, name)

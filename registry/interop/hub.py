@@ -1,7 +1,8 @@
 """A set in a repository of the Hub: pushed in one commit with its model card, pulled into a store.
 
 Only safetensors, JSON and the card go up, and of a repository only the files of a set come down, each within the
-store's limits. The Hub is a ``HubClient``: ``huggingface_hub``'s own, or another that has its methods.
+store's limits. The Hub is a ``HubClient``: ``huggingface_hub``'s own, or another that has its methods. Knows bytes,
+nothing of torch, so that a Hub that does not answer is told of at once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,21 +20,15 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from registry.errors import shorten
-from registry.interop.card import README, model_card
-from registry.interop.formats import folder_files, write_files
 from registry.network import ANSWER_SECONDS, HubNotFoundError, HubUnavailableError, ask, hub_errors, is_offline
-from registry.schema import ExportFormat, Reference
 from registry.store import files
 from registry.store.archive import archive_errors
 from registry.store.errors import ArchiveError
 from registry.store.manifest import FILE_LIMIT, MANIFEST_LIMIT
-from registry.store.registry import Registry
-from registry.store.store import Store
-from registry.store.tensors import import_set
 from registry.validation import require
-from registry.version import __version__
 
 MARK = "hub:"
+README = "README.md"
 UPLOADED = ("*.safetensors", "*.json", README)  # nothing else ever leaves this machine
 # The files that make a set, ours and those of AdapterHub and PEFT.
 DOWNLOADED = (
@@ -97,100 +92,66 @@ class HubClient(Protocol):
         """Return the folder with a revision's files, from the network or the cache."""
 
 
-def push_set(
-    source: Registry | Store,
-    reference: str | Reference,
+def check_writable(repository: str, *, offline: bool = False, client: HubClient | None = None) -> HubReference:
+    """Return which repository is meant, where the Hub answers and knows whose token is sent.
+
+    Raises:
+        ConfigError: it is none that can be pushed to.
+        HubError: no token, or one that the Hub does not know.
+        HubUnavailableError: the Hub cannot be reached.
+    """
+    target, api = HubReference.parse(repository), client or HfApi()
+    require(target.revision is None, "repository", "hub:ORG/NAME, as a push makes the revision", repository)
+    with hub_errors("push to", target.repository):
+        obstacle = "offline was asked for" if offline or is_offline() else ask(api.whoami)[0]
+    if obstacle:
+        hint = "--dry-run DIR writes the files alone"
+        raise HubUnavailableError("push to", target.repository, "an answer of the Hub", obstacle, hint)
+    return target
+
+
+def check_uploadable(names: Iterable[str]) -> None:
+    """Raise ConfigError if a file has a name of another kind than those that are uploaded."""
+    for name in names:
+        allowed = any(fnmatchcase(name, pattern) for pattern in UPLOADED) and "/" not in name
+        require(allowed, f"file '{name[:80]}'", f"{', '.join(UPLOADED)}, as nothing else is uploaded", name)
+
+
+def upload(
     repository: str,
+    contents: Mapping[str, bytes],
+    message: str,
     *,
-    license: str,
-    format: ExportFormat = "archive",
     private: bool = False,
     force: bool = False,
-    dry_run: Path | None = None,
     offline: bool = False,
     client: HubClient | None = None,
 ) -> str:
-    """Put a stored set and its model card into a repository of the Hub, in one commit, and return its address.
+    """Make a repository with these files, in one commit, and return its address.
 
     Args:
-        source: a registry; for the format ``archive`` its store is enough.
-        reference: of the set.
         repository: ``hub:ORG/NAME``.
-        license: the Hub's short name of one, ``apache-2.0`` say.
-        format: the three files of an archive, or what another library reads.
+        contents: its files by name.
+        message: of the commit.
         private: whether only its owners see it.
         force: take a repository that is there already; its files of the kinds that are uploaded become these.
-        dry_run: a folder for the files in the place of the Hub, which is not asked then; its path is returned.
         offline: never ask the network; ``HF_HUB_OFFLINE`` means the same.
         client: another Hub than the real one.
 
     Raises:
-        ConfigError: a repository or a license that is none.
-        UnheldError: the format cannot hold the set.
+        ConfigError: a repository that is none, or a file of a kind that is never uploaded.
         HubError: no token, no right to write there, or the name is taken.
         HubUnavailableError: the Hub cannot be reached.
-        StoreWriteError: the folder of a dry run has files already, or cannot be written.
-        AdapterNotFoundError, IntegrityError: and whatever reading the set raises.
     """
-    target = HubReference.parse(repository)
-    require(target.revision is None, "repository", "hub:ORG/NAME, as a push makes the revision", repository)
-    exact, manifest, contents = folder_files(source, reference, format)
-    contents = {README: model_card(manifest, target.repository, license, format).encode(), **contents}
-    for name in contents:
-        allowed = any(fnmatchcase(name, pattern) for pattern in UPLOADED) and "/" not in name
-        require(allowed, f"file '{name[:80]}'", f"{', '.join(UPLOADED)}, as nothing else is uploaded", name)
-    if dry_run is not None:
-        write_files(dry_run, contents, f"write what '{exact}' would push", overwrite=force)
-        return str(dry_run)
-    message = f"{exact} as {format}, by adapter-registry {__version__}"
-    _upload(client or HfApi(), target, contents, message, private, force, offline or is_offline())
-    return f"{constants.ENDPOINT}/{target.repository}"
-
-
-def pull_set(
-    store: Store,
-    reference: str,
-    name: str | None = None,
-    *,
-    offline: bool = False,
-    client: HubClient | None = None,
-) -> Reference:
-    """Store the set in a repository of the Hub as the next version of its name, or ``name``.
-
-    Args:
-        store: of the set's backbone.
-        reference: ``hub:ORG/NAME`` or ``hub:ORG/NAME@REVISION``.
-        name: in the place of its own.
-        offline: only from the cache; ``HF_HUB_OFFLINE`` means the same.
-        client: another Hub than the real one.
-
-    Raises:
-        HubError, HubNotFoundError, HubUnavailableError: see ``pulled``.
-        ArchiveError, BackboneMismatchError: and whatever ``import_set`` raises.
-    """
-    with pulled(reference, offline=offline, client=client) as folder:
-        return import_set(store, folder, name)
-
-
-def _upload(
-    api: HubClient,
-    target: HubReference,
-    contents: Mapping[str, bytes],
-    message: str,
-    private: bool,
-    force: bool,
-    offline: bool,
-) -> None:
-    """Make the repository and the one commit."""
+    check_uploadable(contents)
+    api = client or HfApi()
+    target = check_writable(repository, offline=offline, client=api)
     with hub_errors("push to", target.repository):
-        obstacle = "offline was asked for" if offline else ask(api.whoami)[0]
-        if obstacle:
-            hint = "--dry-run DIR writes the files alone"
-            raise HubUnavailableError("push to", target.repository, "an answer of the Hub", obstacle, hint)
         api.create_repo(target.repository, private=private, exist_ok=force)
         operations: list[Any] = [CommitOperationAdd(name, data) for name, data in sorted(contents.items())]
         operations += [CommitOperationDelete(name) for name in _stale(api, target, contents) if force]
         api.create_commit(target.repository, operations, commit_message=message)
+    return f"{constants.ENDPOINT}/{target.repository}"
 
 
 def _stale(api: HubClient, target: HubReference, contents: Mapping[str, bytes]) -> list[str]:

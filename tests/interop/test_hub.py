@@ -111,7 +111,7 @@ def test_another_kind_of_file_is_refused(registry: Registry, hub: FolderHub, mon
     """A format that gave something else would push nothing at all."""
     for name in ("code.py", "adapter.bin", "README.md.html", "a/b.json"):
         contents = (registry.store.resolve("mood"), registry.manifest("mood"), {name: b""})
-        monkeypatch.setattr("registry.interop.hub.folder_files", lambda *_, found=contents: found)
+        monkeypatch.setattr("registry.interop.formats.folder_files", lambda *_, found=contents: found)
         with pytest.raises(ConfigError, match="as nothing else is uploaded"):
             push_set(registry, "mood", WHERE, license="mit", client=hub)
     assert not hub.commits
