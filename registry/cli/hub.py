@@ -53,14 +53,16 @@ def push(
 
     backbone, chosen = options.pop("backbone"), license or _ask_license()
     store = settings.open_store()
+    name, version = store.resolve(reference)
     if not options["dry_run"]:
         check_writable(repository, offline=settings.offline)  # before seconds go into imports and a backbone
     from registry.interop.formats import push_set
 
     source = store if kind == "archive" else settings.open_registry(backbone)
-    place = push_set(source, reference, repository, license=chosen, format=kind, offline=settings.offline, **options)
+    exact = f"{name}:{version}"
+    place = push_set(source, exact, repository, license=chosen, format=kind, offline=settings.offline, **options)
     told = "; nothing was sent" if options["dry_run"] else ""
-    click.echo(f"{reference} -> {place} ({kind}){told}")
+    click.echo(f"{exact} -> {place} ({kind}){told}")
 
 
 def _ask_license() -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +244,6 @@ def test_a_dry_run_does_not_write_over_files(tmp_path: Path, registry: Registry)
 
 def test_the_real_client_has_these_methods() -> None:
     """HfApi is a HubClient: each method takes what is asked of it by these names."""
-    import inspect
-
     for name, method in vars(HubClient).items():
         if inspect.isfunction(method) and not name.startswith("_"):
             wanted = set(inspect.signature(method).parameters)
@@ -261,7 +262,7 @@ def test_the_commands_push_and_pull(tmp_path: Path, registry: Registry, monkeypa
     store = ("--store", registry.store.root)
     dry = tmp_path / "dry"
     done = succeed(*store, "push", "mood", WHERE, "--license", "mit", "--dry-run", dry)
-    assert f"mood -> {dry} (archive); nothing was sent" == done.out.strip()
+    assert f"mood:1 -> {dry} (archive); nothing was sent" == done.out.strip()
     assert {"README.md", "manifest.json", "adapter.safetensors", "head.safetensors"} == set(os.listdir(dry))
     assert "again:1" in succeed(*store, "import", dry, "--name", "again").out
     refused = call(*store, "push", "mood", WHERE, "--dry-run", dry)
@@ -272,23 +273,58 @@ def test_the_commands_push_and_pull(tmp_path: Path, registry: Registry, monkeypa
     assert {"push", "pull"} <= set(cli.commands)
 
 
+def run_online(store: Path, port: int, *arguments: str) -> tuple[int, str]:
+    """Run a command of the program with the real client, whose Hub is a port of this machine."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(store.parent / "home"),
+    }
+    script = f"from registry.cli.main import main; main({['--store', str(store), *arguments]!r})"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert 1 == len(done.stderr.splitlines()), done.stderr
+    return done.returncode, done.stderr
+
+
 def test_a_hub_that_never_answers_ends_in_time(registry: Registry) -> None:
     """The program gives up by itself where connections are taken and nothing is said, with exit code 6."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "0",
-            "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
-            "HF_TOKEN": "hf_test",
-            "HF_HOME": str(registry.store.root.parent / "home"),
-        }
         for arguments in (["push", "mood", WHERE, "--license", "mit"], ["pull", WHERE]):
-            script = f"from registry.cli.main import main; main({['--store', str(registry.store.root), *arguments]!r})"
-            done = subprocess.run(
-                [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
-            )
-            assert (6, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
-            assert "does not answer" in done.stderr
+            code, told = run_online(registry.store.root, silent.getsockname()[1], *arguments)
+            assert (6, True) == (code, "does not answer" in told)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A Hub that knows neither the token nor any repository."""
+
+    def do_GET(self) -> None:
+        """Answer with the Hub's own codes."""
+        known = "whoami" in self.path
+        self.send_response(401 if known else 404)
+        if not known:
+            self.send_header("X-Error-Code", "RevisionNotFound" if "v9" in self.path else "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_the_real_clients_refusals_are_told(registry: Registry) -> None:
+    """What the real client makes of the Hub's codes ends in one line and the code of its kind."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for arguments, expected, found in (
+            (["push", "mood", WHERE, "--license", "mit"], 1, "one that it refuses; log in with"),
+            (["pull", WHERE], 3, "expected a repository, found none that we may see"),
+            (["pull", f"{WHERE}@v9"], 3, "expected a revision 'v9', found none"),
+        ):
+            code, told = run_online(registry.store.root, server.server_address[1], *arguments)
+            assert (expected, True) == (code, found in told), told
+        server.shutdown()
 
 
 def test_manifests_are_pushed_as_they_are(registry: Registry, hub: FolderHub) -> None:
