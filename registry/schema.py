@@ -12,7 +12,9 @@ from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
 ExportFormat = Literal["archive", "adapterhub", "peft"]
+ImportFormat = Literal["auto", "archive", "adapterhub", "peft"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+IMPORT_FORMATS: tuple[ImportFormat, ...] = get_args(ImportFormat)
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 

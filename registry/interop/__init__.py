@@ -1,6 +1,7 @@
-"""Doors to other libraries: ``trainer``, ``classifier`` lets transformers' Trainer train a set.
+"""Doors to other libraries: ``trainer`` and ``classifier``, and the folders of ``adapters`` and ``peft``.
 
-The folders of others: ``formats`` writes them.
+Reading order of the folders: ``switches`` (what a configuration may say), ``folders`` (looking, limits, tensors),
+``heads`` (what trained beside a method), ``methods`` and ``adapterhub``, ``peft``; ``formats`` takes sets in and out.
 
 To the left: ``serving``. To the right: ``bench``.
 """
