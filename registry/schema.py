@@ -203,6 +203,7 @@ class SetInfo(Record, frozen=True, kw_only=True):
         merged_from, merging: the sets it was made of, and how; empty and None for one that was trained.
         merging_loss: share of the changes that the rank of LoRA could not hold.
         imported: for a set that another library saved.
+        started_from: the stored set from whose adapter its training went on, None for a start of its own.
     """
 
     task: str | None = None
@@ -220,6 +221,7 @@ class SetInfo(Record, frozen=True, kw_only=True):
     merging: Merging | None = None
     merging_loss: float | None = None
     imported: Imported | None = None
+    started_from: str | None = None
 
 
 class Manifest(SetInfo, frozen=True, kw_only=True):

@@ -68,18 +68,21 @@ class ImportOutcome(NamedTuple):
     error: RegistryError | None
 
 
-def import_each(registry: Registry, folder: Path, **choices: Any) -> Iterator[ImportOutcome]:
+def import_each(
+    registry: Registry, folder: Path, format: ImportFormat = "auto", **choices: Any
+) -> Iterator[ImportOutcome]:
     """Import every saved set in a folder, under its folder's name; a refused one does not hold up the others.
 
     Args:
         registry: to store them in.
         folder: of the folders.
+        format: whose they are.
         choices: as for ``import_from``.
     """
     for path in sub_folders(folder):
         try:
             name = None if path.is_file() else path.name.lower()
-            yield ImportOutcome(path, import_from(registry, path, name=name, **choices), None)
+            yield ImportOutcome(path, import_from(registry, path, format, name, **choices), None)
         except RegistryError as err:
             yield ImportOutcome(path, None, err)
 

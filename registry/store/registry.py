@@ -96,9 +96,9 @@ class Registry:
             data: from ``TaskData.from_pandas``, ``from_dataset``, ``from_lists`` or ``load_task``.
             recipe: a shipped recipe, the path of a TOML file, or a ``Recipe``.
             choices: fields of ``TrainingConfig`` (epochs, learning_rate and so on); ``adapter`` and ``head`` with
-                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``observe``, which is
-                called with a ``StepReport`` after every step; and ``loss``, one's own: of (B, C) logits and labels
-                ((B,) classes, (B, C) zeros and ones, or (B, 1) standard scores) a scalar.
+                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``start_from``, a stored set
+                whose adapter goes on; ``observe``, called with a ``StepReport`` after every step; ``loss``, one's own:
+                of (B, C) logits and labels ((B,) classes, (B, C) 0 and 1, or (B, 1) standard scores) a scalar.
 
         Raises:
             ConfigError, UnknownRecipeError: choices that do not fit, and whatever ``save`` raises.
