@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from registry.bench.records import RunRecord
     from registry.config import AdapterConfig, HeadConfig, TrainingConfig
     from registry.errors import RegistryError
+    from registry.interop.card import push_set
     from registry.interop.checkpoint import load_into
     from registry.interop.classifier import AdapterClassifier
-    from registry.interop.formats import pull_set, push_set
+    from registry.interop.formats import pull_set
     from registry.interop.trainer import TrainerModel
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
@@ -70,7 +71,7 @@ _HOMES = {
     "load_task": "tasks.loading",
     "make_plan": "training.plan",
     "pull_set": "interop.formats",
-    "push_set": "interop.formats",
+    "push_set": "interop.card",
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",

@@ -12,7 +12,9 @@ from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
 ExportFormat = Literal["archive", "adapterhub", "peft", "transformers"]
+ImportFormat = Literal["auto", "archive", "adapterhub", "peft"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+IMPORT_FORMATS: tuple[ImportFormat, ...] = get_args(ImportFormat)
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 
@@ -117,7 +119,7 @@ class Origin(Record, frozen=True, kw_only=True):
 
 
 STORE_FORMAT = 1
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 
 
 def name_method(plain: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +170,26 @@ class MergedSet(Record, frozen=True, kw_only=True):
     weight: float
 
 
+class Imported(Record, frozen=True, kw_only=True):
+    """Which folder of another library a set was, and what of it is claimed and not proved.
+
+    Attributes:
+        format: whose.
+        library: version of the library that saved it, as its files say.
+        backbone: name of the backbone in its files; they hold nothing that proves it.
+        fit: ``named`` where that is the name of the store's backbone, ``claimed`` where whoever imported it said so.
+        head: whether a trained head came along; without one the head here is at its random start.
+        not_kept: settings of training alone that no set here has.
+    """
+
+    format: Literal["adapterhub", "peft"]
+    library: str
+    backbone: str
+    fit: Literal["named", "claimed"]
+    head: bool = True
+    not_kept: tuple[str, ...] = ()
+
+
 class SetInfo(Record, frozen=True, kw_only=True):
     """What is known of a set besides its tensors and backbone.
 
@@ -180,6 +202,8 @@ class SetInfo(Record, frozen=True, kw_only=True):
         recipe, training, data, split, origin: where the weights come from, None where not known.
         merged_from, merging: the sets it was made of, and how; empty and None for one that was trained.
         merging_loss: share of the changes that the rank of LoRA could not hold.
+        imported: for a set that another library saved.
+        started_from: the stored set from whose adapter its training went on, None for a start of its own.
     """
 
     task: str | None = None
@@ -196,6 +220,8 @@ class SetInfo(Record, frozen=True, kw_only=True):
     merged_from: tuple[MergedSet, ...] = ()
     merging: Merging | None = None
     merging_loss: float | None = None
+    imported: Imported | None = None
+    started_from: str | None = None
 
 
 class Manifest(SetInfo, frozen=True, kw_only=True):
@@ -203,7 +229,7 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     Attributes:
         name, created: of the set; UTC time, ISO 8601.
-        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``.
+        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``; up to 2 only ``parallel`` ones had a scale.
         adapter: the method's shape; None is a head alone.
         parameters: elements in both files.
         dtype: of the backbone in training and scoring; the set itself is float32.
@@ -231,8 +257,13 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return what a manifest of format 1 says, as this one says it."""
-        return name_method(plain)
+        """Return what a manifest of format 1 or 2 says, as this one says it."""
+        named = name_method(plain)
+        adapter = named.get("adapter")
+        if plain.get("format") not in (1, 2) or not isinstance(adapter, dict) or "scale" not in adapter:
+            return named
+        scale = adapter["scale"] if adapter.get("placement") == "parallel" else 1.0
+        return {**named, "adapter": {**adapter, "scale": scale}}
 
 
 class DataInfo(Record, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from registry.cli.options import Settings, backbone_option
+from registry.cli.options import Settings, backbone_option, with_options
+from registry.cli.store import IMPORT_OPTIONS, import_from_hub
 from registry.errors import ConfigError
 from registry.schema import EXPORT_FORMATS, ExportFormat
 
@@ -56,7 +57,7 @@ def push(
     name, version = store.resolve(reference)
     if not options["dry_run"]:
         check_writable(repository, offline=settings.offline)  # before seconds go into imports and a backbone
-    from registry.interop.formats import push_set
+    from registry.interop.card import push_set
 
     source = store if kind == "archive" else settings.open_registry(backbone)
     exact = f"{name}:{version}"
@@ -78,10 +79,10 @@ def _ask_license() -> str:
 
 @click.command()
 @click.argument("repository", metavar="hub:ORG/NAME[@REVISION]")
-@click.option("--name", help="Store it under this name instead of its own.")
+@with_options(IMPORT_OPTIONS)
 @click.pass_obj
-def pull(settings: Settings, repository: str, name: str | None) -> None:
-    """Store the set in a repository of the Hub as the next version of its name; 'import hub:…' does the same.
+def pull(settings: Settings, /, repository: str, **options: Any) -> None:
+    """Store the set in a repository of the Hub as the next version of its name; 'import hub:ORG/NAME' does the same.
 
     Nothing but safetensors and JSON is read, within the store's limits. What was pulled before is taken from the cache
     where the Hub cannot be reached.
@@ -90,11 +91,4 @@ def pull(settings: Settings, repository: str, name: str | None) -> None:
     adapter-registry pull hub:me/mrpc
     adapter-registry pull hub:me/mrpc@v1 --name films
     """
-    from registry.interop.hub import pulled
-
-    store = settings.open_store()
-    with pulled(repository, offline=settings.offline) as folder:
-        from registry.store.tensors import import_set
-
-        reference = import_set(store, folder, name)
-    click.echo(f"{repository} -> {reference}")
+    import_from_hub(settings, repository, **options)

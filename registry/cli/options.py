@@ -181,7 +181,7 @@ SET_OPTIONS = (
     click.option("--method", help=f"{', '.join(METHODS)}: by the recipe of that name, where no other is given."),
     click.option("--placement", help=f"Where bottlenecks join a layer: {', '.join(PLACEMENTS)}."),
     click.option("--reduction-factor", type=int, help="H / M; must divide H."),
-    click.option("--activation", help="relu, gelu, silu or tanh."),
+    click.option("--activation", help=f"{', '.join(get_args(Activation))}."),
     click.option("--rank", type=int, help="Of LoRA's changes."),
     click.option("--alpha", type=float, help="LoRA's scale times the rank."),
     click.option("--targets", help=f"Products that LoRA or (IA)3 changes, with commas: {', '.join(TARGETS)}."),

@@ -11,10 +11,27 @@ from typing import Any
 import click
 import msgspec
 
-from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json
+from registry.cli.data import HUB
+from registry.cli.options import (
+    Settings,
+    backbone_option,
+    is_given,
+    json_option,
+    note,
+    print_json,
+    with_options,
+)
 from registry.errors import ConfigError, RegistryError
-from registry.schema import EXPORT_FORMATS, ExportFormat, Reference
-from registry.store.errors import IntegrityError
+from registry.schema import (
+    EXPORT_FORMATS,
+    IMPORT_FORMATS,
+    ExportFormat,
+    Imported,
+    ImportFormat,
+    Manifest,
+    Reference,
+)
+from registry.store.errors import IntegrityError, UnimportedError
 from registry.validation import from_plain, printable, require
 
 
@@ -50,6 +67,9 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     if as_json:
         print_json(content)
         return
+    imported = store.manifest(name, version).imported
+    if imported is not None:
+        click.echo(f"{'fit':<22} {printable(fit_text(imported))}")
     for key, value in content.items():
         if isinstance(value, dict):
             click.echo(f"{key}")
@@ -57,6 +77,14 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
                 click.echo(f"  {printable(inner):<20} {printable(found)}")
         else:
             click.echo(f"{key:<22} {printable(value)}")
+
+
+def fit_text(imported: Imported) -> str:
+    """Return on whose word an imported set fits the backbone, which its files cannot prove."""
+    named = f"its files name the backbone {imported.backbone!r}" if imported.backbone else "its files name no backbone"
+    if imported.fit == "named":
+        return f"{named}, as this one is called; claimed, not proved"
+    return f"{named}; that it is this one was claimed by whoever imported it, not proved"
 
 
 @click.command()
@@ -144,16 +172,112 @@ def export_command(
     click.echo(f"{name}:{version} -> {path} ({told})")
 
 
-@click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", help="Store it under this name instead of its own.")
-@click.pass_obj
-def import_command(settings: Settings, file: Path, name: str | None) -> None:
-    """Check an exported FILE and store it as the next version of its name; save_pretrained's folders are taken too."""
-    from registry.store.tensors import import_set
+IMPORT_OPTIONS = (
+    click.option(
+        "--format",
+        "kind",
+        type=click.Choice(IMPORT_FORMATS),
+        default="auto",
+        show_default=True,
+        help="Whose file or folder it is; auto finds it by looking.",
+    ),
+    click.option("--name", help="Store it under this name instead of its own."),
+    click.option("--labels", help="Names of the classes, with commas, where the files have none."),
+    click.option(
+        "--backbone-unproven", is_flag=True, help="Take it though its files do not name the store's backbone."
+    ),
+    backbone_option,
+    json_option,
+)
 
-    reference = import_set(settings.open_store(), file, name)
-    click.echo(f"{file} -> {reference}")
+
+@click.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@with_options(IMPORT_OPTIONS)
+@click.option("--allow-pickle", is_flag=True, help="Read weights from a pickle too, in a process of its own.")
+@click.pass_obj
+def import_command(settings: Settings, /, path: Path, **options: Any) -> None:
+    """Check and store a set: an exported file, a folder of save_pretrained, AdapterHub or PEFT, or hub:ORG/NAME.
+
+    A folder of such folders is imported folder by folder; the command fails if one of them was refused.
+
+    \b
+    adapter-registry import mrpc.adapter --name paraphrases
+    adapter-registry import imdb-pfeiffer --labels neg,pos
+    adapter-registry import all-adapters --backbone-unproven --json
+    adapter-registry import hub:me/mrpc
+    """
+    if str(path).startswith(HUB):
+        import_from_hub(settings, str(path), **options)
+    else:
+        _import(settings, path, str(path), **options)
+
+
+def import_from_hub(settings: Settings, repository: str, /, **options: Any) -> None:
+    """Store the set in a repository of the Hub, which is asked before seconds go into imports and a backbone."""
+    from registry.interop.hub import pulled
+
+    settings.open_store()
+    with pulled(repository, offline=settings.offline) as folder:
+        _import(settings, folder, repository, **options)
+
+
+def _import(
+    settings: Settings,
+    path: Path,
+    told: str,
+    /,
+    kind: ImportFormat,
+    name: str | None,
+    as_json: bool,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> None:
+    from registry.interop.folders import find_format
+
+    found = find_format(path)
+    if found == "archive" and kind in ("auto", "archive"):
+        from registry.store.tensors import import_set
+
+        _tell_imported(told, import_set(settings.open_store(), path, name), None, as_json)
+        return
+    from registry.interop.formats import ImportOutcome, import_each
+
+    registry = settings.open_registry(options["backbone"])
+    choices = {
+        "labels": tuple(each.strip() for each in (options["labels"] or "").split(",") if each.strip()),
+        "allow_pickle": allow_pickle,
+        "backbone_unproven": options["backbone_unproven"],
+    }
+    if found == "folders":
+        require(name is None, "--name", "none for a folder of several sets", name)
+        outcomes = import_each(registry, path, kind, **choices)
+    else:
+        outcomes = iter([ImportOutcome(Path(told), registry.import_from(path, kind, name, **choices), None)])
+    total = refused = 0
+    for outcome in outcomes:
+        total, refused = total + 1, refused + (outcome.error is not None)
+        manifest = None if outcome.reference is None else registry.manifest(outcome.reference)
+        _tell_imported(str(outcome.path), outcome.reference or outcome.error, manifest, as_json)
+    if refused:
+        raise UnimportedError(path, refused, total)
+
+
+def _tell_imported(
+    path: str, found: Reference | RegistryError | None, manifest: Manifest | None, as_json: bool
+) -> None:
+    imported = None if manifest is None else manifest.imported
+    if as_json:
+        key = "reference" if isinstance(found, Reference) else "error"
+        print_json({"path": path, key: str(found), "imported": msgspec.to_builtins(imported)})
+        return
+    click.echo(f"{printable(path)} -> {found if isinstance(found, Reference) else f'refused: {printable(found)}'}")
+    if imported is not None:
+        note(f"{found}: {fit_text(imported)}")
+        for each in imported.not_kept:
+            note(f"{found}: not kept, as it is of training alone: {each}")
+        if not imported.head:
+            note(f"{found}: no head came along; 'adapter-registry train TASK --start-from {found}' trains one")
 
 
 @click.command()

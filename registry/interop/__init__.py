@@ -1,8 +1,9 @@
-"""Doors to other libraries: ``trainer``, ``classifier`` lets transformers' Trainer train a set.
+"""Doors to other libraries: ``trainer`` and ``classifier``, and the folders of ``adapters`` and ``peft``.
 
-The folders of others: ``formats`` writes them, ``checkpoint`` that of transformers, the set merged into its weights.
-
-The Hub: ``card`` says what a set is, ``hub`` pushes and pulls it.
+Reading order of the folders: ``switches`` (what a configuration may say), ``folders`` (looking, limits, tensors),
+``heads`` (what trained beside a method), ``methods`` and ``adapterhub``, ``peft``; ``checkpoint`` (a set merged into
+the weights of transformers' classifier); ``formats`` takes sets in and out. Then the Hub: ``hub`` (repositories as
+files), ``card`` (a set's model card, and how both are pushed).
 
 To the left: ``serving``. To the right: ``bench``.
 """

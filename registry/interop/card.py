@@ -1,7 +1,8 @@
-"""The model card of a pushed set: what its manifest says, as the Hub's metadata and as a page to read.
+"""The model card of a set, and how both are pushed.
 
-The metadata are ``huggingface_hub``'s own ``ModelCardData`` and ``EvalResult``, which check themselves; the page says
-how the set is loaded, what it scores on which rows, how much of it is trained, and how.
+A card is what the manifest says, as the Hub's metadata and as a page to read. The metadata are ``huggingface_hub``'s
+own ``ModelCardData`` and ``EvalResult``, which check themselves; the page says how the set is loaded, what it scores on
+which rows, how much of it is trained, and how.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from registry.config import ProblemType
 from registry.errors import ConfigError
-from registry.schema import ExportFormat, Manifest
+from registry.interop.formats import folder_files, write_files
+from registry.interop.hub import README, HubClient, HubReference, check_uploadable, upload
+from registry.schema import ExportFormat, Manifest, Reference
 from registry.stats.intervals import Interval, wilson_interval
+from registry.store.registry import Registry
+from registry.store.store import Store
 from registry.tasks.spec import BUILT_IN, HubSource
 from registry.validation import printable, require
+from registry.version import __version__
 
 _TASK = "text-classification"
 _LIBRARIES: Mapping[ExportFormat, str] = MappingProxyType(
@@ -257,3 +263,49 @@ def _recipe(manifest: Manifest) -> str:
 def _plain(text: str) -> str:
     """Return a text of a manifest as a part of a Markdown sentence or cell that it cannot leave."""
     return re.sub(r"[`|<>\[\]\\]", "?", printable(text))[:80]
+
+
+def push_set(
+    source: Registry | Store,
+    reference: str | Reference,
+    repository: str,
+    *,
+    license: str,
+    format: ExportFormat = "archive",
+    private: bool = False,
+    force: bool = False,
+    dry_run: Path | None = None,
+    offline: bool = False,
+    client: HubClient | None = None,
+) -> str:
+    """Put a stored set and its model card into a repository of the Hub, in one commit, and return its address.
+
+    Args:
+        source: a registry; for the format ``archive`` its store is enough.
+        reference: of the set.
+        repository: ``hub:ORG/NAME``.
+        license: the Hub's short name of one, ``apache-2.0`` say.
+        format: the three files of an archive, or what another library reads.
+        private: whether only its owners see it.
+        force: take a repository that is there already; its files of the kinds that are uploaded become these.
+        dry_run: a folder for the files in the place of the Hub, which is not asked then; its path is returned.
+        offline: never ask the network; ``HF_HUB_OFFLINE`` means the same.
+        client: another Hub than the real one.
+
+    Raises:
+        ConfigError: a repository or a license that is none.
+        UnheldError: the format cannot hold the set.
+        HubError: no token, no right to write there, or the name is taken.
+        HubUnavailableError: the Hub cannot be reached.
+        StoreWriteError: the folder of a dry run has files already, or cannot be written.
+        AdapterNotFoundError, IntegrityError: and whatever reading the set raises.
+    """
+    target = HubReference.parse(repository)
+    exact, manifest, contents = folder_files(source, reference, format)
+    contents = {README: model_card(manifest, target.repository, license, format).encode(), **contents}
+    check_uploadable(contents)
+    if dry_run is not None:
+        write_files(dry_run, contents, f"write what '{exact}' would push", overwrite=force)
+        return str(dry_run)
+    message = f"{exact} as {format}, by adapter-registry {__version__}"
+    return upload(repository, contents, message, private=private, force=force, offline=offline, client=client)

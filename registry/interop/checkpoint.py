@@ -35,6 +35,7 @@ from registry.model.pretrained import (
 )
 from registry.schema import Reference
 from registry.store.errors import UnheldError
+from registry.store.manifest import require_head
 from registry.store.registry import Registry
 
 Tensors = Mapping[str, Tensor]
@@ -93,11 +94,13 @@ def load_into(model: PreTrainedModel, reference: str | Reference, registry: Regi
         registry: where it is.
 
     Raises:
+        RequestError: it was imported without a head.
         UnheldError: the method, the pooling or the head is none that this model can hold.
         BackboneMismatchError: its encoder is not the backbone's, or something was merged into it before.
         ShapeMismatchError: it has another number of labels.
         AdapterNotFoundError, IntegrityError: and whatever ``Registry.load`` raises.
     """
+    require_head(str(reference), registry.manifest(reference))
     adapter_set, config, backbone = registry.load(reference), model.config, registry.backbone
     name = type(model).__name__
     what = f"'{reference}' in a {name}"

@@ -1,40 +1,43 @@
-"""The formats that a stored set is written in: one entry of ``FOLDER_FORMATS`` each, beside the archive of one's own.
+"""The formats that sets come in from and go out to: an entry each, beside the archive of one's own.
 
-An entry says what of a set its format cannot hold, and makes the files of the folder; what is the same for all is here:
-reading the set, refusing it with the formats that can hold it, and one rename that makes the folder visible.
+An entry of ``FOLDER_FORMATS`` says what of a set its format cannot hold, and makes the files of the folder; one of
+``READERS`` makes a set of a folder. What is the same for all is here: refusing a set with the formats that can hold it,
+the rename that makes a folder visible, and the checks of a set that is to be stored.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import torch
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.errors import ConfigError
-from registry.interop.card import model_card
+from registry.config import HeadConfig
+from registry.errors import ConfigError, RegistryError
+from registry.interop.adapterhub import adapterhub_contents, adapterhub_obstacle, read_adapterhub
 from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
-from registry.interop.hub import README, HubClient, HubReference, check_uploadable, pulled, upload
+from registry.interop.folders import ForeignSet, StoredSet, find_format, public_name, sub_folders
+from registry.interop.heads import generic_labels
+from registry.interop.hub import HubClient, pulled
+from registry.interop.peft import peft_contents, peft_obstacle, read_peft
+from registry.interop.switches import shown, switch_errors
 from registry.model.backbone import Backbone
-from registry.schema import ExportFormat, Manifest, Reference
+from registry.model.encoder import inner_sizes
+from registry.schema import BackboneInfo, ExportFormat, Imported, ImportFormat, Manifest, Reference, SetInfo
 from registry.store import files
-from registry.store.errors import StoreWriteError, UnheldError
+from registry.store.archive import archive_errors
+from registry.store.errors import ForeignSwitchError, StoreWriteError, UnheldError
 from registry.store.manifest import seal
 from registry.store.reader import MANIFEST_FILE
 from registry.store.registry import Registry
 from registry.store.store import Store
-from registry.store.tensors import import_set, load_set
-from registry.version import __version__
-
-
-class StoredSet(NamedTuple):
-    """A version of a store as a format sees it: what is known of it, its tensors, and the backbone it is for."""
-
-    manifest: Manifest
-    adapter_set: AdapterSet
-    backbone: Backbone
+from registry.store.tensors import check_tensors, import_set, load_set
+from registry.validation import check_name
 
 
 class Format(NamedTuple):
@@ -51,15 +54,156 @@ class Format(NamedTuple):
     contents: Callable[[StoredSet], Mapping[str, bytes]]
 
 
+def _headless(stored: StoredSet) -> str:
+    imported = stored.manifest.imported
+    return "it was imported without a head" if imported is not None and not imported.head else ""
+
+
 FOLDER_FORMATS: Mapping[ExportFormat, Format] = MappingProxyType(
     {
+        "adapterhub": Format("AdapterHub's adapters", adapterhub_obstacle, adapterhub_contents),
+        "peft": Format("Hugging Face's peft", peft_obstacle, peft_contents),
         "transformers": Format(
-            "a plain checkpoint, the set merged into its weights",
-            lambda stored: checkpoint_obstacle(stored.adapter_set, stored.backbone.encoder.config),
+            "transformers itself, the set merged into its weights",
+            lambda stored: _headless(stored) or checkpoint_obstacle(stored.adapter_set, stored.backbone.encoder.config),
             lambda stored: checkpoint_files(stored.adapter_set, stored.backbone, stored.manifest.max_length),
         ),
     }
 )
+
+
+READERS: Mapping[str, Callable[..., ForeignSet]] = MappingProxyType({"adapterhub": read_adapterhub, "peft": read_peft})
+
+
+class ImportOutcome(NamedTuple):
+    """What became of one of several folders: a stored version, or why there is none."""
+
+    path: Path
+    reference: Reference | None
+    error: RegistryError | None
+
+
+def import_each(
+    registry: Registry, folder: Path, format: ImportFormat = "auto", **choices: Any
+) -> Iterator[ImportOutcome]:
+    """Import every saved set in a folder, under its folder's name; a refused one does not hold up the others.
+
+    Args:
+        registry: to store them in.
+        folder: of the folders.
+        format: whose they are.
+        choices: as for ``import_from``.
+    """
+    for path in sub_folders(folder):
+        try:
+            name = None if path.is_file() else path.name.lower()
+            yield ImportOutcome(path, import_from(registry, path, format, name, **choices), None)
+        except RegistryError as err:
+            yield ImportOutcome(path, None, err)
+
+
+def import_from(
+    registry: Registry,
+    path: Path,
+    format: ImportFormat = "auto",
+    name: str | None = None,
+    *,
+    labels: Sequence[str] = (),
+    allow_pickle: bool = False,
+    backbone_unproven: bool = False,
+) -> Reference:
+    """Store the set in an archive or in a folder of another library; see ``Registry.import_from``."""
+    found = find_format(path)
+    if format not in ("auto", found):
+        raise ForeignSwitchError(path, "--format", format, f"what looks like {found}")
+    if found == "archive":
+        return registry.import_set(path, name)
+    if found == "folders":
+        raise ForeignSwitchError(path, "content", "one saved set", "a folder of them, for import_each")
+    backbone = registry.backbone
+    info = backbone.info if found == "adapterhub" else backbone
+    foreign = READERS[found](path, info, tuple(labels), pickles=allow_pickle)
+    imported = Imported(
+        format=found,
+        library=foreign.library,
+        backbone=foreign.backbone,
+        fit=_claimed_fit(path, foreign.backbone, backbone.info, backbone_unproven),
+        head=foreign.head is not None,
+        not_kept=foreign.not_kept,
+    )
+    chosen = name or (foreign.name or Path(os.path.realpath(path)).name).lower()
+    made = _build(path, foreign, backbone, tuple(labels))
+    return registry.save(check_name(chosen), made, SetInfo(max_length=_longest(backbone), imported=imported))
+
+
+def pull_set(
+    target: Registry | Store,
+    repository: str,
+    name: str | None = None,
+    *,
+    offline: bool = False,
+    client: HubClient | None = None,
+    **choices: Any,
+) -> Reference:
+    """Store the set in a repository of the Hub, and return the reference to the version.
+
+    Args:
+        target: a registry; for a set of one's own its store is enough.
+        repository: ``hub:ORG/NAME`` or ``hub:ORG/NAME@REVISION``.
+        name: of the set; its own, or the repository's, when None.
+        offline: only from the cache; ``HF_HUB_OFFLINE`` means the same.
+        client: another Hub than the real one.
+        choices: as for ``Registry.import_from``.
+
+    Raises:
+        HubError, HubNotFoundError, HubUnavailableError: see ``pulled``.
+        ForeignSwitchError, ArchiveError, BackboneMismatchError: and whatever ``Registry.import_from`` raises.
+    """
+    with pulled(repository, offline=offline, client=client) as folder:
+        if isinstance(target, Store):
+            return import_set(target, folder, name)
+        return import_from(target, folder, name=name, **choices)
+
+
+def _claimed_fit(path: Path, named: str, backbone: BackboneInfo, unproven: bool) -> Literal["named", "claimed"]:
+    """Return on whose word a folder fits the store's backbone.
+
+    Raises:
+        ForeignSwitchError: its files name another one, and nobody says that it is the same.
+    """
+    known = {each.rstrip("/").split("/")[-1].lower() for each in (backbone.source, public_name(backbone))}
+    if named and named.rstrip("/").split("/")[-1].lower() in known:
+        return "named"
+    if not unproven:
+        expected = f"the store's backbone '{public_name(backbone)}', or --backbone-unproven if it is the same"
+        raise ForeignSwitchError(path, "the backbone's name", expected, shown(named))
+    return "claimed"
+
+
+def _build(path: Path, foreign: ForeignSet, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSet:
+    """Return the set of a folder, every name and shape of its tensors checked; a missing head is at its start."""
+    info = backbone.info
+    head = foreign.head or HeadConfig(label_names=labels or generic_labels(2), pooling="cls")
+    inner = inner_sizes(backbone.encoder.config)
+    with switch_errors(path):
+        backbone.check_pooling(head)
+        backbone.encoder.check_method(foreign.adapter)
+        with torch.device("meta"):
+            made = AdapterSet(info.hidden_size, info.layers, foreign.adapter, head, inner_sizes=inner)
+    for part, state in ((made.adapter, foreign.state), (made.head, foreign.head_state)):
+        if part is made.head and foreign.head is None:
+            continue
+        with archive_errors():
+            check_tensors(path, part.state_dict(), state)
+        part.load_state_dict({key: tensor.contiguous() for key, tensor in state.items()}, assign=True)
+    if foreign.head is None:
+        made.head = AdapterSet(info.hidden_size, info.layers, None, head).head
+    return made.eval()
+
+
+def _longest(backbone: Backbone) -> int:
+    """Return how many tokens a row of an imported set may have: as many as the backbone takes, up to 512."""
+    return min(512, backbone.encoder.max_length)
 
 
 def export_to(
@@ -149,74 +293,3 @@ def write_files(folder: Path, contents: Mapping[str, bytes], attempted: str, *, 
             files.discard(old)
         finally:
             files.discard(stage)
-
-
-def push_set(
-    source: Registry | Store,
-    reference: str | Reference,
-    repository: str,
-    *,
-    license: str,
-    format: ExportFormat = "archive",
-    private: bool = False,
-    force: bool = False,
-    dry_run: Path | None = None,
-    offline: bool = False,
-    client: HubClient | None = None,
-) -> str:
-    """Put a stored set and its model card into a repository of the Hub, in one commit, and return its address.
-
-    Args:
-        source: a registry; for the format ``archive`` its store is enough.
-        reference: of the set.
-        repository: ``hub:ORG/NAME``.
-        license: the Hub's short name of one, ``apache-2.0`` say.
-        format: the three files of an archive, or what another library reads.
-        private: whether only its owners see it.
-        force: take a repository that is there already; its files of the kinds that are uploaded become these.
-        dry_run: a folder for the files in the place of the Hub, which is not asked then; its path is returned.
-        offline: never ask the network; ``HF_HUB_OFFLINE`` means the same.
-        client: another Hub than the real one.
-
-    Raises:
-        ConfigError: a repository or a license that is none.
-        UnheldError: the format cannot hold the set.
-        HubError: no token, no right to write there, or the name is taken.
-        HubUnavailableError: the Hub cannot be reached.
-        StoreWriteError: the folder of a dry run has files already, or cannot be written.
-        AdapterNotFoundError, IntegrityError: and whatever reading the set raises.
-    """
-    target = HubReference.parse(repository)
-    exact, manifest, contents = folder_files(source, reference, format)
-    contents = {README: model_card(manifest, target.repository, license, format).encode(), **contents}
-    check_uploadable(contents)
-    if dry_run is not None:
-        write_files(dry_run, contents, f"write what '{exact}' would push", overwrite=force)
-        return str(dry_run)
-    message = f"{exact} as {format}, by adapter-registry {__version__}"
-    return upload(repository, contents, message, private=private, force=force, offline=offline, client=client)
-
-
-def pull_set(
-    store: Store,
-    reference: str,
-    name: str | None = None,
-    *,
-    offline: bool = False,
-    client: HubClient | None = None,
-) -> Reference:
-    """Store the set in a repository of the Hub as the next version of its name, or ``name``.
-
-    Args:
-        store: of the set's backbone.
-        reference: ``hub:ORG/NAME`` or ``hub:ORG/NAME@REVISION``.
-        name: in the place of its own.
-        offline: only from the cache; ``HF_HUB_OFFLINE`` means the same.
-        client: another Hub than the real one.
-
-    Raises:
-        HubError, HubNotFoundError, HubUnavailableError: see ``pulled``.
-        ArchiveError, BackboneMismatchError: and whatever ``import_set`` raises.
-    """
-    with pulled(reference, offline=offline, client=client) as folder:
-        return import_set(store, folder, name)

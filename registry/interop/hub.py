@@ -178,7 +178,7 @@ def pulled(reference: str, *, offline: bool = False, client: HubClient | None = 
     """
     target, api = HubReference.parse(reference), client or HfApi()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / target.repository.replace("/", "--")
+        folder = Path(place) / target.repository.split("/")[1]
         folder.mkdir()
         _copy(_download(target, api, offline or is_offline()), folder)
         yield folder

@@ -2,5 +2,9 @@
 
 Reading order: ``store`` (every change is one rename), ``reader``, ``manifest``, ``files``, ``tensors`` (a set to
 bytes and back), ``registry`` (a store opened for one backbone), ``archive``, ``shipped``, ``listing``, ``audit``,
-``errors``. Only ``tensors`` and ``registry`` know torch. To the left: ``model``. To the right: ``tasks``.
+``errors``; ``pickled`` is a process of its own.
+
+Only ``tensors``, ``registry`` and ``pickled`` know torch.
+
+To the left: ``model``. To the right: ``tasks``.
 """

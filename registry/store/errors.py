@@ -13,6 +13,7 @@
     ├── ArchiveNotFoundError (LookupError)     3
     ├── ArchiveError                           4  an exported set that is damaged, or another kind of file
     ├── ForeignSwitchError                     5  a folder of another library that says what no set here can be
+    ├── UnimportedError                        1  some of many folders that were refused
     └── UnheldError                            5  a set that a format of another library cannot hold
 
 Those with exit code 4 leave the file as it is: repairing is for whoever has a backup.
@@ -174,3 +175,11 @@ class UnheldError(StoreError):
         super().__init__(
             f"cannot export '{reference}' as {format}: {obstacle}; formats that can hold it: {shorten(self.others)}"
         )
+
+
+class UnimportedError(StoreError):
+    """Folders of many that were refused; all others are stored."""
+
+    def __init__(self, path: object, refused: int, total: int) -> None:
+        self.path, self.refused, self.total = str(path), refused, total
+        super().__init__(f"{refused:,} of {total:,} sets in {path} were refused; each says why in its line")

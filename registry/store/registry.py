@@ -20,7 +20,7 @@ from registry.adapters.merging import merge_sets
 from registry.config import Merging
 from registry.errors import ConfigError, RegistryError
 from registry.provenance import library_versions
-from registry.schema import ExportFormat, Manifest, MergedSet, Reference, SetInfo
+from registry.schema import ExportFormat, ImportFormat, Manifest, MergedSet, Reference, SetInfo
 from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
@@ -96,9 +96,9 @@ class Registry:
             data: from ``TaskData.from_pandas``, ``from_dataset``, ``from_lists`` or ``load_task``.
             recipe: a shipped recipe, the path of a TOML file, or a ``Recipe``.
             choices: fields of ``TrainingConfig`` (epochs, learning_rate and so on); ``adapter`` and ``head`` with
-                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``observe``, which is
-                called with a ``StepReport`` after every step; and ``loss``, one's own: of (B, C) logits and labels
-                ((B,) classes, (B, C) zeros and ones, or (B, 1) standard scores) a scalar.
+                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``start_from``, a stored set
+                whose adapter goes on; ``observe``, called with a ``StepReport`` after every step; ``loss``, one's own:
+                of (B, C) logits and labels ((B,) classes, (B, C) 0 and 1, or (B, 1) standard scores) a scalar.
 
         Raises:
             ConfigError, UnknownRecipeError: choices that do not fit, and whatever ``save`` raises.
@@ -222,19 +222,43 @@ class Registry:
         """
         return import_set(self.store, Path(path), name)
 
+    def import_from(
+        self,
+        path: str | Path,
+        format: ImportFormat = "auto",
+        name: str | None = None,
+        *,
+        labels: Sequence[str] = (),
+        allow_pickle: bool = False,
+        backbone_unproven: bool = False,
+    ) -> Reference:
+        """Store the set in an archive or a folder that ``adapters`` or ``peft`` saved; return the reference.
+
+        Args:
+            path, format: the file or folder, and whose it is.
+            name: of the set; its own, or the folder's, when None.
+            labels: names of the classes where the files have none.
+            allow_pickle: read weights from a pickle too, in a process of its own.
+            backbone_unproven: take it though its files do not name this backbone.
+
+        Raises:
+            ForeignSwitchError: a setting that no set here has, or one of these choices is asked for.
+            ArchiveError, ArchiveNotFoundError: damaged or missing; and whatever ``save`` raises.
+        """
+        choices = {"labels": labels, "allow_pickle": allow_pickle, "backbone_unproven": backbone_unproven}
+        take = _to_the_right("registry.interop.formats").import_from
+        return Reference.parse(str(take(self, Path(path), format, name, **choices)))
+
     def export_to(
         self, reference: str | Reference, path: str | Path, format: ExportFormat = "archive", *, overwrite: bool = False
     ) -> Path:
         """Write a stored set in a format that another library reads, or as ``export_set`` does; return its path.
 
         Raises:
-            UnheldError: the format cannot hold the set; the message names those that can.
-            AdapterNotFoundError, IntegrityError, StoreWriteError: as for ``export_set``.
+            UnheldError: the format cannot hold the set; the message names those that can; else as ``export_set``.
         """
-        written: Path = _to_the_right("registry.interop.formats").export_to(
-            self, reference, Path(path), format, overwrite=overwrite
-        )
-        return written
+        export = _to_the_right("registry.interop.formats").export_to
+        return Path(export(self, reference, Path(path), format, overwrite=overwrite))
 
     def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
         """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""

@@ -120,8 +120,8 @@ def _build_set(
     adapter_set = _empty_set(manifest, backbone, folder)
     for file, part in ((ADAPTER_FILE, adapter_set.adapter), (HEAD_FILE, adapter_set.head)):
         path = folder / file
-        tensors = _from_bytes(path, contents[file])
-        _check_tensors(path, part.state_dict(), tensors)
+        tensors = read_tensors(path, contents[file])
+        check_tensors(path, part.state_dict(), tensors)
         part.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     adapter_set.info = SetInfo(**{field: getattr(manifest, field) for field in SetInfo.__struct_fields__})
     return adapter_set
@@ -155,13 +155,25 @@ def _to_bytes(module: nn.Module) -> bytes:
     return format_tensors(tensors)
 
 
-def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors that ``data`` spells, after a look at how much the header asks for."""
+def read_tensors(path: Path, data: bytes, *, with_metadata: bool = False) -> dict[str, Tensor]:
+    """Return the tensors that ``data`` spells, after a look at how much the header asks for.
+
+    Args:
+        path: what is told of where it fails.
+        data: the bytes of a safetensors file.
+        with_metadata: whether its header may have a note, as other libraries' files do; it is passed over.
+
+    Raises:
+        IntegrityError: too large a header, too many tensors, other types than floats of 16 and 32 bits, or damage.
+    """
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > HEADER_LIMIT:
         raise IntegrityError(path, "header", f"at most {HEADER_LIMIT} bytes", f"{length} bytes")
     try:
-        header = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, _Stored])
+        told = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, msgspec.Raw])
+        if with_metadata and "__metadata__" in told:
+            msgspec.json.decode(told.pop("__metadata__"), type=dict[str, str])
+        header = {key: msgspec.json.decode(each, type=_Stored) for key, each in told.items()}
     except NOT_JSON as err:
         raise IntegrityError(path, "header", "a safetensors header", err) from err
     if len(header) > TENSOR_LIMIT:
@@ -175,7 +187,8 @@ def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
         raise IntegrityError(path, "content", "a safetensors file", err) from err
 
 
-def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise IntegrityError unless tensors have exactly the names and shapes of a set, and finite values."""
     if expected.keys() != found.keys():
         missing = shorten(expected.keys() - found.keys())
         unexpected = shorten(ascii(key)[:80] for key in found.keys() - expected.keys())

@@ -13,6 +13,7 @@ from registry.model.backbone import Backbone
 from registry.model.inference import predict_probabilities
 from registry.schema import Manifest
 from registry.stats.predictions import CellPredictions
+from registry.store.manifest import require_head
 from registry.tasks.metrics import centre_thresholds
 from registry.tasks.task_data import TaskData
 
@@ -60,6 +61,7 @@ def answer_task(
     Raises:
         RequestError: the task does not fit the set.
     """
+    require_head(reference, manifest)
     check_fits(reference, manifest, data)
     tokens = backbone.tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)
     head, shares = adapter_set.head_config, predict_probabilities(backbone.encoder, adapter_set, tokens)

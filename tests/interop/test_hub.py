@@ -23,14 +23,14 @@ from registry.config import AdapterConfig, HeadConfig
 from registry.errors import BackboneMismatchError, ConfigError, RegistryError
 from registry.interop.hub import DOWNLOADED, UPLOADED, HubClient, HubReference
 from registry.network import HubError, HubNotFoundError, HubUnavailableError
-from registry.schema import SetInfo
+from registry.schema import ExportFormat, SetInfo
 from registry.store.errors import ArchiveError, StoreWriteError, UnheldError
 from registry.store.store import Store
 from tests.interop.test_checkpoint import head_for, stored
 from tests.support.command_line import call, succeed
 from tests.support.hub import FolderHub
 from tests.support.tiny_backbone import save_tiny_checkpoint
-from tests.support.toy_task import METHODS, randomise
+from tests.support.toy_task import METHODS, randomise, same_weights
 
 HEAD = HeadConfig(label_names=("bad", "good"))
 WHERE = "hub:me/mood"
@@ -77,6 +77,20 @@ def test_what_was_pushed_is_pulled_to_the_bit(registry: Registry, other: Store, 
     assert sent.files == other.manifest("films", 1).files
 
 
+@pytest.mark.parametrize(("format", "method"), [("adapterhub", "bottleneck"), ("adapterhub", "lora"), ("peft", "lora")])
+def test_formats_of_others_come_back(tmp_path: Path, hub: FolderHub, format: ExportFormat, method: str) -> None:
+    """What another library reads in a repository is pulled with the same tensors, under the repository's name."""
+    adapter = AdapterConfig(placement="pfeiffer", reduction_factor=4) if method == "bottleneck" else METHODS["lora"]
+    head = head_for("bert") if format == "adapterhub" else head_for("bert", pooling="pooler", form="linear")
+    registry = stored(tmp_path / "own", "bert", adapter, head)
+    push_set(registry, "mood", "hub:me/Mood-2", license="mit", format=format, client=hub)
+    reference = pull_set(registry, "hub:me/Mood-2", "back", client=hub, backbone_unproven=True)
+    assert "back:1" == str(reference)
+    assert same_weights(registry.load("mood"), registry.load("back"))
+    with pytest.raises(ArchiveError, match="manifest.json"):
+        pull_set(registry.store, "hub:me/Mood-2", client=hub)
+
+
 def test_a_revision_is_pulled(registry: Registry, other: Store, hub: FolderHub) -> None:
     """A second push needs --force, replaces the files, and leaves the first where its revision is named."""
     push_set(registry, "mood", WHERE, license="mit", client=hub)
@@ -114,7 +128,7 @@ def test_another_kind_of_file_is_refused(registry: Registry, hub: FolderHub, mon
     """A format that gave something else would push nothing at all."""
     for name in ("code.py", "adapter.bin", "README.md.html", "a/b.json"):
         contents = (registry.store.resolve("mood"), registry.manifest("mood"), {name: b""})
-        monkeypatch.setattr("registry.interop.formats.folder_files", lambda *_, found=contents: found)
+        monkeypatch.setattr("registry.interop.card.folder_files", lambda *_, found=contents: found)
         with pytest.raises(ConfigError, match="as nothing else is uploaded"):
             push_set(registry, "mood", WHERE, license="mit", client=hub)
     assert not hub.commits

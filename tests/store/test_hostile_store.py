@@ -115,7 +115,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         (lambda plain: plain.update(extra=1), "unknown field `extra`"),
         (without("created"), "missing required field `created`"),
         (without("digest"), "64 hex digits"),
-        (lambda plain: plain.update(format=3), "format: expected a format from 1 to 2 .a newer program"),
+        (lambda plain: plain.update(format=4), "format: expected a format from 1 to 3 .a newer program"),
         (lambda plain: plain.update(format="1"), "Expected `int`, got `str`"),
         (lambda plain: plain.update(name="imdb"), "name: expected mrpc, found imdb"),
         (lambda plain: plain.update(name="../imdb"), "name '../imdb'"),

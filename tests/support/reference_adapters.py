@@ -85,6 +85,13 @@ ACTIVATIONS: Mapping[str, Function] = MappingProxyType(
         "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
         "silu": lambda x: x / (1 + torch.exp(-x)),
         "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
+        "gelu_new": lambda x: x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+        "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+        "relu6": lambda x: x.clamp(0, 6),
+        "relu2": lambda x: x * x * (x > 0),
+        "mish": lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))),
+        "identity": lambda x: x,
     }
 )
 
@@ -123,17 +130,18 @@ class _Parts:
         paths: Mapping[str, str],
     ) -> None:
         self.tensors, self.key = tensors, key
+        self.scale = tensors.get(f"bottlenecks.{key}.scale", config.scale)
         self.activation = ACTIVATIONS[config.activation]
         self.stock_norm = block.get_submodule(paths[f"{key.split('_')[1]}_norm"])
         self.has_bottleneck = f"bottlenecks.{key}.down.weight" in tensors
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """Return up(act(down(x)))."""
+        """Return scale * up(act(down(x)))."""
         down, down_bias, up, up_bias = (
             self.tensors[f"bottlenecks.{self.key}.{name}"]
             for name in ("down.weight", "down.bias", "up.weight", "up.bias")
         )
-        return self.activation(x @ down.T + down_bias) @ up.T + up_bias
+        return self.scale * (self.activation(x @ down.T + down_bias) @ up.T + up_bias)
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the layer norm with the task's weights where it has some, else the backbone's."""
@@ -147,19 +155,20 @@ class _Parts:
 
 def _hook(block: nn.Module, place: str, paths: Mapping[str, str], config: AdapterConfig, parts: _Parts) -> None:
     """Put the formulas of one seam on the stock modules around it."""
-    before: list[Tensor] = []  # the residual of the feed-forward part, for ``parallel``
+    before: list[Tensor] = []  # the residual of the sub-layer, for ``parallel``
     placement = config.placement if parts.has_bottleneck else "plain"
     formulas: Mapping[str, Function] = {
         "plain": parts.norm,
         "houlsby": parts.norm,
         "after_layer": lambda total: parts.norm(total) + parts.bottleneck(parts.norm(total)),
         "pfeiffer": lambda total: parts.norm(total + parts.bottleneck(parts.norm(total))),
-        "parallel": lambda total: parts.norm(total + config.scale * parts.bottleneck(before.pop())),
+        "parallel": lambda total: parts.norm(total + parts.bottleneck(before.pop())),
     }
     norm = block.get_submodule(paths[f"{place}_norm"])
     norm.register_forward_hook(lambda module, inputs, output: formulas[placement](inputs[0]))
     if placement == "parallel":
-        block.get_submodule(paths["ffn_in"]).register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+        first = block.get_submodule(paths["ffn_in" if place == "ffn" else "query"])
+        first.register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
     if placement == "houlsby":
         dense = block.get_submodule(paths[f"{place}_dense"])
         dense.register_forward_hook(lambda module, inputs, output: output + parts.bottleneck(output))
@@ -307,7 +316,7 @@ def _hook_pre_norm(block: nn.Module, layer: int, config: MethodConfig, tensors: 
     def squeeze(place: str, x: Tensor) -> Tensor:
         names = ("down.weight", "down.bias", "up.weight", "up.bias")
         down, down_bias, up, up_bias = (tensors[f"bottlenecks.{layer}_{place}.{name}"] for name in names)
-        return activation(x @ down.T + down_bias) @ up.T + up_bias
+        return config.scale * (activation(x @ down.T + down_bias) @ up.T + up_bias)
 
     before: list[Tensor] = []
     if config.placement == "houlsby":
@@ -320,5 +329,5 @@ def _hook_pre_norm(block: nn.Module, layer: int, config: MethodConfig, tensors: 
     else:
         block.get_submodule("mlp_norm").register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
         block.get_submodule("mlp.Wo").register_forward_hook(
-            lambda module, inputs, output: output + config.scale * squeeze("ffn", before.pop())
+            lambda module, inputs, output: output + squeeze("ffn", before.pop())
         )
