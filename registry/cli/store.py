@@ -209,8 +209,11 @@ def import_command(settings: Settings, /, path: Path, **options: Any) -> None:
     """
     if str(path).startswith(HUB):
         import_from_hub(settings, str(path), **options)
-    else:
-        _import(settings, path, str(path), **options)
+        return
+    from registry.interop.hub import opened
+
+    with opened(path) as place:
+        _import(settings, place, str(path), **options)
 
 
 def import_from_hub(settings: Settings, repository: str, /, **options: Any) -> None:

@@ -19,8 +19,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from registry.config import ProblemType
 from registry.errors import ConfigError
+from registry.interop.folders import public_name
 from registry.interop.formats import folder_files, write_files
 from registry.interop.hub import README, HubClient, HubReference, check_uploadable, upload
+from registry.model.pretrained import EMBEDDED
 from registry.schema import ExportFormat, Manifest, Reference
 from registry.stats.intervals import Interval, wilson_interval
 from registry.store.registry import Registry
@@ -38,7 +40,6 @@ _LIBRARIES: Mapping[ExportFormat, str] = MappingProxyType(
         "transformers": "transformers",
     }
 )
-_PUBLISHED = MappingProxyType({"embedded": "sentence-transformers/all-MiniLM-L6-v2"})
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 # The Hub's names of metrics, where they are other ones than ours.
@@ -107,9 +108,8 @@ def model_card(manifest: Manifest, repository: str, license: str, format: Export
 def base_model(manifest: Manifest) -> str | None:
     """Return the Hub's id of the backbone, None where it came from a folder, which proves none."""
     source = manifest.backbone.source
-    if source in _PUBLISHED:
-        return _PUBLISHED[source]
-    return source if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    published = source == EMBEDDED or (_HUB_ID.fullmatch(source) is not None and not Path(source).exists())
+    return public_name(manifest.backbone) if published else None
 
 
 def data_set(manifest: Manifest) -> HubSource | None:

@@ -23,7 +23,7 @@ from registry.interop.adapterhub import adapterhub_contents, adapterhub_obstacle
 from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.interop.folders import ForeignSet, StoredSet, find_format, public_name, sub_folders
 from registry.interop.heads import generic_labels
-from registry.interop.hub import HubClient, pulled
+from registry.interop.hub import HubClient, opened, pulled
 from registry.interop.peft import peft_contents, peft_obstacle, read_peft
 from registry.interop.switches import shown, switch_errors
 from registry.model.backbone import Backbone
@@ -113,6 +113,19 @@ def import_from(
     backbone_unproven: bool = False,
 ) -> Reference:
     """Store the set in an archive or in a folder of another library; see ``Registry.import_from``."""
+    with opened(path) as place:
+        return _import(registry, place, format, name, tuple(labels), allow_pickle, backbone_unproven)
+
+
+def _import(
+    registry: Registry,
+    path: Path,
+    format: ImportFormat,
+    name: str | None,
+    labels: tuple[str, ...],
+    allow_pickle: bool,
+    backbone_unproven: bool,
+) -> Reference:
     found = find_format(path)
     if format not in ("auto", found):
         raise ForeignSwitchError(path, "--format", format, f"what looks like {found}")
@@ -122,7 +135,7 @@ def import_from(
         raise ForeignSwitchError(path, "content", "one saved set", "a folder of them, for import_each")
     backbone = registry.backbone
     info = backbone.info if found == "adapterhub" else backbone
-    foreign = READERS[found](path, info, tuple(labels), pickles=allow_pickle)
+    foreign = READERS[found](path, info, labels, pickles=allow_pickle)
     imported = Imported(
         format=found,
         library=foreign.library,
@@ -132,7 +145,7 @@ def import_from(
         not_kept=foreign.not_kept,
     )
     chosen = name or (foreign.name or Path(os.path.realpath(path)).name).lower()
-    made = _build(path, foreign, backbone, tuple(labels))
+    made = _build(path, foreign, backbone, labels)
     return registry.save(check_name(chosen), made, SetInfo(max_length=_longest(backbone), imported=imported))
 
 

@@ -36,6 +36,7 @@ DOWNLOADED = (
     *("adapter_config.json", "head_config.json", "model_head.safetensors", "adapter_model.safetensors"),
 )
 
+_PICKLED = ("pytorch_adapter.bin", "pytorch_model_head.bin", "adapter_model.bin")  # never downloaded
 _SETS = ("manifest.json", "adapter_config.json")  # one of these is in every repository of a set
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _REPOSITORY = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
@@ -177,10 +178,25 @@ def pulled(reference: str, *, offline: bool = False, client: HubClient | None = 
         ArchiveError: a file that is too large.
     """
     target, api = HubReference.parse(reference), client or HfApi()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / target.repository.split("/")[1]
+    with opened(_download(target, api, offline or is_offline())) as folder:
+        yield folder
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """Give a path as it is, but a snapshot in the Hub's cache as a folder with the files that its links lead to.
+
+    Raises:
+        ArchiveError: a link that leads out of the repository's cache, or a file that is too large.
+    """
+    place = Path(os.path.realpath(path))
+    if place.parent.name != "snapshots" or not place.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / place.parents[1].name.rpartition("--")[2]
         folder.mkdir()
-        _copy(_download(target, api, offline or is_offline()), folder)
+        _copy(place, folder)
         yield folder
 
 
@@ -231,15 +247,12 @@ def _check_listing(target: HubReference, sizes: Mapping[str, int]) -> None:
 
 def _copy(snapshot: Path, folder: Path) -> None:
     """Copy the files of a set out of a snapshot, in which each is a link into the same repository's cache."""
-    cache = snapshot.parents[1] if snapshot.parent.name == "snapshots" else snapshot
-    for name in DOWNLOADED:
+    for name in (*DOWNLOADED, *_PICKLED):
         place = Path(os.path.realpath(snapshot / name))
         if not place.exists():
             continue
-        if not place.is_relative_to(os.path.realpath(cache)):
-            raise ArchiveError(
-                snapshot / name, "kind of file", "one in the same repository's cache", "a link elsewhere"
-            )
+        if not place.is_relative_to(snapshot.parents[1]):
+            raise ArchiveError(snapshot / name, "kind of file", "one in this repository's cache", "a link elsewhere")
         with archive_errors(), files.reading(place):
             files.write_new(folder / name, files.read(place, _limit(name)))
 

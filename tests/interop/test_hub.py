@@ -200,6 +200,19 @@ def test_a_pull_that_cannot_be_is_told(
     assert [] == other.names()
 
 
+def test_a_snapshot_folder_is_imported(
+    registry: Registry, other: Store, hub: FolderHub, tiny_backbone: Backbone
+) -> None:
+    """A folder laid out as the Hub's cache has it, links to blobs, gives the digest that was pushed, by both doors."""
+    push_set(registry, "mood", WHERE, license="mit", client=hub)
+    pull_set(other, WHERE, "cached", client=hub)
+    (snapshot,) = (hub.root / "cache" / "models--me--mood" / "snapshots").iterdir()
+    assert (snapshot / "manifest.json").is_symlink()
+    assert "mood:1" in succeed("--store", other.root, "import", snapshot).out
+    assert "mood:2" == str(Registry(other.root, tiny_backbone).import_from(snapshot))
+    assert registry.manifest("mood").digest == other.manifest("mood", 1).digest == other.manifest("mood", 2).digest
+
+
 def test_a_link_out_of_the_cache_is_not_followed(registry: Registry, other: Store, hub: FolderHub) -> None:
     """A snapshot's files are links into its own repository's cache; one that leads elsewhere is refused."""
     push_set(registry, "mood", WHERE, license="mit", client=hub)
@@ -209,7 +222,7 @@ def test_a_link_out_of_the_cache_is_not_followed(registry: Registry, other: Stor
     (snapshot / "head.safetensors").unlink()
     (snapshot / "head.safetensors").symlink_to(hub.root / "secret")
     hub.online = False
-    with pytest.raises(ArchiveError, match="expected one in the same repository's cache, found a link elsewhere"):
+    with pytest.raises(ArchiveError, match="expected one in this repository's cache, found a link elsewhere"):
         pull_set(other, WHERE, "again", client=hub)
 
 
