@@ -27,7 +27,6 @@ from registry.schema import Manifest, join_members, members_of
 from registry.serving.ensemble import label_order, mean_thresholds
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
-from registry.store.manifest import require_head
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
 from registry.tasks.labels import BadCellError
@@ -298,9 +297,7 @@ class Predictor:
 
     def _load(self, key: StoredVersion) -> ResidentSet:
         exact = f"{key.name}:{key.version}"
-        manifest = self.registry.manifest(exact)
-        require_head(exact, manifest)
-        return ResidentSet(exact, manifest, self.registry.load(exact), self.backbone.dtype)
+        return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
 def _open_again(backbone: Backbone, registry: Registry, capacity: int, threshold: float | None) -> Predictor:

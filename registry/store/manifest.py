@@ -171,11 +171,16 @@ def read_alias(path: files.Location, name: str, alias: str) -> int:
     return version
 
 
-def require_head(reference: str, manifest: Manifest) -> None:
-    """Raise RequestError for a set that came from another library without a head, and has not learned to answer."""
+def require_head(reference: str, manifest: Manifest) -> Manifest:
+    """Return the manifest of a set that can answer.
+
+    Raises:
+        RequestError: it came from another library without a head, and none was trained on it.
+    """
     if manifest.imported is not None and not manifest.imported.head:
         expected = f"a set with a trained head; train one on it: 'adapter-registry train TASK --start-from {reference}'"
         raise RequestError(f"answer with '{reference}'", expected, "one that was imported without a head")
+    return manifest
 
 
 def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) -> None:
