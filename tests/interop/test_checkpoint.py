@@ -21,6 +21,7 @@ from registry.schema import SetInfo
 from registry.serving.predictor import Predictor
 from registry.store.errors import UnheldError
 from registry.store.registry import Registry
+from tests.support.foreign_folders import FOLDERS
 from tests.support.tiny_backbone import save_tiny_checkpoint
 from tests.support.toy_task import METHODS, randomise
 
@@ -210,3 +211,22 @@ def test_a_model_in_16_bits_is_that_backbone_too(tmp_path: Path) -> None:
     expected = Predictor(registry.backbone, registry).logits("mood", TEXTS)
     found = stock_logits(model.float(), tmp_path / "backbone")
     assert float(numpy.abs(expected - found).max()) < 0.1
+
+
+GOLDEN = ("adapterhub-lora", "adapterhub-ia3", "peft-lora-qv", "peft-lora-all", "peft-lora-patterns", "peft-ia3")
+
+
+@pytest.mark.skipif(not FOLDERS.is_dir(), reason="needs the folders that other libraries saved, beside the checkout")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_other_libraries_saved_becomes_a_checkpoint(tmp_path: Path, name: str) -> None:
+    """A set of AdapterHub or PEFT, merged here, gives in transformers the logits that its own library gave."""
+    expected = json.loads((FOLDERS / name / "expected.json").read_text())
+    backbone = Backbone.load(str(FOLDERS / expected["backbone"]), device="cpu")
+    registry = Registry.create(tmp_path / "store", backbone)
+    reference = registry.import_from(FOLDERS / name, name="theirs", backbone_unproven=True)
+    registry.export_to(reference, tmp_path / "out", "transformers")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    for ids, logits in zip(expected["input_ids"], expected["logits"], strict=True):
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([ids])).logits[0].tolist()
+        numpy.testing.assert_allclose(logits, found, rtol=0, atol=1e-5)

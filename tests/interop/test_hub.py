@@ -297,7 +297,26 @@ def test_the_commands_push_and_pull(tmp_path: Path, registry: Registry, monkeypa
     for arguments in (("push", "mood", WHERE, "--license", "mit"), ("pull", WHERE)):
         outcome = call(*store, *arguments)
         assert (6, True) == (outcome.code, "offline was asked for" in outcome.message)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for arguments in (("push", "mood", WHERE, "--license", "mit"), ("pull", WHERE), ("import", WHERE)):
+        outcome = call("--offline", *store, *arguments)
+        assert (6, True) == (outcome.code, "offline was asked for" in outcome.message)
     assert {"push", "pull"} <= set(cli.commands)
+
+
+def test_a_terminal_is_asked_for_the_license(tmp_path: Path, registry: Registry) -> None:
+    """Where somebody sits at the command, the license is typed in."""
+    ours, theirs = pytest.importorskip("pty").openpty()  # not on Windows
+    command = ["--store", str(registry.store.root), "push", "mood", WHERE, "--dry-run", str(tmp_path / "dry")]
+    script = f"from registry.cli.main import main; main({command!r})"
+    os.write(ours, b"cc-by-4.0\n")
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdin=theirs, capture_output=True, text=True, timeout=60, check=False
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert (0, True) == (done.returncode, "license, such as apache-2.0" in done.stderr), done.stderr
+    assert "cc-by-4.0" == ModelCard.load(tmp_path / "dry" / "README.md").data.license
 
 
 def run_online(store: Path, port: int, *arguments: str) -> tuple[int, str]:
