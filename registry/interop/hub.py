@@ -37,6 +37,7 @@ DOWNLOADED = (
 )
 
 _PICKLED = ("pytorch_adapter.bin", "pytorch_model_head.bin", "adapter_model.bin")  # never downloaded
+_ONCE = "pull it once where there is a network"
 _SETS = ("manifest.json", "adapter_config.json")  # one of these is in every repository of a set
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _REPOSITORY = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
@@ -223,7 +224,7 @@ def _download(target: HubReference, api: HubClient, offline: bool) -> Path:
             )
         except LocalEntryNotFoundError as err:
             found = f"nothing there, and {obstacle or 'the Hub stopped answering'}"
-            raise HubUnavailableError("pull", str(target), "it in the cache", found, "try again later") from err
+            raise HubUnavailableError("pull", str(target), "it in the cache", found, _ONCE) from err
     _check_listing(target, dict.fromkeys(files.entries(snapshot), 0))
     return snapshot
 
