@@ -102,15 +102,15 @@ def load_into(model: PreTrainedModel, reference: str | Reference, registry: Regi
     """
     require_head(str(reference), registry.manifest(reference))
     adapter_set, config, backbone = registry.load(reference), model.config, registry.backbone
-    name = type(model).__name__
-    what = f"'{reference}' in a {name}"
+    kind = type(model).__name__
+    what = f"'{reference}' in a {kind}"
     if config.model_type != backbone.info.family:
         raise BackboneMismatchError(what, "family", backbone.info.family, str(config.model_type))
     obstacle = checkpoint_obstacle(adapter_set, config)
     if not obstacle and _unshared(adapter_set, config, {})[0] is not config:
         obstacle = "layers or positions share the weights that it changes, where an export gives each its own"
     if obstacle:
-        raise UnheldError(str(reference), f"the weights of a {name}", obstacle, ["archive"])
+        raise UnheldError(str(reference), f"the weights of a {kind}", obstacle, ["archive"])
     family, state = FAMILIES[config.model_type], model.state_dict()
     start = f"{family.prefix}."
     tensors = {name.removeprefix(start): each for name, each in state.items() if name.startswith(start)}
@@ -123,7 +123,7 @@ def load_into(model: PreTrainedModel, reference: str | Reference, registry: Regi
     for name, tensor in merged.items():
         if name not in state or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if name in state else "none"
-            raise ShapeMismatchError(f"{name} of {type(model).__name__}", tuple(tensor.shape), found)
+            raise ShapeMismatchError(f"{name} of {kind}", tuple(tensor.shape), found)
     with torch.no_grad():
         for name, tensor in merged.items():
             state[name].copy_(tensor)
@@ -260,6 +260,8 @@ def _check_encoder(what: str, tensors: Tensors, config: PretrainedConfig, backbo
     ours = backbone.encoder.state_dict()
     for name, tensor in theirs.items():
         own = ours.get(name)
+        if own is None and name.startswith("pooler."):  # of no use to a set for a backbone without one
+            continue
         same = own is not None and own.shape == tensor.shape
         if own is None or not same or not torch.equal(tensor.to(own.dtype).cpu(), own.to(tensor.dtype).to(own).cpu()):
             hint = f"load the model from the checkpoint of '{backbone.info.source}', and merge one set into it"

@@ -58,15 +58,10 @@ class HubReference(NamedTuple):
             ConfigError: it is neither.
         """
         repository, at, revision = text.removeprefix(MARK).partition("@")
-        good = _REPOSITORY.fullmatch(repository) is not None and len(repository) <= 96
+        good = _REPOSITORY.fullmatch(repository) is not None and len(repository) <= 96 and "--" not in repository
         fits = not at or _REVISION.fullmatch(revision) is not None
-        clean = not any(each in text for each in ("..", "--", "//"))
-        require(
-            text.startswith(MARK) and good and fits and clean,
-            "repository",
-            "hub:ORG/NAME or hub:ORG/NAME@REVISION",
-            text[:120],
-        )
+        spelt = text.startswith(MARK) and good and fits and ".." not in text
+        require(spelt, "repository", "hub:ORG/NAME or hub:ORG/NAME@REVISION", text[:120])
         return cls(repository, revision or None)
 
     def __str__(self) -> str:

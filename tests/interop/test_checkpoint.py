@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from registry import load_into
 from registry.config import AdapterConfig, HeadConfig, LoraConfig, MethodConfig, PrefixConfig
@@ -21,8 +22,9 @@ from registry.schema import SetInfo
 from registry.serving.predictor import Predictor
 from registry.store.errors import UnheldError
 from registry.store.registry import Registry
+from tests.support.command_line import call, succeed
 from tests.support.foreign_folders import FOLDERS
-from tests.support.tiny_backbone import save_tiny_checkpoint
+from tests.support.tiny_backbone import save_tiny_checkpoint, tiny_model, tiny_tokenizer
 from tests.support.toy_task import METHODS, randomise
 
 TEXTS = ["the film was not good", "bad news!", "a very great cat, and no dog", "yes"]
@@ -77,6 +79,19 @@ def test_a_checkpoint_gives_the_sets_logits(tmp_path: Path, family: str, method:
     check_checkpoint(stored(tmp_path, family, MERGED[method], head_for(family)), tmp_path / "out")
 
 
+def test_the_command_writes_one(tmp_path: Path) -> None:
+    """export tells where and how large; a set that no classifier holds ends with the formats and exit code 5."""
+    registry = stored(tmp_path, "bert", METHODS["bitfit"], head_for("bert"))
+    fresh = registry.backbone.new_adapter_set(AdapterConfig(reduction_factor=4), head_for("bert"))
+    registry.save("other", fresh, SetInfo(max_length=24))
+    store, out = ("--store", registry.store.root), tmp_path / "out"
+    assert "mood:1 -> " in succeed(*store, "export", "mood", out, "--format", "transformers").out
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == set(os.listdir(out))
+    refused = call(*store, "export", "other", tmp_path / "no", "--format", "transformers")
+    assert (5, False) == (refused.code, (tmp_path / "no").exists())
+    assert "is no change of weights, as lora, ia3 and bitfit are; formats that can hold it: a" in refused.message
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
 def test_a_linear_head_over_the_pooler_is_held(tmp_path: Path, family: str) -> None:
     """The checkpoint's pooler becomes the classifier's first layer, also where the family keeps it elsewhere."""
@@ -88,6 +103,36 @@ def test_a_linear_head_over_the_pooler_is_held(tmp_path: Path, family: str) -> N
     load_into(model, "mood", registry)
     expected = Predictor(registry.backbone, registry).logits("mood", TEXTS)
     numpy.testing.assert_allclose(expected, stock_logits(model, Path(source)), rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_without_a_pooler_gets_one(tmp_path: Path) -> None:
+    """Where BERT was saved without its pooler, the head's first layer takes that place, on disk and in memory."""
+    AutoModel.from_config(tiny_model().config, add_pooling_layer=False).save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    backbone = Backbone.load(str(tmp_path / "backbone"), device="cpu")
+    assert backbone.encoder.pooler is None
+    registry = Registry.create(tmp_path / "store", backbone)
+    fresh = backbone.new_adapter_set(METHODS["lora"], head_for("bert"))
+    registry.save("mood", randomise(fresh, seed=5), SetInfo(max_length=24))
+    check_checkpoint(registry, tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "backbone", num_labels=3)
+    load_into(model, "mood", registry)
+    expected = Predictor(backbone, registry).logits("mood", TEXTS)
+    numpy.testing.assert_allclose(expected, stock_logits(model, tmp_path / "backbone"), rtol=0, atol=1e-5)
+
+
+def test_half_precision_on_disk_is_exact(tmp_path: Path) -> None:
+    """A backbone stored in 16 bits becomes a checkpoint in float32, as the set's weights are."""
+    model = tiny_model()
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    backbone = Backbone.load(str(tmp_path / "backbone"), device="cpu", dtype="float32")
+    registry = Registry.create(tmp_path / "store", backbone)
+    registry.save(
+        "mood", randomise(backbone.new_adapter_set(METHODS["lora-all"], head_for("bert"))), SetInfo(max_length=24)
+    )
+    check_checkpoint(registry, tmp_path / "out")
+    assert {torch.float32} == {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
 
 
 def test_shared_weights_get_their_own(tmp_path: Path) -> None:
