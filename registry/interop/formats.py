@@ -21,7 +21,7 @@ from registry.config import HeadConfig
 from registry.errors import RegistryError
 from registry.interop.adapterhub import adapterhub_contents, adapterhub_obstacle, read_adapterhub
 from registry.interop.folders import ForeignSet, StoredSet, find_format, public_name, sub_folders
-from registry.interop.heads import generic_labels
+from registry.interop.heads import generic_labels, is_held_by_states
 from registry.interop.peft import peft_contents, peft_obstacle, read_peft
 from registry.interop.switches import shown, switch_errors
 from registry.model.backbone import Backbone
@@ -108,6 +108,9 @@ def import_from(
     backbone = registry.backbone
     info = backbone.info if found == "adapterhub" else backbone
     foreign = READERS[found](path, info, tuple(labels), pickles=allow_pickle)
+    if not is_held_by_states(backbone.info.family, foreign.adapter):
+        expected = "no queries and keys, as DeBERTa's positions go through the same products"
+        raise ForeignSwitchError(path, "targets", expected, backbone.info.family)
     imported = Imported(
         format=found,
         library=foreign.library,
