@@ -45,6 +45,7 @@ from registry.interop.heads import (
     flex_config,
     flex_names,
     head_obstacle,
+    is_held_by_states,
     read_flex_head,
     read_static_head,
 )
@@ -295,6 +296,8 @@ def adapterhub_obstacle(stored: StoredSet) -> str:
         return f"(IA)3 of what enters {', '.join(config.inputs)}, where theirs scales what products give"
     if isinstance(config, LoraConfig | Ia3Config) and "attention_dense" in config.targets:
         return "the target attention_dense, where their library has query, key, value, ffn_in and ffn_out"
+    if not is_held_by_states(family, config):
+        return "changes of queries and keys, through which DeBERTa's positions go there too"
     if isinstance(config, BitFitConfig):
         return "bitfit, which their library does not have"
     return head_obstacle(stored.manifest.head)

@@ -22,7 +22,7 @@ from registry.errors import ConfigError, RegistryError
 from registry.interop.adapterhub import adapterhub_contents, adapterhub_obstacle, read_adapterhub
 from registry.interop.checkpoint import checkpoint_files, checkpoint_obstacle
 from registry.interop.folders import ForeignSet, StoredSet, find_format, public_name, sub_folders
-from registry.interop.heads import generic_labels
+from registry.interop.heads import generic_labels, is_held_by_states
 from registry.interop.hub import HubClient, opened, pulled
 from registry.interop.peft import peft_contents, peft_obstacle, read_peft
 from registry.interop.switches import shown, switch_errors
@@ -136,6 +136,9 @@ def _import(
     backbone = registry.backbone
     info = backbone.info if found == "adapterhub" else backbone
     foreign = READERS[found](path, info, labels, pickles=allow_pickle)
+    if not is_held_by_states(backbone.info.family, foreign.adapter):
+        expected = "no queries and keys, as DeBERTa's positions go through the same products"
+        raise ForeignSwitchError(path, "targets", expected, backbone.info.family)
     imported = Imported(
         format=found,
         library=foreign.library,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from registry.config import TARGETS, HeadConfig, HeadForm, LoraConfig, Pooling, ProblemType, Target
+from registry.config import TARGETS, HeadConfig, HeadForm, Ia3Config, LoraConfig, Pooling, ProblemType, Target
 from registry.interop.folders import take_tensors
 from registry.interop.switches import ADAPTERHUB, settle, shown, switch_errors, whole_within
 from registry.model.backbone import Backbone
@@ -77,6 +77,15 @@ class ModelModules(NamedTuple):
     places: Mapping[str, tuple[int, Target]]
     pooler: str | None
     heads: tuple[str, ...]
+
+
+def is_held_by_states(family: str, config: object) -> bool:
+    """Return whether a method changes here what it changes elsewhere.
+
+    DeBERTa's positions go through the products of queries and keys too, which a set here changes for tokens alone.
+    """
+    targets = config.targets if isinstance(config, LoraConfig | Ia3Config) else ()
+    return not (FAMILIES[family].disentangled and {"query", "key"} & set(targets))
 
 
 def generic_labels(count: int) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from registry.interop.heads import (
     StaticHead,
     changes_of_biases,
     head_obstacle,
+    is_held_by_states,
     read_static_head,
     static_names,
     take_biases,
@@ -270,6 +271,10 @@ def _read_head(
     if static is None or not model.heads:
         known = ", ".join(TRAINED_POOLERS if pooler is not None else STATIC_HEADS)
         raise ForeignSwitchError(path, "modules_to_save", f"a head of {known}", f"one of {family}")
+    dense = f"{static.dense}.weight"
+    if pooler is None and static.dense is not None and dense not in rest:
+        expected = f"{static.dense} among them, which is no part of the encoder"
+        raise ForeignSwitchError(path, "modules_to_save", expected, shown(config["modules_to_save"]))
     return read_static_head(path / _WEIGHTS, static, {**rest, **(pooler or {})}, None, labels)
 
 
@@ -283,6 +288,8 @@ def peft_obstacle(stored: StoredSet) -> str:
         return f"bias {config.bias}: here they are changes, and there sums that would not come back bit by bit"
     if family.groups is not None or (family.pre_norm and {"query", "key", "value"} & set(config.targets)):
         return f"its products are not the modules of {info.family}, which joins some of them"
+    if not is_held_by_states(info.family, config):
+        return "changes of queries and keys, through which DeBERTa's positions go there too"
     if _static_of(info.family, head) is None:
         return f"its head ({head.form} over {head.pooling}) is not the one that transformers has for {info.family}"
     if not head.bias or head.problem_type == "multi_label":
