@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from registry.bench.records import RunRecord
     from registry.config import AdapterConfig, HeadConfig, TrainingConfig
     from registry.errors import RegistryError
-    from registry.interop.classifier import AdapterClassifier
-    from registry.interop.trainer import TrainerModel
+    from registry.interop.card import push_set
+    from registry.interop.checkpoint import load_into
+    from registry.interop.estimators import AdapterClassifier, TrainerModel
+    from registry.interop.formats import pull_set
     from registry.model.backbone import Backbone
     from registry.model.batching import Batch
     from registry.model.mixed import MixedAdapters
     from registry.schema import Manifest, Reading, Reference, SetInfo
+    from registry.serving.pipeline import TextClassification
     from registry.serving.predictor import Prediction, Predictor, Request
     from registry.store.registry import Registry
     from registry.tasks.loading import load_task
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from registry.training.state import TrainingJob
 
 _HOMES = {
-    "AdapterClassifier": "interop.classifier",
+    "AdapterClassifier": "interop.estimators",
     "AdapterConfig": "config",
     "AdapterSet": "adapters.adapter_set",
     "Backbone": "model.backbone",
@@ -56,14 +59,18 @@ _HOMES = {
     "SetInfo": "schema",
     "TaskData": "tasks.task_data",
     "TaskSpec": "tasks.spec",
-    "TrainerModel": "interop.trainer",
+    "TextClassification": "serving.pipeline",
+    "TrainerModel": "interop.estimators",
     "TrainingConfig": "config",
     "TrainingJob": "training.state",
     "find_task": "tasks.spec",
     "fit": "training.fit",
     "fit_together": "training.fit",
+    "load_into": "interop.checkpoint",
     "load_task": "tasks.loading",
     "make_plan": "training.plan",
+    "pull_set": "interop.formats",
+    "push_set": "interop.card",
     "read_recipe": "training.recipes",
     "train": "training.loop",
     "train_together": "training.loop",
@@ -92,6 +99,7 @@ __all__ = [
     "SetInfo",
     "TaskData",
     "TaskSpec",
+    "TextClassification",
     "TrainerModel",
     "TrainingConfig",
     "TrainingJob",
@@ -99,8 +107,11 @@ __all__ = [
     "find_task",
     "fit",
     "fit_together",
+    "load_into",
     "load_task",
     "make_plan",
+    "pull_set",
+    "push_set",
     "read_recipe",
     "train",
     "train_together",

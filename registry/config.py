@@ -10,7 +10,10 @@ from typing import Literal, TypeAlias, get_args
 from registry.validation import Record, require
 
 Placement = Literal["after_layer", "houlsby", "pfeiffer", "parallel"]
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+Activation = Literal[
+    "relu", "gelu", "silu", "tanh", "gelu_new", "quick_gelu", "leaky_relu", "relu6", "relu2", "mish", "identity"
+]
+SubLayer = Literal["attention", "ffn"]
 Initialisation = Literal["zero", "normal", "xavier"]
 Pooling = Literal["cls", "mean", "pooler"]
 ProblemType = Literal["classification", "multi_label", "regression"]
@@ -46,7 +49,10 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
         dropout: share of bottleneck activations dropped in training, 0 to 1.
         layer_norms: whether the set carries its own copies of the layer norms it passes through.
         layers: indices of the layers that get bottlenecks; None is all of them.
-        scale: factor on what a ``parallel`` bottleneck adds.
+        places: the sub-layers that get them; None is those of the placement.
+        widths: M of single layers, by index, in the place of H / reduction_factor.
+        scale: factor on what a bottleneck adds; where one is learned, its start.
+        learned_scale: whether that factor trains, as ``one`` number a bottleneck or one for each ``channel``.
     """
 
     placement: Placement = "after_layer"
@@ -56,12 +62,20 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
     dropout: float = 0.0
     layer_norms: bool = False
     layers: tuple[int, ...] | None = None
+    places: tuple[SubLayer, ...] | None = None
+    widths: dict[str, int] = {}
     scale: float = 1.0
+    learned_scale: Literal["none", "one", "channel"] = "none"
 
     def __post_init__(self) -> None:
         require(self.reduction_factor >= 1, "reduction_factor", "an integer >= 1", self.reduction_factor)
         require(0 <= self.dropout < 1, "dropout", "a fraction from 0 to below 1", self.dropout)
         _check_layers(self.layers)
+        known = (None, ("attention",), ("ffn",), ("attention", "ffn"))
+        require(self.places in known, "places", "attention, ffn or both in this order", self.places)
+        for layer, width in self.widths.items():
+            require(layer.isdecimal() and 1 <= width <= 65_536, "widths", "numbers from 1 by layer index", self.widths)
+        require(abs(self.scale) < 1e6, "scale", "a number", self.scale)
 
     @property
     def name(self) -> str:
@@ -200,7 +214,7 @@ class FusionConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="
         for member in self.members:
             what, own = f"member '{member.reference}'", member.adapter
             require(not own.layer_norms, what, "bottlenecks without layer norms of their own", "layer_norms")
-            for field in ("placement", "layers"):
+            for field in ("placement", "layers", "places"):
                 wanted, found = getattr(first.adapter, field), getattr(own, field)
                 require(wanted == found, what, f"{field} {wanted} as '{first.reference}' has", found)
 
@@ -212,23 +226,6 @@ class FusionConfig(_Method, frozen=True, kw_only=True, tag_field="method", tag="
 
 MethodConfig: TypeAlias = AdapterConfig | LoraConfig | Ia3Config | BitFitConfig | PrefixConfig | FusionConfig
 METHODS: tuple[str, ...] = ("bottleneck", "lora", "ia3", "bitfit", "prefix", "fusion")
-
-
-class Merging(Record, frozen=True, kw_only=True):
-    """How several sets are made into one.
-
-    Attributes:
-        how: the weighted mean, the weighted sum (task arithmetic), TIES, or the sum after DARE has dropped elements.
-        density: share of the elements that ``ties`` and ``dare`` keep.
-        seed: decides what ``dare`` drops.
-    """
-
-    how: Literal["average", "sum", "ties", "dare"] = "average"
-    density: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(0 < self.density <= 1, "density", "a share above 0, at most 1", self.density)
 
 
 class HeadConfig(Record, frozen=True, kw_only=True):

@@ -6,11 +6,15 @@ Everything here is plain data; this file knows nothing of torch, files or the ne
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from registry.config import HeadConfig, Merging, MethodConfig, TrainingConfig
+from registry.config import HeadConfig, MethodConfig, TrainingConfig
 from registry.validation import Record, check_name, is_encoding, require
 
+ExportFormat = Literal["archive", "adapterhub", "peft", "transformers"]
+ImportFormat = Literal["auto", "archive", "adapterhub", "peft"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+IMPORT_FORMATS: tuple[ImportFormat, ...] = get_args(ImportFormat)
 REPORT_FORMATS = ("csv", "json", "parquet", "markdown", "latex", "html")
 
 
@@ -158,12 +162,49 @@ class FileEntry(Record, frozen=True, kw_only=True):
     sha256: str
 
 
+class Merging(Record, frozen=True, kw_only=True):
+    """How several sets are made into one.
+
+    Attributes:
+        how: the weighted mean, the weighted sum (task arithmetic), TIES, or the sum after DARE has dropped elements.
+        density: share of the elements that ``ties`` and ``dare`` keep.
+        seed: decides what ``dare`` drops.
+    """
+
+    how: Literal["average", "sum", "ties", "dare"] = "average"
+    density: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.density <= 1, "density", "a share above 0, at most 1", self.density)
+
+
 class MergedSet(Record, frozen=True, kw_only=True):
     """One of the sets that a merged one is made of: its version, the digest of its manifest, and its weight."""
 
     reference: str
     digest: str
     weight: float
+
+
+class Imported(Record, frozen=True, kw_only=True):
+    """Which folder of another library a set was, and what of it is claimed and not proved.
+
+    Attributes:
+        format: whose.
+        library: version of the library that saved it, as its files say.
+        backbone: name of the backbone in its files; they hold nothing that proves it.
+        fit: ``named`` where that is the name of the store's backbone, ``claimed`` where whoever imported it said so.
+        head: whether a trained head came along; without one the head here is at its random start.
+        not_kept: settings of training alone that no set here has.
+    """
+
+    format: Literal["adapterhub", "peft"]
+    library: str
+    backbone: str
+    fit: Literal["named", "claimed"]
+    head: bool = True
+    not_kept: tuple[str, ...] = ()
 
 
 class SetInfo(Record, frozen=True, kw_only=True):
@@ -178,6 +219,8 @@ class SetInfo(Record, frozen=True, kw_only=True):
         recipe, training, data, split, origin: where the weights come from, None where not known.
         merged_from, merging: the sets it was made of, and how; empty and None for one that was trained.
         merging_loss: share of the changes that the rank of LoRA could not hold.
+        imported: for a set that another library saved.
+        started_from: the stored set from whose adapter its training went on, None for a start of its own.
     """
 
     task: str | None = None
@@ -194,6 +237,8 @@ class SetInfo(Record, frozen=True, kw_only=True):
     merged_from: tuple[MergedSet, ...] = ()
     merging: Merging | None = None
     merging_loss: float | None = None
+    imported: Imported | None = None
+    started_from: str | None = None
 
 
 class Manifest(SetInfo, frozen=True, kw_only=True):
@@ -201,7 +246,8 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     Attributes:
         name, created: of the set; UTC time, ISO 8601.
-        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``; 2 had no fused sets.
+        format: 1 had bottlenecks alone, and no ``method`` in ``adapter``; up to 2 there were no fused sets, and only
+            ``parallel`` ones had a scale.
         adapter: the method's shape; None is a head alone.
         parameters: elements in both files.
         dtype: of the backbone in training and scoring; the set itself is float32.
@@ -229,8 +275,13 @@ class Manifest(SetInfo, frozen=True, kw_only=True):
 
     @classmethod
     def upgrade(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Return what a manifest of format 1 says, as this one says it."""
-        return name_method(plain)
+        """Return what a manifest of format 1 or 2 says, as this one says it."""
+        named = name_method(plain)
+        adapter = named.get("adapter")
+        if plain.get("format") not in (1, 2) or not isinstance(adapter, dict) or "scale" not in adapter:
+            return named
+        scale = adapter["scale"] if adapter.get("placement") == "parallel" else 1.0
+        return {**named, "adapter": {**adapter, "scale": scale}}
 
 
 class DataInfo(Record, frozen=True, kw_only=True):

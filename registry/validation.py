@@ -59,6 +59,11 @@ def check_name(name: str, kind: str = "name") -> str:
     return name
 
 
+def printable(value: object) -> str:
+    """Return the text of a value that came from a file, without codes that a terminal would obey."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
+
+
 def is_encoding(name: str | None) -> bool:
     """Return whether Python knows a text encoding of this name; None is UTF-8."""
     try:

@@ -23,6 +23,7 @@ TORCH_FILES = {
     "store/tensors.py", "store/registry.py", "bench/runner.py", "bench/submission.py", "cli/demo.py", "cli/progress.py",
 }  # fmt: skip
 MOST_MODULES = 12  # of one room
+READS_PICKLES = "interop/pickled.py"  # a process of its own, after somebody asked for it
 LATE_ROOM = "cli"  # a command imports what it needs when it is given, so that --help starts fast
 
 
@@ -137,7 +138,7 @@ def test_forbidden_habits(name: str) -> None:
     """No assert, print, broad except, unpickling, remote code, lax loading, or local import of our own."""
     source = FILES[name].read_text(encoding="utf-8")
     for text in ("trust_remote_code=True", "torch.load(", "import pickle", "import joblib", "TODO"):
-        assert text not in source, f"{name}: {text}"
+        assert text not in source or (name, text) == (READS_PICKLES, "torch.load("), f"{name}: {text}"
     for node in ast.walk(TREES[name]):
         assert not isinstance(node, ast.Assert), f"{name}:{node.lineno} asserts"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

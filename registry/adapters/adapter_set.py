@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -124,3 +125,17 @@ class AdapterSet(nn.Module):
         """Raise ShapeMismatchError unless this set is for a backbone of that H and L."""
         if (self.hidden_size, self.layers) != (hidden_size, layers):
             raise ShapeMismatchError("hidden states (H, L)", (self.hidden_size, self.layers), (hidden_size, layers))
+
+
+class Trained(Protocol):
+    """What a training returns: the set, and whether it alone gives the answers."""
+
+    @property
+    def adapter_set(self) -> AdapterSet | None:
+        """Return the set, None where the method has none."""
+        ...
+
+    @property
+    def storable(self) -> bool:
+        """Return whether the set alone gives the method's answers."""
+        ...

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from registry.adapters.interface import PLAIN, BottleneckWeights, Dropout, Kind, NormWeights, Place, Seam, Squeeze
 from registry.adapters.method import MethodAdapter, Sizes, chosen_layers
@@ -38,17 +38,18 @@ class Bottleneck(nn.Module):
 
     With ``init="zero"`` a fresh bottleneck adds exactly nothing, so training starts from the backbone.
 
-    Source: Houlsby et al. 2019, section 2, figure 2.
+    Sources: Houlsby et al. 2019, section 2, figure 2; a learned scale: He et al. 2022 (one), Steitz and Roth 2024
+    (of each channel).
     """
 
-    def __init__(self, hidden_size: int, config: AdapterConfig, generator: torch.Generator) -> None:
+    def __init__(self, hidden_size: int, size: int, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
-        fits = hidden_size % config.reduction_factor == 0
-        require(fits, "reduction_factor", f"a divisor of the hidden size {hidden_size}", config.reduction_factor)
-        size = hidden_size // config.reduction_factor
         self.down = nn.Linear(hidden_size, size)
         self.up = nn.Linear(size, hidden_size)
         self.dropout = Dropout(config.dropout)
+        channels = {"none": 0, "one": 1, "channel": hidden_size}[config.learned_scale]
+        self.scale = nn.Parameter(torch.full((channels,), config.scale)) if channels else None
+        self.fixed_scale = config.scale if config.placement != "parallel" and not channels else 1.0
         if not self.down.weight.is_meta:
             self._initialise(config.init, generator)
 
@@ -68,8 +69,14 @@ class Bottleneck(nn.Module):
 
     @property
     def weights(self) -> BottleneckWeights:
-        """Return the four tensors."""
-        return BottleneckWeights(self.down.weight, self.down.bias, self.up.weight, self.up.bias)
+        """Return the four tensors, what is added scaled in them where a scale is learned or not the placement's own."""
+        up: Tensor = self.up.weight
+        bias: Tensor = self.up.bias
+        if self.scale is not None:
+            up, bias = up * self.scale.unsqueeze(1), bias * self.scale
+        elif self.fixed_scale != 1.0:
+            up, bias = up * self.fixed_scale, bias * self.fixed_scale
+        return BottleneckWeights(self.down.weight, self.down.bias, up, bias)
 
 
 class BottleneckAdapter(MethodAdapter):
@@ -81,9 +88,13 @@ class BottleneckAdapter(MethodAdapter):
         super().__init__(config)
         self.bottlenecks = nn.ModuleDict()
         self.layer_norms = nn.ModuleDict()
-        for layer in chosen_layers(config.layers, layers):
-            for place in PLACES[config.placement]:
-                self.bottlenecks[f"{layer}_{place}"] = Bottleneck(sizes.hidden, config, generator)
+        chosen = chosen_layers(config.layers, layers)
+        known = {str(layer) for layer in chosen}
+        require(config.widths.keys() <= known, "widths", "of layers that have bottlenecks", sorted(config.widths))
+        for layer in chosen:
+            for place in config.places or PLACES[config.placement]:
+                size = config.widths.get(str(layer)) or _width(sizes.hidden, config.reduction_factor)
+                self.bottlenecks[f"{layer}_{place}"] = Bottleneck(sizes.hidden, size, config, generator)
             if config.layer_norms:
                 for place in ("attention", "ffn"):
                     self.layer_norms[f"{layer}_{place}"] = TaskNorm(sizes.hidden)
@@ -96,7 +107,9 @@ class BottleneckAdapter(MethodAdapter):
             return PLAIN
         if key not in self.bottlenecks:
             return Seam(PLAIN.kind._replace(has_norm=True), norm=norm)
-        kind = Kind(self.config.placement, self.config.activation, self.config.scale, norm is not None)
+        config = self.config
+        scale = config.scale if config.placement == "parallel" and config.learned_scale == "none" else 1.0
+        kind = Kind(config.placement, config.activation, scale, norm is not None)
         bottleneck = cast(Bottleneck, self.bottlenecks[key])
         return Seam(kind, Squeeze(bottleneck.weights, kind.activation, bottleneck.dropout), norm)
 
@@ -106,3 +119,9 @@ class BottleneckAdapter(MethodAdapter):
             key = f"{layer}_{place}"
             if key in self.layer_norms:
                 self.layer_norms[key].load_state_dict(norm.state_dict())
+
+
+def _width(hidden_size: int, reduction_factor: int) -> int:
+    fits = hidden_size % reduction_factor == 0
+    require(fits, "reduction_factor", f"a divisor of the hidden size {hidden_size}", reduction_factor)
+    return hidden_size // reduction_factor

@@ -34,9 +34,29 @@ def _identity(states: Tensor) -> Tensor:
     return states
 
 
+def _quick_gelu(states: Tensor) -> Tensor:
+    return states * torch.sigmoid(1.702 * states)
+
+
+def _relu_squared(states: Tensor) -> Tensor:
+    return torch.square(F.relu(states))
+
+
 # Each of them maps 0 to 0, so bottlenecks of several sizes may be padded with zeros and computed together.
 ACTIVATIONS: Mapping[str, Map] = MappingProxyType(
-    {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh, "identity": _identity}
+    {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "silu": F.silu,
+        "tanh": torch.tanh,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "quick_gelu": _quick_gelu,
+        "leaky_relu": F.leaky_relu,
+        "relu6": F.relu6,
+        "relu2": _relu_squared,
+        "mish": F.mish,
+        "identity": _identity,
+    }
 )
 
 

@@ -85,10 +85,9 @@ class FusionAdapter(MethodAdapter):
         own = cast(FusionWeights, self.fusions[key])
         seams = [cast(BottleneckAdapter, member).seam(layer, place) for member in self.members]
         squeezes = [seam.squeeze._replace(dropout=None) for seam in seams if seam.squeeze is not None]
-        placement = self.config.members[0].adapter.placement  # all have the same
-        scales = [member.adapter.scale if placement == "parallel" else 1.0 for member in self.config.members]
+        scales = [seam.kind.scale for seam in seams]
         fusion = Fusion(own.query, own.query_bias, own.key, own.value, tuple(squeezes), tuple(scales))
-        return Seam(Kind(placement, "identity", 1.0, False, is_fused=True), fusion=fusion)
+        return Seam(Kind(seams[0].kind.placement, "identity", 1.0, False, is_fused=True), fusion=fusion)
 
 
 def _frozen(adapter: nn.Module) -> nn.Module:

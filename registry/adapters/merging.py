@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig, FusionConfig, HeadConfig, Ia3Config, LoraConfig, Merging
+from registry.config import AdapterConfig, FusionConfig, HeadConfig, Ia3Config, LoraConfig
 from registry.errors import ConfigError
+from registry.schema import Merging
 from registry.validation import Record, require
 
 

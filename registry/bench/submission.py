@@ -17,6 +17,7 @@ from registry.bench.records import RunRecord, read_records, write_file
 from registry.bench.results import averaged_runs
 from registry.bench.suite import AverageGroup, SubmissionFile, Suite
 from registry.model.inference import predict_probabilities
+from registry.store.manifest import require_head
 from registry.store.registry import Registry
 from registry.tasks.loading import load_texts
 from registry.tasks.metrics import predicted_labels
@@ -39,6 +40,7 @@ def write_submission(folder: Path, registry: Registry, reference: str, wanted: S
         RunError: the folder cannot be written.
     """
     manifest, one = registry.manifest(reference), registry.load(reference)
+    require_head(str(reference), manifest)
     tokens = registry.backbone.tokenize(rows.texts, rows.pairs, manifest.max_length)
     found = predicted_labels(manifest.head.problem_type, predict_probabilities(registry.backbone.encoder, one, tokens))
     if manifest.head.problem_type == "regression":

@@ -20,7 +20,6 @@ from registry.cli.options import (
     make_console,
     note,
     print_json,
-    printable,
     training_choices,
     with_options,
 )
@@ -29,7 +28,7 @@ from registry.errors import ConfigError, ReportMismatchError
 from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import TaskSpec, read_task_file
 from registry.training.recipes import Recipe, method_names, read_recipe
-from registry.validation import choose, require
+from registry.validation import choose, printable, require
 
 if TYPE_CHECKING:
     from registry.bench.records import RunRecord

@@ -24,7 +24,7 @@ from registry.tasks.spec import find_task
 
 if TYPE_CHECKING:
     from registry.bench.pairing import CellPair, Pairing
-    from registry.cli.contrast import Contrast
+    from registry.reports.contrast import Contrast
     from registry.schema import Manifest
     from registry.tasks.task_data import TaskData
 
@@ -66,7 +66,7 @@ def compare(
         attempted = f"compare '{first}' with '{second}'"
         kinds = " and ".join("a report folder" if folder else "a stored set" for folder in folders)
         raise RequestError(attempted, "two stored sets or two report folders", kinds)
-    from registry.cli.contrast import as_plain, print_contrasts
+    from registry.reports.contrast import as_plain, print_contrasts
 
     if folders[0]:
         _refuse_options(with_text)
@@ -107,7 +107,7 @@ def _contrast_sets(
     registry = settings.open_registry(options["backbone"])
     sets = [registry.load(name) for name in names]
     data = load_for_set(settings, names[0], next((each for each in manifests if each.task), manifests[0]), options)
-    from registry.cli.contrast import Contrast
+    from registry.reports.contrast import Contrast
     from registry.stats.comparison import compare_answers
     from registry.tasks.metrics import told_metrics
     from registry.training.evaluate import answer_task, as_answers, check_fits
@@ -150,7 +150,7 @@ def _contrast_folders(
     settings: Settings, folders: list[Path], options: dict[str, Any], with_text: bool
 ) -> tuple[list[Contrast], Sequence[Any]]:
     """Return how the cells of two folders, or two methods of one, differ; and the cells that cannot be compared."""
-    from registry.cli.contrast import Contrast
+    from registry.reports.contrast import Contrast
     from registry.stats.comparison import adjust_together, compare_answers
 
     pairing, names = _pair(folders, options["methods"])

@@ -17,8 +17,9 @@ import click
 
 from registry.cli.bench import bench, demo, report
 from registry.cli.compare import compare
-from registry.cli.lists import add_completion, doctor, list_methods, list_recipes, list_tasks
-from registry.cli.options import Settings, printable
+from registry.cli.hub import pull, push
+from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
+from registry.cli.options import Settings
 from registry.cli.predict import evaluate, predict
 from registry.cli.store import (
     alias,
@@ -26,7 +27,6 @@ from registry.cli.store import (
     gc,
     import_command,
     init,
-    list_command,
     merge,
     remove,
     show,
@@ -34,6 +34,7 @@ from registry.cli.store import (
 )
 from registry.cli.train import train
 from registry.errors import RegistryError, closest
+from registry.validation import printable
 from registry.version import __version__
 
 
@@ -106,7 +107,8 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
-    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, merge, gc),
+    *(list_command, show, predict, evaluate, compare, verify, alias, remove),
+    *(export_command, import_command, push, pull, merge, gc),
     *(list_tasks, list_recipes, list_methods, doctor),
 )
 for _command in _COMMANDS:

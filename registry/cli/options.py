@@ -15,7 +15,7 @@ from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, HeadForm, 
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
-from registry.validation import choose
+from registry.validation import choose, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,11 +116,6 @@ def note(text: str) -> None:
     click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
-def printable(value: object) -> str:
-    """Return the text of a value that came from a file, without codes that a terminal would obey."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
-
-
 def print_json(content: Any) -> None:
     """Print data for programs on stdout, one line per record when it is a list."""
     for record in content if isinstance(content, list) else [content]:
@@ -186,7 +181,7 @@ SET_OPTIONS = (
     click.option("--method", help=f"{', '.join(METHODS)}: by the recipe of that name, where no other is given."),
     click.option("--placement", help=f"Where bottlenecks join a layer: {', '.join(PLACEMENTS)}."),
     click.option("--reduction-factor", type=int, help="H / M; must divide H."),
-    click.option("--activation", help="relu, gelu, silu or tanh."),
+    click.option("--activation", help=f"{', '.join(get_args(Activation))}."),
     click.option("--rank", type=int, help="Of LoRA's changes."),
     click.option("--alpha", type=float, help="LoRA's scale times the rank."),
     click.option("--targets", help=f"Products that LoRA or (IA)3 changes, with commas: {', '.join(TARGETS)}."),

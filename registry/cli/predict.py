@@ -19,13 +19,12 @@ from registry.cli.options import (
     json_option,
     note,
     print_json,
-    printable,
     scores_text,
     with_options,
 )
 from registry.errors import ConfigError, DataError, RegistryError, RequestError, UnansweredError
 from registry.schema import Reference, join_members, members_of
-from registry.validation import require
+from registry.validation import printable, require
 
 if TYPE_CHECKING:
     from registry.schema import Manifest

@@ -1,118 +1,39 @@
 """Commands on what is stored: init, show, verify, alias, remove, export, import, merge, gc.
 
-Only init, verify, import and merge need torch.
-
-The ``list`` command: one line for each name in a store, whether there are three of them or ten thousand.
+Only init, verify, import, merge and the export of other libraries' formats need torch.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from registry.cli.options import Settings, backbone_option, is_given, json_option, note, print_json, printable
+from registry.cli.data import HUB
+from registry.cli.options import (
+    Settings,
+    backbone_option,
+    is_given,
+    json_option,
+    note,
+    print_json,
+    with_options,
+)
 from registry.config import FusionConfig
 from registry.errors import ConfigError, RegistryError
-from registry.schema import Reference
-from registry.store.errors import IntegrityError, StoreError
-from registry.store.listing import ListedSet, Summary, list_sets
-from registry.validation import from_plain, require
-
-_TITLES = ("name", "newest", "aliases", "placement", "labels", "parameters", "bytes", "score", "data")
-_NUMBERS = ("newest", "parameters", "bytes")
-
-
-@click.command("list")
-@json_option
-@click.pass_obj
-def list_command(settings: Settings, as_json: bool) -> None:
-    """List the adapter sets in the store; a damaged one is told of and does not hide the others."""
-    view = settings.open_store()
-    listed = list(list_sets(view))
-    if as_json:
-        print_json([_as_plain(each) for each in listed])
-    elif listed:
-        _print_table([_row(each) for each in listed])
-    else:
-        note(f"store {settings.store} for '{view.info.backbone.source}' is empty")
-    damaged = [each.error for each in listed if each.error is not None]
-    for error in damaged[:-1]:
-        note(f"adapter-registry: {error}")
-    if damaged:
-        raise _last(damaged, settings)
-
-
-def _last(errors: Sequence[StoreError], settings: Settings) -> StoreError:
-    if len(errors) > 1:
-        note(f"adapter-registry: {errors[-1]}")
-        return IntegrityError(settings.store, "check", "no damaged set", f"{len(errors)} damaged sets")
-    return errors[-1]
-
-
-def _row(listed: ListedSet) -> tuple[str, ...]:
-    summary = listed.summary
-    aliases = ", ".join(f"{alias} -> {version}" for alias, version in listed.aliases.items()) or "-"
-    if summary is None:
-        newest = str(listed.versions[-1]) if listed.versions else "-"
-        return (listed.name, newest, "-", "damaged", "-", "-", "-", "-", "-")
-    cells = (
-        listed.name,
-        str(listed.versions[-1]),
-        aliases,
-        summary.placement,
-        str(len(summary.head.label_names)),
-        f"{summary.parameters:,}",
-        f"{summary.bytes:,}",
-        _score(summary),
-        _data(summary),
-    )
-    return tuple(map(printable, cells))
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
-    sides = [">" if title in _NUMBERS else "<" for title in _TITLES]
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-    title = form.format(*_TITLES).rstrip()
-    click.echo(title if os.environ.get("NO_COLOR") else click.style(title, bold=True))
-    click.echo("\n".join(form.format(*row).rstrip() for row in rows))
-
-
-def _as_plain(listed: ListedSet) -> dict[str, object]:
-    plain: dict[str, object] = {"name": listed.name, "versions": listed.versions, "aliases": listed.aliases}
-    summary = listed.summary
-    if summary is None:
-        return {**plain, "error": str(listed.error)}
-    return {
-        **plain,
-        "task": summary.task,
-        "placement": summary.placement,
-        "label_names": list(summary.head.label_names),
-        "parameters": summary.parameters,
-        "bytes": summary.bytes,
-        "main_metric": summary.main_metric,
-        "scores": summary.scores,
-        "data": summary.data.source if summary.data else None,
-        "sample": summary.data.sample if summary.data else None,
-        "created": summary.created,
-    }
-
-
-def _score(summary: Summary) -> str:
-    if summary.main_metric is None or summary.main_metric not in summary.scores:
-        return "-"
-    return f"{summary.main_metric} {summary.scores[summary.main_metric]:.3f} ({summary.split})"
-
-
-def _data(summary: Summary) -> str:
-    if summary.data is None:
-        return "-"
-    return "sample" if summary.data.sample else f"{summary.data.train_rows:,} rows"
+from registry.schema import (
+    EXPORT_FORMATS,
+    IMPORT_FORMATS,
+    ExportFormat,
+    Imported,
+    ImportFormat,
+    Manifest,
+    Reference,
+)
+from registry.store.errors import IntegrityError, UnimportedError
+from registry.validation import from_plain, printable, require
 
 
 @click.command()
@@ -151,6 +72,9 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
     if isinstance(manifest.adapter, FusionConfig):
         told = [f"{member.reference} {member.digest}" for member in manifest.adapter.members]
         content["adapter"]["members"] = ", ".join(told)
+    imported = manifest.imported
+    if imported is not None:
+        click.echo(f"{'fit':<22} {printable(fit_text(imported))}")
     for key, value in content.items():
         if isinstance(value, dict):
             click.echo(f"{key}")
@@ -158,6 +82,14 @@ def show(settings: Settings, reference: str, as_json: bool) -> None:
                 click.echo(f"  {printable(inner):<20} {printable(found)}")
         else:
             click.echo(f"{key:<22} {printable(value)}")
+
+
+def fit_text(imported: Imported) -> str:
+    """Return on whose word an imported set fits the backbone, which its files cannot prove."""
+    named = f"its files name the backbone {imported.backbone!r}" if imported.backbone else "its files name no backbone"
+    if imported.fit == "named":
+        return f"{named}, as this one is called; claimed, not proved"
+    return f"{named}; that it is this one was claimed by whoever imported it, not proved"
 
 
 @click.command()
@@ -211,33 +143,153 @@ def remove(settings: Settings, reference: str, yes: bool) -> None:
 
 @click.command("export")
 @click.argument("reference")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace a file that is there already.")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(EXPORT_FORMATS),
+    default="archive",
+    show_default=True,
+    help="archive is one file for another store of the same backbone; the others are folders of those libraries.",
+)
+@click.option("--force", is_flag=True, help="Replace what was exported there before.")
+@backbone_option
 @click.pass_obj
-def export_command(settings: Settings, reference: str, file: Path, force: bool) -> None:
-    """Write a stored set into one FILE, for another store of the same backbone."""
-    from registry.store.archive import export_version
+def export_command(
+    settings: Settings, reference: str, path: Path, kind: ExportFormat, force: bool, backbone: str | None
+) -> None:
+    """Write a stored set to PATH, as one file of our own or as a folder that another library reads.
 
+    \b
+    adapter-registry export mrpc@best mrpc.adapter
+    adapter-registry export mrpc@best mrpc-folder --format adapterhub
+    """
     store = settings.open_store()
     name, version = store.resolve(reference)
-    path = export_version(store, f"{name}:{version}", file, overwrite=force)
-    click.echo(f"{name}:{version} -> {path} ({path.stat().st_size:,} bytes)")
+    if kind == "archive":
+        from registry.store.archive import export_version
+
+        export_version(store, f"{name}:{version}", path, overwrite=force)
+        told = f"{path.stat().st_size:,} bytes"
+    else:
+        settings.open_registry(backbone).export_to(f"{name}:{version}", path, kind, overwrite=force)
+        told = f"{kind}, {sum(each.stat().st_size for each in path.iterdir()):,} bytes"
+    click.echo(f"{name}:{version} -> {path} ({told})")
     adapter = store.manifest(name, version).adapter
     if isinstance(adapter, FusionConfig):
         members = ", ".join(member.reference for member in adapter.members)
         note(f"a store takes it in once it has its members under their names: export {members} too")
 
 
-@click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", help="Store it under this name instead of its own.")
-@click.pass_obj
-def import_command(settings: Settings, file: Path, name: str | None) -> None:
-    """Check an exported FILE and store it as the next version of its name; save_pretrained's folders are taken too."""
-    from registry.store.tensors import import_set
+IMPORT_OPTIONS = (
+    click.option(
+        "--format",
+        "kind",
+        type=click.Choice(IMPORT_FORMATS),
+        default="auto",
+        show_default=True,
+        help="Whose file or folder it is; auto finds it by looking.",
+    ),
+    click.option("--name", help="Store it under this name instead of its own."),
+    click.option("--labels", help="Names of the classes, with commas, where the files have none."),
+    click.option(
+        "--backbone-unproven", is_flag=True, help="Take it though its files do not name the store's backbone."
+    ),
+    backbone_option,
+    json_option,
+)
 
-    reference = import_set(settings.open_store(), file, name)
-    click.echo(f"{file} -> {reference}")
+
+@click.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@with_options(IMPORT_OPTIONS)
+@click.option("--allow-pickle", is_flag=True, help="Read weights from a pickle too, in a process of its own.")
+@click.pass_obj
+def import_command(settings: Settings, /, path: Path, **options: Any) -> None:
+    """Check and store a set: an exported file, a folder of save_pretrained, AdapterHub or PEFT, or hub:ORG/NAME.
+
+    A folder of such folders is imported folder by folder; the command fails if one of them was refused.
+
+    \b
+    adapter-registry import mrpc.adapter --name paraphrases
+    adapter-registry import imdb-pfeiffer --labels neg,pos
+    adapter-registry import all-adapters --backbone-unproven --json
+    adapter-registry import hub:me/mrpc
+    """
+    if str(path).startswith(HUB):
+        import_from_hub(settings, str(path), **options)
+        return
+    from registry.interop.hub import opened
+
+    with opened(path) as place:
+        _import(settings, place, str(path), **options)
+
+
+def import_from_hub(settings: Settings, repository: str, /, **options: Any) -> None:
+    """Store the set in a repository of the Hub, which is asked before seconds go into imports and a backbone."""
+    from registry.interop.hub import pulled
+
+    settings.open_store()
+    with pulled(repository, offline=settings.offline) as folder:
+        _import(settings, folder, repository, **options)
+
+
+def _import(
+    settings: Settings,
+    path: Path,
+    told: str,
+    /,
+    kind: ImportFormat,
+    name: str | None,
+    as_json: bool,
+    allow_pickle: bool = False,
+    **options: Any,
+) -> None:
+    from registry.interop.folders import find_format
+
+    found = find_format(path)
+    if found == "archive" and kind in ("auto", "archive"):
+        from registry.store.tensors import import_set
+
+        _tell_imported(told, import_set(settings.open_store(), path, name), None, as_json)
+        return
+    from registry.interop.formats import ImportOutcome, import_each
+
+    registry = settings.open_registry(options["backbone"])
+    choices = {
+        "labels": tuple(each.strip() for each in (options["labels"] or "").split(",") if each.strip()),
+        "allow_pickle": allow_pickle,
+        "backbone_unproven": options["backbone_unproven"],
+    }
+    if found == "folders":
+        require(name is None, "--name", "none for a folder of several sets", name)
+        outcomes = import_each(registry, path, kind, **choices)
+    else:
+        outcomes = iter([ImportOutcome(Path(told), registry.import_from(path, kind, name, **choices), None)])
+    total = refused = 0
+    for outcome in outcomes:
+        total, refused = total + 1, refused + (outcome.error is not None)
+        manifest = None if outcome.reference is None else registry.manifest(outcome.reference)
+        _tell_imported(str(outcome.path), outcome.reference or outcome.error, manifest, as_json)
+    if refused:
+        raise UnimportedError(path, refused, total)
+
+
+def _tell_imported(
+    path: str, found: Reference | RegistryError | None, manifest: Manifest | None, as_json: bool
+) -> None:
+    imported = None if manifest is None else manifest.imported
+    if as_json:
+        key = "reference" if isinstance(found, Reference) else "error"
+        print_json({"path": path, key: str(found), "imported": msgspec.to_builtins(imported)})
+        return
+    click.echo(f"{printable(path)} -> {found if isinstance(found, Reference) else f'refused: {printable(found)}'}")
+    if imported is not None:
+        note(f"{found}: {fit_text(imported)}")
+        for each in imported.not_kept:
+            note(f"{found}: not kept, as it is of training alone: {each}")
+        if not imported.head:
+            note(f"{found}: no head came along; 'adapter-registry train TASK --start-from {found}' trains one")
 
 
 @click.command()
@@ -256,7 +308,7 @@ def merge(settings: Settings, /, references: tuple[str, ...], name: str, backbon
     adapter-registry merge mails:1 mails:2 --name mails-mean
     adapter-registry merge a@best b:2 --weight .7,.3 --how ties --name both
     """
-    from registry.config import Merging
+    from registry.schema import Merging
 
     merging = from_plain(Merging, {each: options[each] for each in ("how", "density", "seed")})
     weights = None if options["weights"] is None else _numbers(options["weights"])

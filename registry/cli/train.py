@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
@@ -77,6 +78,7 @@ NO_REASON = "nothing that is recorded differs"
     metavar="N",
     help="Hold out part of the training rows and stop after N evaluations without a better score on them.",
 )
+@click.option("--start-from", metavar="REF", help="Go on from the adapter of a stored set, with a head of its own.")
 @click.option("--from", "repeated", metavar="REF", help="Repeat the training of a stored set, as its next version.")
 @with_options(TRACKING_OPTIONS)
 @json_option
@@ -120,6 +122,14 @@ def _train_tasks(
     store = settings.open_store() if settings.has_store() else None
     plans = [_make_plan(data, backbone, recipe, options, store) for data in loaded]
     registry = Registry.create(settings.store, backbone)  # only now: a wrong choice leaves no store behind
+    if options["start_from"] is not None:
+        from registry.training.train_set import load_start
+
+        given = [name for name, value in choices.items() if value is not None]
+        require(not given, "--start-from", "no other choices of an adapter beside it", ", ".join(given))
+        options = {**options, "start": load_start(registry, options["start_from"])}
+        adapter = options["start"].adapter_set.adapter_config
+        plans = [msgspec.structs.replace(plan, adapter=adapter) for plan in plans]
     planned = list(zip(loaded, plans, strict=True))
     with tracking:
         for sharing in [planned] if options["together"] else [[one] for one in planned]:
@@ -196,7 +206,14 @@ def _train_pass(
     with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
         observing = [observers(observe, log.observe) for observe, log in zip(progress.observers, logs, strict=True)]
         jobs = [
-            FitJob(plan, data, checkpoint, observe, members=registry.load_members(plan.adapter))
+            FitJob(
+                plan,
+                data,
+                checkpoint,
+                observe,
+                members=registry.load_members(plan.adapter),
+                start=options.get("start"),
+            )
             for (data, plan), checkpoint, observe in zip(planned, checkpoints, observing, strict=True)
         ]
         try:

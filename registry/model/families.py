@@ -39,6 +39,9 @@ class Family:
         pre_norm: whether norms stand before the sub-layers, with rotary positions and windows, as in ModernBERT.
         positions_after_padding: positions count from padding id + 1 instead of 0.
         last_norm: after the last layer, from the base model.
+        head_dense, head_out: of its model for classification, a dense layer over the first token's state and the one
+            that gives the logits; None where that model's head is of another form.
+        head_activation: between the two.
         activation, state_dropout, attention_dropout: names of fields of the configuration.
     """
 
@@ -65,6 +68,9 @@ class Family:
     positions_after_padding: bool = False
     activation: str = "hidden_act"
     last_norm: str | None = None
+    head_dense: str | None = "bert.pooler.dense"
+    head_out: str = "classifier"
+    head_activation: str = "tanh"
     state_dropout: str = "hidden_dropout_prob"
     attention_dropout: str = "attention_probs_dropout_prob"
 
@@ -76,8 +82,22 @@ class Family:
 
 
 BERT = Family()
-ROBERTA = replace(BERT, prefix="roberta", positions_after_padding=True)
-ELECTRA = replace(BERT, prefix="electra", projection="embeddings_project", pooler=None)
+ROBERTA = replace(
+    BERT,
+    prefix="roberta",
+    positions_after_padding=True,
+    head_dense="classifier.dense",
+    head_out="classifier.out_proj",
+)
+ELECTRA = replace(
+    BERT,
+    prefix="electra",
+    projection="embeddings_project",
+    pooler=None,
+    head_dense="classifier.dense",
+    head_out="classifier.out_proj",
+    head_activation="gelu",
+)
 DISTILBERT = Family(
     prefix="distilbert",
     layers="transformer.layer",
@@ -91,6 +111,8 @@ DISTILBERT = Family(
     ffn_out="ffn.lin2",
     ffn_norm="output_layer_norm",
     pooler=None,
+    head_dense="pre_classifier",
+    head_activation="relu",
     activation="activation",
     state_dropout="dropout",
     attention_dropout="attention_dropout",
@@ -106,6 +128,8 @@ MPNET = Family(
     attention_norm="attention.LayerNorm",
     relative="encoder.relative_attention_bias",
     positions_after_padding=True,
+    head_dense="classifier.dense",
+    head_out="classifier.out_proj",
 )
 ALBERT = Family(
     prefix="albert",
@@ -120,6 +144,7 @@ ALBERT = Family(
     ffn_out="ffn_output",
     ffn_norm="full_layer_layer_norm",
     pooler="pooler",
+    head_dense="albert.pooler",
 )
 MODERNBERT = Family(
     prefix="model",
@@ -134,6 +159,7 @@ MODERNBERT = Family(
     ffn_norm="mlp_norm",
     last_norm="final_norm",
     pooler=None,
+    head_dense=None,
     pre_norm=True,
     activation="hidden_activation",
 )
@@ -145,6 +171,8 @@ DEBERTA = Family(
     value="attention.self.value_proj",
     pooler=None,
     disentangled=True,
+    head_dense="pooler.dense",
+    head_activation="gelu",
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(

@@ -40,6 +40,14 @@ from registry.model.machine import FrozenLinear
 from registry.network import ANSWER_SECONDS, HttpError, find_obstacle, is_offline
 
 
+def by_todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors by the names they have now: before 2020 a norm's weight was called gamma and its bias beta."""
+    return {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for name, tensor in tensors.items()
+    }
+
+
 class Weights:
     """Hands out a checkpoint's tensors as the stock modules they belong to.
 
@@ -50,11 +58,7 @@ class Weights:
 
     def __init__(self, tensors: Mapping[str, Tensor], source: object) -> None:
         self.source = source
-        # Checkpoints from before 2020 call a norm's weight gamma and its bias beta.
-        self._left = {
-            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
-            for name, tensor in tensors.items()
-        }
+        self._left = by_todays_names(tensors)
 
     def has(self, module: str) -> bool:
         """Return whether there is a weight of this module that was not taken yet."""

@@ -2,5 +2,5 @@
 
 Reading order: ``frames`` and ``content`` (everything that one report is made of), ``numbers``,
 ``sentences``; ``svg``, ``figures``, ``mistakes``, ``page_tables``, ``page``; ``report`` (which files
-there are), ``check``. To the left: ``bench``. To the right: ``cli``.
+there are), ``check``; ``contrast`` (a comparison in a terminal). To the left: ``bench``. To the right: ``cli``.
 """

@@ -39,6 +39,7 @@ from registry.adapters.interface import (
 )
 from registry.adapters.method import MethodAdapter
 from registry.schema import Manifest
+from registry.store.manifest import require_head
 from registry.validation import require, to_json
 
 GIBIBYTE = 2**30
@@ -96,11 +97,14 @@ class ResidentSet:
         adapter_set: copied, so that nothing of a module stays.
         dtype: the backbone's. On a GPU its bottlenecks take it, as a product there has a single dtype; on a CPU they
             stay float32, as products this small are no faster in bfloat16.
+
+    Raises:
+        RequestError: a set that came without a head.
     """
 
     def __init__(self, reference: str, manifest: Manifest, adapter_set: AdapterSet, dtype: torch.dtype) -> None:
         self.reference = reference
-        self.manifest = manifest
+        self.manifest = require_head(reference, manifest)
         on_gpu = adapter_set.head.out.weight.is_cuda
         self.adapter = ResidentAdapter(adapter_set.adapter, adapter_set.layers, dtype if on_gpu else torch.float32)
         self.head: Head = copy.deepcopy(adapter_set.head).requires_grad_(False).eval()

@@ -13,7 +13,10 @@
     ├── ManifestError      (ValueError)        4
     ├── IntegrityError                         4  bytes, digest, tensor names or values are wrong
     ├── ArchiveNotFoundError (LookupError)     3
-    └── ArchiveError                           4  an exported set that is damaged, or another kind of file
+    ├── ArchiveError                           4  an exported set that is damaged, or another kind of file
+    ├── ForeignSwitchError                     5  a folder of another library that says what no set here can be
+    ├── UnimportedError                        1  some of many folders that were refused
+    └── UnheldError                            5  a set that a format of another library cannot hold
 
 Those with exit code 4 leave the file as it is: repairing is for whoever has a backup.
 """
@@ -173,3 +176,36 @@ class ArchiveError(StoreError):
             f"cannot import {path}: {what}: expected {expected}, found {found}; "
             "export the set again where it comes from; nothing was changed"
         )
+
+
+class ForeignSwitchError(StoreError):
+    """A folder of another library with a setting that no set here can have exactly."""
+
+    exit_code = 5
+
+    def __init__(self, path: object, switch: str, expected: str, found: object) -> None:
+        self.path, self.switch, self.expected, self.found = str(path), switch, expected, found
+        super().__init__(
+            f"cannot import {path}: {switch}: expected {expected}, found {found}; nothing was stored, as its answers "
+            "would not be the ones it was saved with"
+        )
+
+
+class UnheldError(StoreError):
+    """A set that a format cannot hold exactly."""
+
+    exit_code = 5
+
+    def __init__(self, reference: str, format: str, obstacle: str, others: Iterable[str]) -> None:
+        self.reference, self.format, self.obstacle, self.others = reference, format, obstacle, sorted(others)
+        super().__init__(
+            f"cannot export '{reference}' as {format}: {obstacle}; formats that can hold it: {shorten(self.others)}"
+        )
+
+
+class UnimportedError(StoreError):
+    """Folders of many that were refused; all others are stored."""
+
+    def __init__(self, path: object, refused: int, total: int) -> None:
+        self.path, self.refused, self.total = str(path), refused, total
+        super().__init__(f"{refused:,} of {total:,} sets in {path} were refused; each says why in its line")

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from registry.errors import BackboneMismatchError, ConfigError
+from registry.errors import BackboneMismatchError, ConfigError, RequestError
 from registry.schema import STORE_FORMAT, BackboneInfo, FileEntry, Manifest
 from registry.store import files
 from registry.store.errors import IntegrityError, ManifestError
@@ -169,6 +169,18 @@ def read_alias(path: files.Location, name: str, alias: str) -> int:
         if match[2] is not None and data != format_alias(name, alias, version):
             raise ManifestError(path, "check", f"that of '{name}@{alias}' at {version}", match[2].decode())
     return version
+
+
+def require_head(reference: str, manifest: Manifest) -> Manifest:
+    """Return the manifest of a set that can answer.
+
+    Raises:
+        RequestError: it came from another library without a head, and none was trained on it.
+    """
+    if manifest.imported is not None and not manifest.imported.head:
+        expected = f"a set with a trained head; train one on it: 'adapter-registry train TASK --start-from {reference}'"
+        raise RequestError(f"answer with '{reference}'", expected, "one that was imported without a head")
+    return manifest
 
 
 def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) -> None:

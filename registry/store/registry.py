@@ -7,26 +7,23 @@ is in a file is tensors.py's to know, and what is in a folder the store's.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
-from registry.adapters.adapter_set import AdapterSet
+from registry.adapters.adapter_set import AdapterSet, Trained
 from registry.adapters.merging import merge_sets
-from registry.config import Merging, MethodConfig
+from registry.config import MethodConfig
 from registry.errors import ConfigError, RegistryError
-from registry.provenance import library_versions
-from registry.schema import Manifest, MergedSet, Reference, SetInfo
+from registry.schema import ExportFormat, ImportFormat, Manifest, MergedSet, Merging, Reference, SetInfo
 from registry.store.archive import export_version
 from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
 from registry.store.manifest import check_backbone
 from registry.store.reader import StoredVersion
 from registry.store.store import Store
-from registry.store.tensors import import_set, load_members, load_set, save_set
+from registry.store.tensors import import_set, load_members, load_set, make_manifest, save_set
 from registry.validation import require
 
 if TYPE_CHECKING:
@@ -34,20 +31,6 @@ if TYPE_CHECKING:
     from registry.tasks.task_data import TaskData
     from registry.training.recipes import Recipe
     from registry.training.train_set import StoredTraining
-
-
-class Trained(Protocol):
-    """What a training returns: the set, and whether it alone gives the answers."""
-
-    @property
-    def adapter_set(self) -> AdapterSet | None:
-        """Return the set, None where the method has none."""
-        ...
-
-    @property
-    def storable(self) -> bool:
-        """Return whether the set alone gives the method's answers."""
-        ...
 
 
 class Registry:
@@ -109,16 +92,15 @@ class Registry:
             data: from ``TaskData.from_pandas``, ``from_dataset``, ``from_lists`` or ``load_task``.
             recipe: a shipped recipe, the path of a TOML file, or a ``Recipe``.
             choices: fields of ``TrainingConfig`` (epochs, learning_rate and so on); ``adapter`` and ``head`` with
-                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``observe``, which is
-                called with a ``StepReport`` after every step; and ``loss``, one's own: of (B, C) logits and labels
-                ((B,) classes, (B, C) zeros and ones, or (B, 1) standard scores) a scalar.
+                mappings of other choices than the recipe's; ``seed``, ``keep_diverged``; ``start_from``, a stored set
+                whose adapter goes on; ``observe``, called with a ``StepReport`` after every step; ``loss``, one's own:
+                of (B, C) logits and labels ((B,) classes, (B, C) 0 and 1, or (B, 1) standard scores) a scalar.
 
         Raises:
             ConfigError, UnknownRecipeError: choices that do not fit, and whatever ``save`` raises.
             NonFiniteLossError, DivergedError: nothing was stored.
         """
-        # The one step to the right on the street: people look for training here.
-        trained: StoredTraining = import_module("registry.training.train_set").train_set(
+        trained: StoredTraining = _to_the_right("registry.training.train_set").train_set(
             self, name, data, recipe, **choices
         )
         return trained
@@ -249,6 +231,44 @@ class Registry:
         """
         return import_set(self.store, Path(path), name)
 
+    def import_from(
+        self,
+        path: str | Path,
+        format: ImportFormat = "auto",
+        name: str | None = None,
+        *,
+        labels: Sequence[str] = (),
+        allow_pickle: bool = False,
+        backbone_unproven: bool = False,
+    ) -> Reference:
+        """Store the set in an archive or a folder that ``adapters`` or ``peft`` saved; return the reference.
+
+        Args:
+            path, format: the file or folder, and whose it is.
+            name: of the set; its own, or the folder's, when None.
+            labels: names of the classes where the files have none.
+            allow_pickle: read weights from a pickle too, in a process of its own.
+            backbone_unproven: take it though its files do not name this backbone.
+
+        Raises:
+            ForeignSwitchError: a setting that no set here has, or one of these choices is asked for.
+            ArchiveError, ArchiveNotFoundError: damaged or missing; and whatever ``save`` raises.
+        """
+        choices = {"labels": labels, "allow_pickle": allow_pickle, "backbone_unproven": backbone_unproven}
+        take = _to_the_right("registry.interop.formats").import_from
+        return Reference.parse(str(take(self, Path(path), format, name, **choices)))
+
+    def export_to(
+        self, reference: str | Reference, path: str | Path, format: ExportFormat = "archive", *, overwrite: bool = False
+    ) -> Path:
+        """Write a stored set in a format that another library reads, or as ``export_set`` does; return its path.
+
+        Raises:
+            UnheldError: the format cannot hold the set; the message names those that can; else as ``export_set``.
+        """
+        export = _to_the_right("registry.interop.formats").export_to
+        return Path(export(self, reference, Path(path), format, overwrite=overwrite))
+
     def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> list[str]:
         """Remove what writers that died left in ``tmp/``; return the names of it, or of what would be removed."""
         return self.store.collect_garbage(older_than=older_than, dry_run=dry_run)
@@ -310,25 +330,6 @@ class Registry:
                 yield Problem(str(target), err)
 
 
-def make_manifest(name: str, adapter_set: AdapterSet, backbone: Backbone, info: SetInfo | None = None) -> Manifest:
-    """Return what is known of a set, as it is stored; ``info`` is what its training knows when None.
-
-    Raises:
-        InvalidNameError: no set may have this name.
-        ConfigError: nothing is known of it.
-    """
-    info = info or adapter_set.info
-    if info is None:
-        expected = "SetInfo(max_length=…, pair=…), as this set was not trained here"
-        raise ConfigError(f"info of the set to be saved as '{name}'", expected, None)
-    return Manifest(
-        name=name,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        adapter=adapter_set.adapter_config,
-        head=adapter_set.head_config,
-        parameters=adapter_set.stored_count,
-        dtype=str(backbone.dtype).removeprefix("torch."),
-        backbone=backbone.info,
-        library_versions=library_versions(),
-        **msgspec.structs.asdict(info),
-    )
+def _to_the_right(module: Literal["registry.training.train_set", "registry.interop.formats"]) -> ModuleType:
+    """Return a module of a room to the right on the street, where people look for what it does on a registry."""
+    return import_module(module)

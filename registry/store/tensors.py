@@ -7,7 +7,9 @@ module sees them. Knows the tensor files; folders, names and commits are the sto
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import torch
@@ -20,6 +22,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.fusion import FusionAdapter
 from registry.config import FusionConfig, MethodConfig
 from registry.errors import ConfigError, shorten
+from registry.provenance import library_versions
 from registry.schema import BackboneInfo, Manifest, Reference, SetInfo
 from registry.store.archive import archive_errors, read_archive
 from registry.store.errors import IntegrityError, ManifestError
@@ -27,6 +30,9 @@ from registry.store.manifest import ADAPTER_FILE, HEAD_FILE, check_backbone
 from registry.store.members import check_member, find_member, relocate_members
 from registry.store.store import Store
 from registry.validation import NOT_JSON, check_name, require
+
+if TYPE_CHECKING:
+    from registry.model.backbone import Backbone
 
 HEADER_LIMIT = 2**20  # bytes of a safetensors header
 TENSOR_LIMIT = 4096  # tensors of one file
@@ -41,6 +47,30 @@ class _Stored(msgspec.Struct, forbid_unknown_fields=True):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
+
+
+def make_manifest(name: str, adapter_set: AdapterSet, backbone: Backbone, info: SetInfo | None = None) -> Manifest:
+    """Return what is known of a set, as it is stored; ``info`` is what its training knows when None.
+
+    Raises:
+        InvalidNameError: no set may have this name.
+        ConfigError: nothing is known of it.
+    """
+    info = info or adapter_set.info
+    if info is None:
+        expected = "SetInfo(max_length=…, pair=…), as this set was not trained here"
+        raise ConfigError(f"info of the set to be saved as '{name}'", expected, None)
+    return Manifest(
+        name=name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        adapter=adapter_set.adapter_config,
+        head=adapter_set.head_config,
+        parameters=adapter_set.stored_count,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        backbone=backbone.info,
+        library_versions=library_versions(),
+        **msgspec.structs.asdict(info),
+    )
 
 
 def save_set(store: Store, adapter_set: AdapterSet, manifest: Manifest) -> int:
@@ -163,8 +193,8 @@ def _build_set(
     adapter_set = _empty_set(manifest, backbone, folder)
     for file, part in ((ADAPTER_FILE, adapter_set.adapter), (HEAD_FILE, adapter_set.head)):
         path = folder / file
-        tensors = _from_bytes(path, contents[file])
-        _check_tensors(path, part.state_dict(), tensors)
+        tensors = read_tensors(path, contents[file])
+        check_tensors(path, part.state_dict(), tensors)
         part.load_state_dict({key: tensor.float() for key, tensor in tensors.items()}, assign=True)
     adapter_set.info = SetInfo(**{field: getattr(manifest, field) for field in SetInfo.__struct_fields__})
     return adapter_set
@@ -198,13 +228,25 @@ def _to_bytes(module: nn.Module) -> bytes:
     return format_tensors(tensors)
 
 
-def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
-    """Return the tensors that ``data`` spells, after a look at how much the header asks for."""
+def read_tensors(path: Path, data: bytes, *, with_metadata: bool = False) -> dict[str, Tensor]:
+    """Return the tensors that ``data`` spells, after a look at how much the header asks for.
+
+    Args:
+        path: what is told of where it fails.
+        data: the bytes of a safetensors file.
+        with_metadata: whether its header may have a note, as other libraries' files do; it is passed over.
+
+    Raises:
+        IntegrityError: too large a header, too many tensors, other types than floats of 16 and 32 bits, or damage.
+    """
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     if length > HEADER_LIMIT:
         raise IntegrityError(path, "header", f"at most {HEADER_LIMIT} bytes", f"{length} bytes")
     try:
-        header = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, _Stored])
+        told = msgspec.json.decode(data[_LENGTH_BYTES : _LENGTH_BYTES + length], type=dict[str, msgspec.Raw])
+        if with_metadata and "__metadata__" in told:
+            msgspec.json.decode(told.pop("__metadata__"), type=dict[str, str])
+        header = {key: msgspec.json.decode(each, type=_Stored) for key, each in told.items()}
     except NOT_JSON as err:
         raise IntegrityError(path, "header", "a safetensors header", err) from err
     if len(header) > TENSOR_LIMIT:
@@ -218,7 +260,8 @@ def _from_bytes(path: Path, data: bytes) -> dict[str, Tensor]:
         raise IntegrityError(path, "content", "a safetensors file", err) from err
 
 
-def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise IntegrityError unless tensors have exactly the names and shapes of a set, and finite values."""
     if expected.keys() != found.keys():
         missing = shorten(expected.keys() - found.keys())
         unexpected = shorten(ascii(key)[:80] for key in found.keys() - expected.keys())

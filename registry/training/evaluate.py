@@ -13,6 +13,7 @@ from registry.model.backbone import Backbone
 from registry.model.inference import predict_probabilities
 from registry.schema import Manifest
 from registry.stats.predictions import CellPredictions
+from registry.store.manifest import require_head
 from registry.tasks.metrics import centre_thresholds
 from registry.tasks.task_data import TaskData
 
@@ -60,6 +61,7 @@ def answer_task(
     Raises:
         RequestError: the task does not fit the set.
     """
+    require_head(reference, manifest)
     check_fits(reference, manifest, data)
     tokenize = backbone.tokenize_on_demand if data.reported.on_disk else backbone.tokenize
     tokens = tokenize(data.reported.texts, data.reported.pairs, manifest.max_length)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy
@@ -112,11 +113,22 @@ class Fitted:
     together: int = 1
 
 
+class Start(NamedTuple):
+    """A stored set whose adapter a training goes on from, under a head of its own."""
+
+    reference: str
+    adapter_set: AdapterSet
+
+
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """One plan to carry out on one task's rows; ``observe`` is called after every step, ``loss`` is one's own.
+    """One plan to carry out on one task's rows.
 
-    ``members`` are the sets that a fused one needs, as ``Registry.load_members`` gives them.
+    Attributes:
+        observe: called after every step.
+        loss: one's own.
+        members: the sets that a fused one needs, as ``Registry.load_members`` gives them.
+        start: where its adapter comes from; the plan has its configuration. None is a fresh one.
     """
 
     plan: Plan
@@ -125,6 +137,7 @@ class FitJob:
     observe: Callable[[StepReport], None] | None = None
     loss: Loss | None = None
     members: Sequence[AdapterSet] = ()
+    start: Start | None = None
 
 
 def fit(
@@ -137,14 +150,17 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     loss: Loss | None = None,
     members: Sequence[AdapterSet] = (),
+    start: Start | None = None,
 ) -> Fitted:
     """Return the plan carried out: trained on ``data.train``, scored on ``data.reported``; see ``FitJob``.
+
+    ``start`` is where its adapter comes from; the plan has its configuration.
 
     Raises:
         NonFiniteLossError, TrainingInterrupted, CheckpointError: see ``train``.
         ConfigError: choices that do not fit the backbone.
     """
-    job = FitJob(plan, data, checkpoint, observe, loss, members)
+    job = FitJob(plan, data, checkpoint, observe, loss, members, start)
     (fitted,) = fit_together([job], backbone, should_stop=should_stop)
     if isinstance(fitted, NonFiniteLossError):
         raise fitted
@@ -212,6 +228,8 @@ class _Learning:
         self.job, self.plan, self.backbone = job, plan, backbone
         self.adapter_set = backbone.new_adapter_set(plan.adapter, head, seed=training.seed)
         self.adapter_set.adapter.take_members([member.adapter for member in job.members])
+        if job.start is not None:
+            self.adapter_set.adapter.load_state_dict(job.start.adapter_set.adapter.state_dict())
         parts: tuple[Rows, ...] = (data.train,)
         if training.holds_out:
             stratified = head.problem_type == "classification"
@@ -242,7 +260,10 @@ class _Learning:
         thresholds = adapter_set.head_config.thresholds
         scores = score(data.spec.problem_type, data.reported.labels, probabilities, data.spec.metrics, thresholds)
         rows = data_info(data, self.truncated, self.asked.tokens.truncated)
-        adapter_set.info = None if plan.unfreezes else set_info(plan, data, self.backbone, scores, rows, together)
+        info = set_info(plan, data, self.backbone, scores, rows, together)
+        if self.job.start is not None:
+            info = msgspec.structs.replace(info, started_from=self.job.start.reference)
+        adapter_set.info = None if plan.unfreezes else info
         return Fitted(
             adapter_set=adapter_set,
             storable=not plan.unfreezes,

@@ -164,6 +164,9 @@ def read_repetition(reference: Reference, manifest: Manifest) -> Repetition:
         facts = {"task": task, "split": split, "data": data, "training": training, "dtype": dtype}
         missing = ", ".join(name for name, fact in facts.items() if fact is None)
         raise ConfigError(f"--from {reference}", "a set that train or bench saved", f"one without {missing}")
+    if manifest.started_from is not None:
+        expected = "a set with a start of its own, which a seed gives again"
+        raise ConfigError(f"--from {reference}", expected, f"one that went on from {manifest.started_from}")
     plan = Plan(
         method=manifest.adapter.name if manifest.adapter is not None else "head_only",
         recipe=manifest.recipe or "",

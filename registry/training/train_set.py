@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from registry.errors import ConfigError, DivergedError
 from registry.schema import Reference
-from registry.training.fit import Fitted, fit
+from registry.training.fit import Fitted, Start, fit
 from registry.training.plan import make_plan
 from registry.training.recipes import DEFAULT, Recipe, read_recipe
 from registry.training.state import Loss, StepReport
+from registry.validation import require
 
 if TYPE_CHECKING:
     from registry.store.registry import Registry
@@ -59,6 +62,7 @@ def train_set(
     keep_diverged: bool = False,
     observe: Callable[[StepReport], None] | None = None,
     loss: Loss | None = None,
+    start_from: str | None = None,
     **training: Any,
 ) -> StoredTraining:
     """Train a set on a task's rows, score it, and store it as the next version of ``name``; see ``Registry.train``."""
@@ -68,11 +72,26 @@ def train_set(
     chosen = read_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = chosen.with_choices(adapter or {}, head or {})
     plan = make_plan("recipe", data, registry.backbone, seed, chosen, store=registry.store, **training)
+    start = None
+    if start_from is not None:
+        require(not adapter, "start_from", "no other choices of an adapter beside it", adapter)
+        start = load_start(registry, start_from)
+        plan = msgspec.structs.replace(plan, adapter=start.adapter_set.adapter_config)
     members = registry.load_members(plan.adapter)
-    fitted = fit(plan, data, registry.backbone, observe=observe, loss=loss, members=members)
+    fitted = fit(plan, data, registry.backbone, observe=observe, loss=loss, members=members, start=start)
     result = fitted.result
     if result is not None and result.diverged and not keep_diverged:
         raise DivergedError(name, result.first_loss, result.final_loss)
     reference = registry.save(name, fitted)
     history = result.history if result is not None else ()
     return StoredTraining(reference, fitted.scores, data.spec.positive_label, history, data.remarks, fitted)
+
+
+def load_start(registry: Registry, reference: str) -> Start:
+    """Return the stored set whose adapter a training is to go on from.
+
+    Raises:
+        AdapterNotFoundError, IntegrityError: see ``Registry.load``.
+    """
+    exact = "{}:{}".format(*registry.store.resolve(reference))
+    return Start(exact, registry.load(exact))

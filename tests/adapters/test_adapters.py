@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
 from registry.adapters.adapter_set import AdapterSet
-from registry.config import PLACEMENTS, AdapterConfig, HeadConfig
+from registry.config import PLACEMENTS, Activation, AdapterConfig, HeadConfig
 from registry.errors import ConfigError, ShapeMismatchError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch
@@ -50,7 +52,26 @@ def test_placement_equals_the_hooked_stock_model(
     assert difference(expected, stock_states(model, rows)) > 0.1
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize("learned", ["none", "one", "channel"])
+@pytest.mark.parametrize("places", [("attention",), ("ffn",), ("attention", "ffn")])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_places_widths_and_scales_equal_the_hooked_stock_model(
+    placement: str, places: tuple[str, ...], learned: str
+) -> None:
+    """Any placement may act after either sub-layer, with other widths in some layers and scales of each kind."""
+    model = tiny_model()
+    config = AdapterConfig(
+        placement=placement, reduction_factor=4, places=places, widths={"1": 5}, scale=0.5, learned_scale=learned
+    )
+    encoder, rows = encoder_of(model), random_rows()
+    adapter_set = random_set(encoder, config)
+    assert (5, 32) == tuple(adapter_set.state_dict()[f"adapter.bottlenecks.1_{places[0]}.down.weight"].shape)
+    expected = stock_states(hooked_model(model, adapter_set), rows)
+    assert difference(expected, our_states(encoder, rows, adapter_set.adapter)) <= TOLERANCE
+    assert difference(expected, stock_states(model, rows)) > 0.1
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_activation_equals_the_hooked_stock_model(placement: str, activation: str) -> None:
     """Each activation is its formula, whatever the placement."""

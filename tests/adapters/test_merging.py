@@ -9,10 +9,10 @@ import torch
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.merging import merge_sets
-from registry.config import AdapterConfig, HeadConfig, Ia3Config, LoraConfig, Merging, MethodConfig
+from registry.config import AdapterConfig, HeadConfig, Ia3Config, LoraConfig, MethodConfig
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
-from registry.schema import SetInfo
+from registry.schema import Merging, SetInfo
 from registry.store.registry import Registry
 from tests.support.command_line import QUICK, call, own_rows, succeed, write_csv
 from tests.support.stock_models import difference

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError, ShapeMismatchError
-from registry.interop.trainer import TrainerModel
+from registry.interop.estimators import TrainerModel
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
 from registry.model.inference import logits_of

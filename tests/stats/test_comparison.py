@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from registry.cli.contrast import points_text, sentence
 from registry.config import ProblemType
 from registry.errors import ConfigError
+from registry.reports.contrast import points_text, sentence
 from registry.stats.comparison import adjust_together, compare, compare_answers
 from registry.stats.intervals import holm, minimum_detectable_difference, score_interval
 from registry.stats.predictions import CellPredictions, changed_rows, list_changed_rows, why_not_same_rows

@@ -86,6 +86,13 @@ ACTIVATIONS: Mapping[str, Function] = MappingProxyType(
         "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
         "silu": lambda x: x / (1 + torch.exp(-x)),
         "tanh": lambda x: 1 - 2 / (torch.exp(2 * x) + 1),
+        "gelu_new": lambda x: x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+        "leaky_relu": lambda x: torch.where(x > 0, x, 0.01 * x),
+        "relu6": lambda x: x.clamp(0, 6),
+        "relu2": lambda x: x * x * (x > 0),
+        "mish": lambda x: x * torch.tanh(torch.log(1 + torch.exp(x))),
+        "identity": lambda x: x,
     }
 )
 
@@ -116,11 +123,12 @@ def hooked_model(model: PreTrainedModel, adapter_set: AdapterSet) -> PreTrainedM
     return changed
 
 
-def _squeeze(tensors: Mapping[str, Tensor], key: str, activation: str, x: Tensor) -> Tensor:
-    """Return up(act(down(x))) of the bottleneck at one seam."""
+def _squeeze(tensors: Mapping[str, Tensor], key: str, config: AdapterConfig, x: Tensor) -> Tensor:
+    """Return scale * up(act(down(x))) of the bottleneck at one seam."""
     names = ("down.weight", "down.bias", "up.weight", "up.bias")
     down, down_bias, up, up_bias = (tensors[f"bottlenecks.{key}.{name}"] for name in names)
-    return ACTIVATIONS[activation](x @ down.T + down_bias) @ up.T + up_bias
+    scale = tensors.get(f"bottlenecks.{key}.scale", config.scale)
+    return scale * (ACTIVATIONS[config.activation](x @ down.T + down_bias) @ up.T + up_bias)
 
 
 def _fused(adapter_set: AdapterSet, config: FusionConfig) -> Callable[[str, Tensor], Tensor]:
@@ -136,10 +144,7 @@ def _fused(adapter_set: AdapterSet, config: FusionConfig) -> Callable[[str, Tens
             state[f"fusions.{key}.{name}"] for name in ("query", "query_bias", "key", "value")
         )
         value = torch.eye(len(value)) + value
-        added = [
-            (shape.scale if shape.placement == "parallel" else 1) * _squeeze(tensors, key, shape.activation, x)
-            for shape, tensors in members
-        ]
+        added = [_squeeze(tensors, key, shape, x) for shape, tensors in members]
         scores = torch.stack([((x @ query.T + bias) * (each @ key_weight.T)).sum(-1) for each in added])
         shares = torch.softmax(scores, dim=0)
         return torch.stack(
@@ -161,7 +166,7 @@ class _Parts:
         paths: Mapping[str, str],
         fused: Callable[[str, Tensor], Tensor] | None = None,
     ) -> None:
-        self.tensors, self.key, self.activation, self.fused = tensors, key, config.activation, fused
+        self.tensors, self.key, self.config, self.fused = tensors, key, config, fused
         self.stock_norm = block.get_submodule(paths[f"{key.split('_')[1]}_norm"])
         self.has_bottleneck = f"bottlenecks.{key}.down.weight" in tensors or f"fusions.{key}.query" in tensors
 
@@ -169,7 +174,7 @@ class _Parts:
         """Return what the set adds to these states."""
         if self.fused is not None:
             return self.fused(self.key, x)
-        return _squeeze(self.tensors, self.key, self.activation, x)
+        return _squeeze(self.tensors, self.key, self.config, x)
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the layer norm with the task's weights where it has some, else the backbone's."""
@@ -183,19 +188,20 @@ class _Parts:
 
 def _hook(block: nn.Module, place: str, paths: Mapping[str, str], config: AdapterConfig, parts: _Parts) -> None:
     """Put the formulas of one seam on the stock modules around it."""
-    before: list[Tensor] = []  # the residual of the feed-forward part, for ``parallel``
+    before: list[Tensor] = []  # the residual of the sub-layer, for ``parallel``
     placement = config.placement if parts.has_bottleneck else "plain"
     formulas: Mapping[str, Function] = {
         "plain": parts.norm,
         "houlsby": parts.norm,
         "after_layer": lambda total: parts.norm(total) + parts.bottleneck(parts.norm(total)),
         "pfeiffer": lambda total: parts.norm(total + parts.bottleneck(parts.norm(total))),
-        "parallel": lambda total: parts.norm(total + config.scale * parts.bottleneck(before.pop())),
+        "parallel": lambda total: parts.norm(total + parts.bottleneck(before.pop())),
     }
     norm = block.get_submodule(paths[f"{place}_norm"])
     norm.register_forward_hook(lambda module, inputs, output: formulas[placement](inputs[0]))
     if placement == "parallel":
-        block.get_submodule(paths["ffn_in"]).register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
+        first = block.get_submodule(paths["ffn_in" if place == "ffn" else "query"])
+        first.register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
     if placement == "houlsby":
         dense = block.get_submodule(paths[f"{place}_dense"])
         dense.register_forward_hook(lambda module, inputs, output: output + parts.bottleneck(output))
@@ -347,7 +353,7 @@ def _hook_pre_norm(
 
     def squeeze(place: str, x: Tensor) -> Tensor:
         key = f"{layer}_{place}"
-        return fused(key, x) if fused is not None else _squeeze(tensors, key, config.activation, x)
+        return fused(key, x) if fused is not None else _squeeze(tensors, key, config, x)
 
     before: list[Tensor] = []
     if config.placement == "houlsby":
@@ -360,5 +366,5 @@ def _hook_pre_norm(
     else:
         block.get_submodule("mlp_norm").register_forward_pre_hook(lambda module, inputs: before.append(inputs[0]))
         block.get_submodule("mlp.Wo").register_forward_hook(
-            lambda module, inputs, output: output + config.scale * squeeze("ffn", before.pop())
+            lambda module, inputs, output: output + squeeze("ffn", before.pop())
         )

@@ -102,7 +102,7 @@ def randomise(adapter_set: AdapterSet, seed: int = 0, std: float = 0.2) -> Adapt
 
     with torch.no_grad():
         for name, tensor in adapter_set.state_dict().items():
-            is_scale = "layer_norms" in name or "scales" in name
+            is_scale = "layer_norms" in name or "scale" in name
             tensor.copy_(tensor + noise(tensor) if is_scale else noise(tensor))
     return adapter_set
 

@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.bench.pairing import LeftOut
-from registry.cli.options import printable
 from registry.reports.frames import SAMPLE_NOTICE, points_of
 from registry.reports.numbers import p_value
 from registry.stats.comparison import SHARES, UNDECIDED, Compared, ComparedMetric, Comparison
 from registry.stats.intervals import Interval
 from registry.stats.predictions import CellPredictions, ChangedRow, list_changed_rows
 from registry.tasks.spec import LOWER_IS_BETTER, OF_ONE_CLASS
+from registry.validation import printable
 
 _NUMBER = len("[0.000, 0.000]")
 _SAID = {"better": "is better than", "worse": "is worse than"}
