@@ -110,6 +110,9 @@ def _difference(folder: Path, config: Any, state: dict[str, torch.Tensor]) -> st
         for key, tensor in load_file(path).items()
     }
     method = plain.get("config")
+    copies = [tensor for key, tensor in files.items() if key.endswith("control_trans")]
+    if not all(torch.equal(each, copies[0]) for each in copies):
+        return "copies of a prefix that differ"
     if isinstance(config, AdapterConfig) and isinstance(method, dict):
         placing = [method.get(key, default) for key, default in _PLACING]
         if config.placement != _placement(placing):
