@@ -62,6 +62,15 @@ def test_the_programs_help_is_written_down() -> None:
     assert module.with_help(text) == text, "run scripts/docs"
 
 
+def test_the_tables_of_formats_are_written_down() -> None:
+    """docs/interop.md has the tables of the code, a row for each switch; scripts/docs writes them anew."""
+    module = load_script("documenting/interop.py")
+    text = TEXTS["docs/interop.md"]
+    known = ("reduction_factor", "attn_matrices", "rank_pattern", "label2id")
+    assert all(f"| `{switch}` |" in text for switch in known)
+    assert module.with_tables(text) == text, "run scripts/docs"
+
+
 @pytest.mark.parametrize("command", sorted({command for text in TEXTS.values() for command in commands(text)}))
 def test_commands_and_options_exist(command: str) -> None:
     """Every command in the README and the docs can be parsed as written."""

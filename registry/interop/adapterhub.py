@@ -227,7 +227,8 @@ def _read_prefix(
     expected = {f"{module}{part}": f"{place}{part}" for place, module in enumerate(modules) for part in parts}
     own = take_tensors(path, tensors, expected)
     for part in parts:
-        if not all(torch.equal(own[f"0{part}"], own[f"{place}{part}"]) for place in range(len(modules))):
+        same = all(torch.equal(own[f"0{part}"], own[f"{place}{part}"]) for place in range(len(modules)))
+        if not same:
             raise ArchiveError(path, f"values of {part[1:]}", "the same in every layer, as they are one", "several")
     flat = own["0.control_trans"] if is_flat else _made(path, found, [own[f"0{part}"] for part in parts])
     layers = range(len(modules) - 1) if config.layers is None else config.layers

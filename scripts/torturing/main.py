@@ -28,7 +28,7 @@ from tests.faults import defects
 from tests.faults.crash import inject, power_loss
 from tests.faults.crowd import crowd
 from tests.faults.crowd.threads import try_threads
-from tests.faults.damage import damage, fuzzing, mismatches, names, planted
+from tests.faults.damage import damage, foreign, fuzzing, mismatches, names, planted
 from tests.faults.damage.atheris_run import run_target
 from tests.faults.states import listed
 from tests.faults.states.frozen import try_frozen
@@ -97,6 +97,7 @@ EXPERIMENTS = (
     Experiment("gc under writers", 1_000, crowd.try_collectors, {"saves": 160}, {"saves": 4}),
     Experiment("damage", 100_000, damage.try_damage, {"cases": 110_000}, {"cases": 300}),
     Experiment("hostile names", 100_000, names.try_names, {"cases": 120_000}, {"cases": 1_000}),
+    Experiment("foreign", 10_000, foreign.try_foreign, {"cases": 10_500}, {"cases": 60}),
     Experiment("mismatches", 20, mismatches.try_mismatches),
     Experiment("planted links", 100, planted.try_planted),
     Experiment("store machine", 50_000, try_machine, {"runs": 500, "steps": 100}, {"runs": 5, "steps": 30}),

@@ -60,6 +60,7 @@ class Defect:
 EXPERIMENTS = {
     "machine": Experiment("states.machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
     "power loss": Experiment("crash.power_loss", "try_power_loss", {"states": 300}, 300),
+    "foreign": Experiment("damage.foreign", "try_foreign", {"cases": 250}, 250),
     "edits": Experiment("damage.edited", "try_edits", {}, 12),
 }
 
@@ -135,6 +136,10 @@ DEFECTS = (
     Defect("archives may hold other bytes", "store/archive.py", "    if pack(contents) != data:\n", "    if False:\n",
            "machine"),
     Defect("sizes are not limited", "store/files.py", "    if len(data) > limit:\n", "    if False:\n", "machine"),
+    Defect("copies of a foreign prefix are not compared", "interop/adapterhub.py",
+           "        if not same:\n", "        if False:\n", "foreign"),
+    Defect("a foreign scale is passed over", "interop/methods.py",
+           "            scale=1.0 if learned != \"none\" else scaling,\n", "            scale=1.0,\n", "foreign"),
     Defect("a taken number is not tried again", "store/store.py", RETRY, NO_RETRY, "machine"),
     Defect("one staging name for all", "store/store.py", "return staging / uuid.uuid4().hex",
            'return staging / "stage"', "machine"),
