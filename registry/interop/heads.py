@@ -239,7 +239,7 @@ def trained_pooler(
         raise ForeignSwitchError(path, f"changes of {module}", "--dtype float32, to add them to it", backbone.dtype)
     weight = pooler.weight.detach().cpu()
     own = pooler.bias.detach().cpu() if bias is None else bias
-    return {f"{module}.weight": weight if change is None else weight + change, f"{module}.bias": own}
+    return {f"{module}.weight": weight if change is None else (weight.double() + change).float(), f"{module}.bias": own}
 
 
 def take_biases(

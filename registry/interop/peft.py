@@ -155,7 +155,7 @@ def _find_chosen(path: Path, config: Mapping[str, Any], model: ModelModules) -> 
 def _read_lora(
     path: Path, config: Mapping[str, Any], own: Mapping[str, Tensor], chosen: _Chosen, backbone: Backbone
 ) -> tuple[LoraConfig, dict[str, Tensor], Tensor | None]:
-    """Return the changes of the layers' products, and the (H, H) change of the pooler's weight where there is one."""
+    """Return the changes of the layers' products, and the (H, H) float64 change of the pooler's weight."""
     modules = [*chosen.places, *([] if chosen.pooler is None else [chosen.pooler])]
     names = {f"{module}.lora_{part}.weight": f"{module} {part}" for module in modules for part in ("A", "B")}
     found = take_tensors(path / _WEIGHTS, own, names)
@@ -200,7 +200,7 @@ def _read_lora(
     if tuple(a.shape) != (ranks[chosen.pooler], size) or tuple(b.shape) != (size, ranks[chosen.pooler]):
         raise ArchiveError(path / _WEIGHTS, f"shape of {chosen.pooler}", (ranks[chosen.pooler], size), tuple(a.shape))
     root = ranks[chosen.pooler] ** (0.5 if config["use_rslora"] else 1)
-    return adapter, state, alphas[chosen.pooler] / root * (b @ a)
+    return adapter, state, alphas[chosen.pooler] / root * (b.double() @ a.double())
 
 
 def _grid(chosen: _Chosen) -> tuple[tuple[int, ...], tuple[Target, ...]]:
