@@ -139,7 +139,7 @@ def test_version_files_are_pinned(store: Store) -> None:
     assert (
         "adapter backbone created data digest dtype files format head imported library_versions main_metric "
         "max_length merged_from merging merging_loss name origin pair parameters positive_label recipe scores "
-        "split task training"
+        "split started_from task training"
     ) == " ".join(plain)
     assert [
         {"bytes": 19, "path": "adapter.safetensors", "sha256": plain["files"][0]["sha256"]},
