@@ -216,18 +216,25 @@ def _read(path: Path, name: str, limit: int) -> bytes | None:
             return None
 
 
-def take_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, str]) -> dict[str, Tensor]:
+def take_tensors(
+    path: Path, found: Mapping[str, Tensor], expected: Mapping[str, str], switch: str = ""
+) -> dict[str, Tensor]:
     """Return tensors under our names, where theirs are exactly those that a configuration means.
 
     Args:
         path: of the file they are from.
         found: by their names.
         expected: our name of each of theirs.
+        switch: of the configuration, which makes tensors that no set here has.
 
     Raises:
+        ForeignSwitchError: unexpected names, where a switch makes them.
         ArchiveError: a missing or unexpected name.
     """
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if unexpected and switch and not missing:
+        told = shorten((ascii(key)[1:-1][:160] for key in unexpected), 3)
+        raise ForeignSwitchError(path, switch, f"nothing but the {len(expected)} tensors that a set here has", told)
     if missing or unexpected:
         told = f"missing {shorten(missing, 3)}; unexpected {shorten((ascii(key)[1:-1][:160] for key in unexpected), 3)}"
         raise ArchiveError(path, "tensor names", f"the {len(expected)} of its configuration", told)

@@ -199,7 +199,7 @@ def read_static_head(
             pooling=static.pooling,
             problem_type="regression" if count == 1 else "classification",
         )
-    return head, take_tensors(path, tensors, static_names(static))
+    return head, take_tensors(path, tensors, static_names(static), "modules_to_save")
 
 
 def static_names(static: StaticHead) -> dict[str, str]:
@@ -239,7 +239,7 @@ def trained_pooler(
         raise ForeignSwitchError(path, f"changes of {module}", "--dtype float32, to add them to it", backbone.dtype)
     weight = pooler.weight.detach().cpu()
     own = pooler.bias.detach().cpu() if bias is None else bias
-    return {f"{module}.weight": weight if change is None else weight + change, f"{module}.bias": own}
+    return {f"{module}.weight": weight if change is None else (weight.double() + change).float(), f"{module}.bias": own}
 
 
 def take_biases(
@@ -291,7 +291,7 @@ def changes_of_biases(
         raise ForeignSwitchError(path, "bias all", "the backbone's own bias of its embeddings", "another, or none")
     if adapter.bias == "lora_only":  # products that nothing changes keep theirs
         own |= {key: base[ours].cpu() for key, ours in names.items() if key not in own}
-    taken = take_tensors(path, own, names)
+    taken = take_tensors(path, own, names, "bias")
     for key, tensor in taken.items():
         if tensor.shape != base[key].shape:
             raise ArchiveError(path, f"shape of {key}", tuple(base[key].shape), tuple(tensor.shape))

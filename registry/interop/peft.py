@@ -145,7 +145,7 @@ def _find_chosen(path: Path, config: Mapping[str, Any], model: ModelModules) -> 
             path, "target_modules", "some of the layers' products", shown(config["target_modules"])
         )
     in_head = [module for module in model.heads if is_peft_target(path, config, module)]
-    if in_head and config["target_modules"] != "all-linear":
+    if in_head:
         expected = "none in the head but by modules_to_save"
         raise ForeignSwitchError(path, "target_modules", expected, ", ".join(in_head))
     has_pooler = model.pooler is not None and is_peft_target(path, config, model.pooler)
@@ -155,10 +155,10 @@ def _find_chosen(path: Path, config: Mapping[str, Any], model: ModelModules) -> 
 def _read_lora(
     path: Path, config: Mapping[str, Any], own: Mapping[str, Tensor], chosen: _Chosen, backbone: Backbone
 ) -> tuple[LoraConfig, dict[str, Tensor], Tensor | None]:
-    """Return the changes of the layers' products, and the (H, H) change of the pooler's weight where there is one."""
+    """Return the changes of the layers' products, and the (H, H) float64 change of the pooler's weight."""
     modules = [*chosen.places, *([] if chosen.pooler is None else [chosen.pooler])]
     names = {f"{module}.lora_{part}.weight": f"{module} {part}" for module in modules for part in ("A", "B")}
-    found = take_tensors(path / _WEIGHTS, own, names)
+    found = take_tensors(path / _WEIGHTS, own, names, "target_modules")
     rank = whole_within(path, "r", config["r"], 1, 65_536)
     alpha = float(number_within(path, "lora_alpha", config["lora_alpha"], -1e6, 1e6))
     ranks, alphas = {}, {}
@@ -200,7 +200,7 @@ def _read_lora(
     if tuple(a.shape) != (ranks[chosen.pooler], size) or tuple(b.shape) != (size, ranks[chosen.pooler]):
         raise ArchiveError(path / _WEIGHTS, f"shape of {chosen.pooler}", (ranks[chosen.pooler], size), tuple(a.shape))
     root = ranks[chosen.pooler] ** (0.5 if config["use_rslora"] else 1)
-    return adapter, state, alphas[chosen.pooler] / root * (b @ a)
+    return adapter, state, alphas[chosen.pooler] / root * (b.double() @ a.double())
 
 
 def _grid(chosen: _Chosen) -> tuple[tuple[int, ...], tuple[Target, ...]]:
@@ -217,7 +217,7 @@ def _read_ia3(
     if chosen.pooler is not None:
         raise ForeignSwitchError(path, "target_modules", "none but the layers' products", chosen.pooler)
     names = {f"{module}.ia3_l": module for module in chosen.places}
-    found = take_tensors(path / _WEIGHTS, own, names)
+    found = take_tensors(path / _WEIGHTS, own, names, "target_modules")
     entering = config["feedforward_modules"]
     if isinstance(entering, str):
         enters = {module for module in found if names_module(path, "feedforward_modules", entering, module)}

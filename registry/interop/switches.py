@@ -150,7 +150,8 @@ def is_peft_target(path: Path, config: Mapping[str, Any], module: str) -> bool:
     excluded, targets = config["exclude_modules"], config["target_modules"]
     if excluded and names_module(path, "exclude_modules", excluded, module):
         return False
-    for saved in texts(path, "modules_to_save", config["modules_to_save"]):
+    heads = ["classifier", "score"] if config["task_type"] == "SEQ_CLS" else []  # which its class always adds
+    for saved in [*texts(path, "modules_to_save", config["modules_to_save"]), *heads]:
         if checked_pattern(path, "modules_to_save", rf"(^|.*\.){saved}($|\..*)", saved).match(module):
             return False
     if isinstance(targets, str) and targets.lower() == "all-linear":
