@@ -7,6 +7,7 @@ what is in the tensor files is tensors.py's to say.
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +28,8 @@ from registry.validation import check_name, require
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 STAGING = "tmp"
+_TICK = 50_000_000  # nanoseconds; more than any file system's clock takes to tick, but FAT's
+_MOST_KNOWN = 4_096
 VERSION_FOLDER = re.compile(r"(?!000000)[0-9]{6}", re.ASCII)
 
 View = TypeVar("View", bound="StoreReader")
@@ -209,6 +212,59 @@ class StoreReader:
             self.versions(name)
             known = [f"{name}@{other}" for other in self.alias_names(name)]
             raise AdapterNotFoundError(f"{name}@{alias}", known, self.root) from err
+
+
+class Resolver:
+    """What references mean, asked of the disk again only where the store may have changed.
+
+    A name's folder of versions and the file of an alias change their time stamps with whatever is saved, moved or
+    removed. A stamp as young as the tick of a file system's clock may hide a second change and is not trusted; nor is
+    an answer older than ``SECONDS``, for disks whose stamps tell less.
+    """
+
+    SECONDS = 1.0
+
+    def __init__(self, store: StoreReader) -> None:
+        self._store = store
+        self._known: dict[str, _Known] = {}
+
+    def remembers(self, reference: str) -> bool:
+        """Return whether ``find`` would answer without reading a file."""
+        known = self._known.get(reference)
+        return known is not None and known.until > time.monotonic() and self._stamps(known.parsed) == known.stamps
+
+    def find(self, reference: str) -> tuple[StoredVersion, Manifest]:
+        """Return the stored version that a reference means now, and what is known of it.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError: the manifest is damaged.
+        """
+        if self.remembers(reference) and (known := self._known.get(reference)) is not None:
+            return known.found
+        parsed = parse_again(reference)
+        now, stamps = time.time_ns(), self._stamps(parsed)
+        version = self._store.identify(parsed)
+        found = version, self._store.manifest(version.name, version.version)
+        if all(0 < changed < now - _TICK for _, changed in stamps):
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[reference] = _Known(parsed, stamps, time.monotonic() + self.SECONDS, found)
+        return found
+
+    def _stamps(self, parsed: Reference) -> list[tuple[int, int]]:
+        folder = self._store.root / parsed.name
+        paths = [folder / "versions"] + ([] if parsed.alias is None else [folder / "aliases" / parsed.alias])
+        return [files.stamp(path) for path in paths]
+
+
+class _Known(NamedTuple):
+    """What a reference meant, as long as the stamps are these."""
+
+    parsed: Reference
+    stamps: list[tuple[int, int]]
+    until: float
+    found: tuple[StoredVersion, Manifest]
 
 
 def parse_again(reference: Reference | str) -> Reference:
