@@ -20,6 +20,7 @@ from registry.cli.compare import compare
 from registry.cli.lists import add_completion, doctor, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings, printable
 from registry.cli.predict import evaluate, predict
+from registry.cli.serve import serve
 from registry.cli.store import (
     alias,
     export_command,
@@ -106,7 +107,21 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
-    *(list_command, show, predict, evaluate, compare, verify, alias, remove, export_command, import_command, merge, gc),
+    *(
+        list_command,
+        show,
+        predict,
+        serve,
+        evaluate,
+        compare,
+        verify,
+        alias,
+        remove,
+        export_command,
+        import_command,
+        merge,
+        gc,
+    ),
     *(list_tasks, list_recipes, list_methods, doctor),
 )
 for _command in _COMMANDS:

@@ -1,4 +1,4 @@
 """Doors to other libraries: ``trainer``, ``classifier`` lets transformers' Trainer train a set.
 
-To the left: ``serving``. To the right: ``bench``.
+To the left: ``web``. To the right: ``bench``.
 """

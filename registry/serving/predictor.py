@@ -18,14 +18,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from registry.adapters.head import probabilities_of
+from registry.adapters.head import label_order, mean_thresholds, probabilities_of
 from registry.config import HeadConfig
 from registry.errors import RegistryError, RequestError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import Manifest, join_members, members_of
-from registry.serving.ensemble import label_order, mean_thresholds
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from registry.adapters.head import label_order
 from registry.errors import RegistryError, ServerError
 from registry.schema import Manifest, members_of
-from registry.serving.ensemble import label_order
 from registry.serving.pool import PoolHolds, ResidentSet
 from registry.serving.predictor import SETS_AT_ONCE, Predictor, check_request
 from registry.serving.waiting import Job, Waiting, WaitingRow
