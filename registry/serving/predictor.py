@@ -137,7 +137,7 @@ class Predictor:
         Raises:
             RequestError: whatever a call raises.
         """
-        rows = _requests(reference, texts, pairs)
+        rows = requests_of_texts(reference, texts, pairs)
         with self.pool.hold([self.registry.identify(reference)]) as sets:
             numbers, _ = self._numbers(rows, [0] * len(rows), sets, lambda head, logits: logits)
             labels = len(sets[0].manifest.head.label_names)
@@ -149,7 +149,7 @@ class Predictor:
         Raises:
             RequestError: one text where several are meant, lists of unequal length, and whatever ``mixed`` raises.
         """
-        return self.mixed(_requests(reference, texts, pairs))
+        return self.mixed(requests_of_texts(reference, texts, pairs))
 
     def mixed(self, requests: Iterable[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
         """Return the answers to rows of any sets in any order, in that order.
@@ -300,7 +300,7 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _requests(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
+def requests_of_texts(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
     """Return a request for each text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The engine: one queue for rows of all sets, whose answers are those of each set alone, and whose failures are its own."""
+"""The engine: one queue for rows of all sets, answers that are each set's own, failures that are each set's own."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_logits_come_with_the_answers_where_they_are_wanted(predictor: Predictor
 def test_an_alias_that_moves_is_followed_at_once(
     predictor: Predictor, registry: Registry, tiny_backbone: Backbone
 ) -> None:
-    """Whatever the resolver remembers, each request is answered by the version that the alias points to when it comes."""
+    """Whatever the resolver remembers, a request is answered by the version that the alias points to when it comes."""
     save_kind(registry, "task0", 0, 9)
     with running(predictor) as engine:
         for turn in range(32):
