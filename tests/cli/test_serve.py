@@ -16,10 +16,10 @@ from tests.support.served_sets import save_kinds
 from tests.support.stored_sets import run_python
 
 WITHOUT = """
-import sys
+import sys  # huggingface_hub brings httpx2 along, so it can only be called missing
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"fastapi", "starlette", "uvicorn", "prometheus_client", "httpx2"}:
+        if name.split(".")[0] in {"fastapi", "starlette", "uvicorn", "prometheus_client"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import importlib.util

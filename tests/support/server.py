@@ -94,7 +94,8 @@ class Program:
         )
         self.url = self._told()
         self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
         self._wait()
 
     def _told(self) -> str:
@@ -129,3 +130,6 @@ class Program:
     def __exit__(self, *exception: object) -> None:
         self.process.kill()
         self.process.wait()
+        self._reading.join(30)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
