@@ -19,13 +19,14 @@ from registry.errors import RegistryError, ServerError
 from registry.model.batching import TokenRows
 from registry.schema import Manifest
 from registry.serving.predictor import Prediction, Predictor, Request, interpret
-from registry.serving.preparing import FAILURES, Preparation, failure, use_device
+from registry.serving.preparing import FAILURES, Preparation, Resolved, failure, use_device
 from registry.serving.waiting import Job, Waiting, WaitingRow
 from registry.store.reader import StoredVersion
 from registry.validation import require
 
 MAX_ROWS = {"cpu": 32, "cuda": 256, "mps": 64}
 MAX_TOKENS = {"cpu": 4_096, "cuda": 16_384, "mps": 8_192}
+TOKENIZED_BESIDE = {"cpu": False, "cuda": True, "mps": True}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Engine:
             predictor,
             self.waiting,
             self._fail,
-            beside=device != "cpu" if beside is None else beside,
+            beside=TOKENIZED_BESIDE[device] if beside is None else beside,
             broken_seconds=self.limits.broken_seconds,
         )
         self._jobs: set[Job] = set()
@@ -141,9 +142,9 @@ class Engine:
             if thread.is_alive():
                 thread.join(max(1.0, until - time.monotonic()))
 
-    def remembers(self, references: Iterable[str]) -> bool:
-        """Return whether ``submit`` resolves these references without reading a file."""
-        return self._preparation.remembers(references)
+    def recall(self, references: Iterable[str]) -> Resolved | None:
+        """Return what ``submit`` would find for these references, None where it would have to read a file."""
+        return self._preparation.recall(references)
 
     def resolve(self, reference: str) -> list[tuple[StoredVersion, Manifest]]:
         """Return the versions that a reference's members mean now, and what is known of them.
@@ -154,7 +155,13 @@ class Engine:
         return self._preparation.resolve(reference)
 
     def submit(
-        self, requests: Sequence[Request], done: Callable[[Job], None], timeout: float = 30.0, *, logits: bool = False
+        self,
+        requests: Sequence[Request],
+        done: Callable[[Job], None],
+        timeout: float = 30.0,
+        *,
+        logits: bool = False,
+        resolved: Resolved | None = None,
     ) -> Job:
         """Let rows wait for an answer and return their job; a row that cannot be answered has its error at once.
 
@@ -163,13 +170,14 @@ class Engine:
             done: called with the job by whichever thread gives the last answer.
             timeout: seconds from now after which no batch takes the rows any more.
             logits: fill in the job's logits too.
+            resolved: what was recalled of their references just now.
 
         Raises:
             ServerError: no room, no time, or the engine is draining; nothing waits.
         """
         now = time.monotonic()
         job = Job(requests, now, now + timeout, done, wants_logits=logits)
-        rows = self._preparation.rows_of(job)
+        rows = self._preparation.rows_of(job, resolved)
         with self._settling:
             if self.is_draining or not self.is_alive:
                 raise ServerError(503, "answer", "a server that is at work", "one that is about to end", 1.0)
@@ -238,17 +246,21 @@ class Engine:
     def _answer(self, rows: Sequence[WaitingRow], started: float) -> None:
         """Answer one batch; where it fails, each set's rows alone, so that a set that cannot answer fails its own."""
         keys = list(dict.fromkeys(row.key for row in rows))
+        answers, error = [], None
         try:
-            for row, answer, logits in self._predict(rows, keys):
-                self._settle(row, answer, logits)
+            answers = self._predict(rows, keys)
         except FAILURES as err:
             if len(keys) > 1:
                 for key in keys:
                     self._answer([row for row in rows if row.key == key], time.monotonic())
                 return
-            self._fail(rows, failure(err))
+            error = failure(err)
         seconds = time.monotonic() - started
         self.waiting.took(len(rows), seconds)
+        for row, answer, logits in answers:
+            self._settle(row, answer, logits)
+        if error is not None:
+            self._fail(rows, error)
         references = [self._preparation.resident(row).reference for row in rows]
         self._preparation.release(rows)
         tokens = sum(len(row.input_ids or ()) for row in rows)

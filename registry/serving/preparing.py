@@ -10,7 +10,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -21,6 +22,9 @@ from registry.serving.pool import PoolHolds, ResidentSet
 from registry.serving.predictor import SETS_AT_ONCE, Predictor, check_request
 from registry.serving.waiting import Job, Waiting, WaitingRow
 from registry.store.reader import Resolver, StoredVersion
+
+Known: TypeAlias = tuple[StoredVersion, Manifest]
+Resolved: TypeAlias = Mapping[str, list[Known]]  # by reference, one for each member
 
 # What torch and tokenizers raise where a device is out of memory or an input is beyond them.
 FAILURES = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
@@ -54,11 +58,18 @@ class Preparation:
         self._broken: dict[StoredVersion, tuple[RegistryError, float]] = {}
         self._arrivals: queue.SimpleQueue[tuple[Job, list[WaitingRow]] | None] = queue.SimpleQueue()
 
-    def remembers(self, references: Iterable[str]) -> bool:
-        """Return whether these references are resolved without reading a file."""
-        return all(self._resolver.remembers(one) for each in references for one in members_of(each))
+    def recall(self, references: Iterable[str]) -> Resolved | None:
+        """Return what these references mean, None where that takes reading a file."""
+        found: dict[str, list[Known]] = {}
+        for reference in references:
+            own = [self._resolver.recall(one) for one in members_of(reference)]
+            known = [each for each in own if each is not None]
+            if len(known) > 1 or len(known) < len(own):
+                return None  # whether several answer together is checked as well
+            found[reference] = known
+        return found
 
-    def resolve(self, reference: str) -> list[tuple[StoredVersion, Manifest]]:
+    def resolve(self, reference: str) -> list[Known]:
         """Return the versions that a reference's members mean now, and what is known of them.
 
         Raises:
@@ -68,9 +79,9 @@ class Preparation:
         label_order(reference, [manifest.head for _, manifest in found])
         return found
 
-    def rows_of(self, job: Job) -> list[WaitingRow]:
+    def rows_of(self, job: Job, resolved: Resolved | None = None) -> list[WaitingRow]:
         """Return the rows to prepare; those of unknown sets, and those that their set cannot answer, are settled."""
-        found: dict[str, list[tuple[StoredVersion, Manifest]] | RegistryError] = {}
+        found: dict[str, list[Known] | RegistryError] = dict(resolved or {})
         rows: list[WaitingRow] = []
         for place, request in enumerate(job.requests):
             reference = request.reference

@@ -19,8 +19,8 @@ from registry.serving.predictor import Prediction, Request
 from registry.store.reader import StoredVersion
 
 QUANTUM = 8  # rows that one job has in a turn
-_LINGER_SHARE = 0.05  # of the last batch's own time
-_LINGER_MOST = 0.020  # seconds
+LINGER_SHARE = 0.05  # of the last batch's own time
+LINGER_MOST = 0.020  # seconds
 _WEIGHT = 0.1  # of the last batch in the moving rate
 
 
@@ -101,7 +101,7 @@ class Waiting:
         self._mine: dict[Job, deque[WaitingRow]] = {}
         self._changed = threading.Condition()
         self._closed = False
-        self._last = 0  # rows that were ready when the last batch was taken
+        self._wanted = 0  # rows of the last batch, whose clients often ask again, and those that were ready at its end
         self._linger_until = 0.0
 
     def accept(self, job: Job, rows: int) -> None:
@@ -190,19 +190,18 @@ class Waiting:
                     if self._closed and self.rows == 0:
                         return None
                     self._changed.wait()
-                # Those just answered often ask again: a little later the batch is as large as the last.
-                while self._ready < min(self._last, most) and (left := self._linger_until - time.monotonic()) > 0:
+                while self._ready < min(self._wanted, most) and (left := self._linger_until - time.monotonic()) > 0:
                     self._changed.wait(left)
-                self._last = self._ready
                 if taken := self._taken(most):
                     return taken
 
     def took(self, rows: int, seconds: float) -> None:
-        """Note how long a batch of rows took."""
+        """Note how long a batch of rows took, before it is answered: clients that ask again are waited for a little."""
         with self._changed:
             rate = rows / max(seconds, 1e-6)
             self.rate = rate if self.rate is None else (1 - _WEIGHT) * self.rate + _WEIGHT * rate
-            self._linger_until = time.monotonic() + min(_LINGER_SHARE * seconds, _LINGER_MOST)
+            self._wanted = rows + self._ready
+            self._linger_until = time.monotonic() + min(LINGER_SHARE * seconds, LINGER_MOST)
 
     def close(self) -> None:
         """Let ``take`` return nothing once all rows are taken."""

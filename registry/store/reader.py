@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -228,10 +229,12 @@ class Resolver:
         self._store = store
         self._known: dict[str, _Known] = {}
 
-    def remembers(self, reference: str) -> bool:
-        """Return whether ``find`` would answer without reading a file."""
+    def recall(self, reference: str) -> tuple[StoredVersion, Manifest] | None:
+        """Return what ``find`` would, None where that takes reading a file."""
         known = self._known.get(reference)
-        return known is not None and known.until > time.monotonic() and self._stamps(known.parsed) == known.stamps
+        if known is None or known.until <= time.monotonic() or _stamps(known.paths) != known.stamps:
+            return None
+        return known.found
 
     def find(self, reference: str) -> tuple[StoredVersion, Manifest]:
         """Return the stored version that a reference means now, and what is known of it.
@@ -240,31 +243,32 @@ class Resolver:
             AdapterNotFoundError: no such name, version or alias.
             ManifestError: the manifest is damaged.
         """
-        if self.remembers(reference) and (known := self._known.get(reference)) is not None:
-            return known.found
+        if (known := self.recall(reference)) is not None:
+            return known
         parsed = parse_again(reference)
-        now, stamps = time.time_ns(), self._stamps(parsed)
+        folder = f"{self._store.root}/{parsed.name}"
+        paths = [f"{folder}/versions"] + ([] if parsed.alias is None else [f"{folder}/aliases/{parsed.alias}"])
+        now, stamps = time.time_ns(), _stamps(paths)
         version = self._store.identify(parsed)
         found = version, self._store.manifest(version.name, version.version)
         if all(0 < changed < now - _TICK for _, changed in stamps):
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[reference] = _Known(parsed, stamps, time.monotonic() + self.SECONDS, found)
+            self._known[reference] = _Known(paths, stamps, time.monotonic() + self.SECONDS, found)
         return found
-
-    def _stamps(self, parsed: Reference) -> list[tuple[int, int]]:
-        folder = self._store.root / parsed.name
-        paths = [folder / "versions"] + ([] if parsed.alias is None else [folder / "aliases" / parsed.alias])
-        return [files.stamp(path) for path in paths]
 
 
 class _Known(NamedTuple):
-    """What a reference meant, as long as the stamps are these."""
+    """What a reference meant, as long as the stamps of the paths are these."""
 
-    parsed: Reference
+    paths: list[str]
     stamps: list[tuple[int, int]]
     until: float
     found: tuple[StoredVersion, Manifest]
+
+
+def _stamps(paths: Iterable[str]) -> list[tuple[int, int]]:
+    return [files.stamp(path) for path in paths]
 
 
 def parse_again(reference: Reference | str) -> Reference:

@@ -98,9 +98,13 @@ class Asker:
         if self._log_texts:
             visitor.texts += [text for row in rows for text in (row.text, row.pair) if text is not None]
         future = self._bridge.future()
-        ask = partial(self.engine.submit, rows, partial(self._bridge.bring, future), timeout_of(request), logits=logits)
+        resolved = self.engine.recall(references)
+        ask = partial(
+            self.engine.submit, rows, partial(self._bridge.bring, future), timeout_of(request),
+            logits=logits, resolved=resolved,
+        )  # fmt: skip
         # Reading a manifest may wait for a disk, which the event loop does not.
-        job = ask() if self.engine.remembers(references) else await asyncio.to_thread(ask)
+        job = ask() if resolved is not None else await asyncio.to_thread(ask)
         return job, future
 
     def known(self, request: web.Request, reference: str) -> AdapterBody:

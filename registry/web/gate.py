@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -127,6 +128,7 @@ class Gate:
         self, app: App, *, words: Words, telemetry: Telemetry, keys: ApiKeys | None = None, logs: bool = True
     ) -> None:
         self._app, self._words, self._telemetry, self._keys, self._logs = app, words, telemetry, keys, logs
+        self._start, self._count = uuid.uuid4().hex[:16], count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -135,7 +137,7 @@ class Gate:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        visitor = Visitor(given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        visitor = Visitor(given.decode() if _REQUEST_ID.fullmatch(given) else f"{self._start}-{next(self._count):x}")
         scope.setdefault("state", {})["visitor"] = visitor
         started, status = time.perf_counter(), 500
 

@@ -1,6 +1,6 @@
 """LitServe with our predictor, which ours is measured beside. LitServe is found on PYTHONPATH.
 
-Usage: python scripts/serving/litserve_server.py STORE PORT DTYPE ROWS SECONDS: batches of so many rows, or of those that
+Usage: python scripts/serving/litserve_server.py STORE PORT DTYPE ROWS SECONDS; a batch has so many rows, or those that
 come within so many seconds.
 """
 

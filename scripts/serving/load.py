@@ -25,10 +25,12 @@ class Outcome:
         statuses: how many answers of each; 0 is a connection that ended.
         waits: seconds of each answer of status 200.
         rows: of one request.
+        cpu: seconds of processor that the server had meanwhile.
     """
 
     seconds: float
     rows: int
+    cpu: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     waits: list[float] = field(default_factory=list)
 
@@ -37,16 +39,18 @@ class Outcome:
         """Return the rows answered in a second."""
         return self.rows * len(self.waits) / self.seconds
 
-    def share(self, part: float) -> float:
-        """Return the milliseconds within which this part of the answers came."""
+    def share(self, part: float) -> float | None:
+        """Return the milliseconds within which this part of the answers came, None where there were none."""
         ordered = sorted(self.waits)
-        return 1e3 * ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else float("nan")
+        return 1e3 * ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else None
 
     def to_json(self) -> dict[str, object]:
         """Return all of it for a file, but each single wait."""
         statuses = {str(status): count for status, count in sorted(self.statuses.items())}
         median = 1e3 * statistics.median(self.waits) if self.waits else None
-        return {"rows_per_second": self.rate, "p50_ms": median, "p99_ms": self.share(0.99), "statuses": statuses}
+        spent = 1e3 * self.cpu / (self.rows * len(self.waits)) if self.waits else None
+        rates = {"rows_per_second": self.rate, "cpu_ms_per_row": spent}
+        return {**rates, "p50_ms": median, "p99_ms": self.share(0.99), "statuses": statuses}
 
 
 class Connection:

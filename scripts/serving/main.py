@@ -70,6 +70,12 @@ class Process:
         parent = psutil.Process(self.process.pid)
         return sum(each.memory_info().rss for each in (parent, *parent.children(recursive=True)))
 
+    def cpu(self) -> float:
+        """Return the seconds of processor that it and its children have had."""
+        parent = psutil.Process(self.process.pid)
+        times = [each.cpu_times() for each in (parent, *parent.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
     def metric(self, name: str) -> float:
         """Return the sum of one of our metrics."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as page:
@@ -78,11 +84,11 @@ class Process:
 
 
 @contextmanager
-def server(key: str, store: Path, dtype: str, *arguments: str) -> Iterator[Process]:
-    """Start a contender, wait until it answers, and end it and its children."""
+def server(key: str, store: Path, dtype: str, *arguments: str, before: str = "") -> Iterator[Process]:
+    """Start a contender, wait until it answers, and end it and its children; ours does ``before`` first."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    tell = "from registry.cli.main import main; main()"
+    tell = f"{before}from registry.cli.main import main; main()"
     command = [sys.executable, str(HERE / "contenders.py"), key, str(store), str(port), dtype]
     if key in LITSERVE:
         command = [sys.executable, str(HERE / "litserve_server.py"), str(store), str(port), dtype, *LITSERVE[key]]
@@ -121,18 +127,22 @@ async def _first_answer(process: Process, log: Any) -> None:
 async def ask(
     process: Process, rows: Iterator[tuple[str, str]], in_flight: int, seconds: float, each: int = 1
 ) -> Outcome:
-    """Keep requests in flight at a contender."""
-    ours = process.key == OURS
+    """Keep requests in flight at a contender, and note what it spent on them."""
+    ours, before = process.key == OURS, process.cpu()
     body = row_bodies(rows, each) if ours else peer_bodies(rows)
-    return await keep_in_flight(process.port, "/v1/predict" if ours else "/predict", body, in_flight, seconds, each)
+    path = "/v1/predict" if ours else "/predict"
+    outcome = await keep_in_flight(process.port, path, body, in_flight, seconds, each)
+    outcome.cpu = process.cpu() - before
+    return outcome
 
 
-def offline(predictor: Predictor, rows: Iterator[tuple[str, str]], seconds: float) -> float:
+def offline(predictor: Predictor, rows: Iterator[tuple[str, str]], seconds: float) -> dict[str, float]:
     """Return the rows a second that the predictor answers when it is asked 64 at a time, without a server."""
-    answered, started = 0, time.perf_counter()
+    answered, started, before = 0, time.perf_counter(), time.process_time()
     while (took := time.perf_counter() - started) < seconds:
         answered += len(predictor.mixed(list(itertools.islice(rows, 64))))
-    return answered / took
+    spent = time.process_time() - before
+    return {"rows_per_second": answered / took, "cpu_ms_per_row": 1e3 * spent / answered}
 
 
 def bare_forward(predictor: Predictor, rows: Iterator[tuple[str, str]], seconds: float) -> float:

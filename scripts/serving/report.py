@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,11 @@ Rounds = Sequence[Mapping[str, Any]]
 
 def share(rounds: Rounds, key: str) -> float:
     """Return what part of the offline rate was reached: the median of the rounds' own, offline before and after."""
-    return statistics.median(
-        each[key]["rows_per_second"] / statistics.mean((each["offline"], each["offline_after"])) for each in rounds
-    )
+    return statistics.median(each[key]["rows_per_second"] / _offline(each, "rows_per_second") for each in rounds)
+
+
+def _offline(each: Mapping[str, Any], what: str) -> float:
+    return statistics.mean((each["offline"][what], each["offline_after"][what]))
 
 
 def median(rounds: Rounds, *path: str) -> float:
@@ -23,13 +26,14 @@ def median(rounds: Rounds, *path: str) -> float:
         value: Any = each
         for step in path:
             value = value[step]
-        values.append(float(value))
+        values.append(math.nan if value is None else float(value))
     return statistics.median(values)
 
 
 def ratio(rounds: Rounds, in_flight: str, other: str, what: str = "rows_per_second") -> float:
     """Return the median over rounds of ours over another's figure."""
-    return statistics.median(each["ours"][in_flight][what] / each[other][in_flight][what] for each in rounds)
+    pairs = [(each["ours"][in_flight][what], each[other][in_flight][what]) for each in rounds]
+    return statistics.median(own / there if there else math.inf for own, there in pairs)
 
 
 def targets(found: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
@@ -88,12 +92,15 @@ def render(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 def _shares(part: str, own: Mapping[str, Any]) -> list[str]:
     rounds = own["found"]
     lines = [f"## {part}, {own['sets']:,} sets, {len(rounds)} round(s)", ""]
-    lines += ["| in flight | rows/s | share of offline | p50 ms | p99 ms |", "|---|---:|---:|---:|---:|"]
+    lines += ["| in flight | rows/s | share of offline | p50 ms | p99 ms | processor ms a row |", "|---|" + "---:|" * 5]
+    whats = "rows_per_second", "p50_ms", "p99_ms", "cpu_ms_per_row"
     for key in ("1", "8", "32", "128", "8 rows x 4"):
-        figures = [median(rounds, key, what) for what in ("rows_per_second", "p50_ms", "p99_ms")]
-        lines.append(f"| {key} | {figures[0]:.0f} | {share(rounds, key):.2f} | {figures[1]:.1f} | {figures[2]:.1f} |")
-    before, forward = median(rounds, "offline"), median(rounds, "forward_ms")
-    return [*lines, "", f"Offline {before:.0f} rows/s; a bare forward of one row takes {forward:.1f} ms."]
+        rate, p50, p99, spent = (median(rounds, key, what) for what in whats)
+        lines.append(f"| {key} | {rate:.0f} | {share(rounds, key):.2f} | {p50:.1f} | {p99:.1f} | {spent:.2f} |")
+    rate, spent = (median(rounds, "offline", what) for what in ("rows_per_second", "cpu_ms_per_row"))
+    forward = median(rounds, "forward_ms")
+    told = f"Offline {rate:.0f} rows/s, {spent:.2f} ms of processor a row; a bare forward of one row takes"
+    return [*lines, "", f"{told} {forward:.1f} ms."]
 
 
 def _peers(rounds: Rounds, labels: Mapping[str, str]) -> list[str]:
