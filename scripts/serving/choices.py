@@ -32,10 +32,7 @@ CHOICES: dict[str, str] = {
     "no linger": _LINGER.format(0.0),
     "linger 10 %": _LINGER.format(0.1),
     "linger 20 %": _LINGER.format(0.2),
-    "twice the rows": (
-        "import registry.serving.engine as e; e.MAX_ROWS = {k: 2 * v for k, v in e.MAX_ROWS.items()}\n",
-        (),
-    ),
+    "twice the rows": _ROWS,
 }
 IN_FLIGHT = (1, 8, 32, 128)
 

@@ -238,11 +238,29 @@ def measure_overload(registry: Registry, texts: list[str], sets: int, length: Le
         }
 
 
+def measure_sizes(registry: Registry, sets: int) -> Any:
+    """Measure what a server has in memory: at its start, with all sets resident, and with its queue full."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        with server(OURS, Path(registry.store.root), dtype, "--max-queue-rows", "2048") as ours:
+            told: dict[str, Any] = {"at_start": ours.memory()}
+            every = itertools.cycle((name_of(number), "a gripping film") for number in range(sets))
+            while ours.metric("resident_sets") < sets:
+                asyncio.run(ask(ours, every, 1, 0.5, 64))
+            told["all_sets"] = ours.memory()
+            told["resident_bytes"], told["resident_sets"] = ours.metric("resident_bytes"), ours.metric("resident_sets")
+            long = itertools.cycle([(name_of(0), "a gripping film " * 200)])
+            asyncio.run(ask(ours, long, 8, 5.0, 256))
+            told["queue_full"] = ours.memory()
+            found[dtype] = told
+    return found
+
+
 def main() -> None:
     """Measure what is wanted, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that all of it works")
-    parser.add_argument("--parts", nargs="+", default=["float32", "bfloat16", "pool", "peers", "overload"])
+    parser.add_argument("--parts", nargs="+", default=["sizes", "float32", "bfloat16", "pool", "peers", "overload"])
     parser.add_argument("--texts", type=Path, help="JSON lines with 'sentence'; the bundled sample by default")
     parser.add_argument("--sets", type=int, default=64)
     parser.add_argument("--many", type=int, default=1_000, help="sets of the part 'pool', which keeps a fifth of them")
@@ -267,6 +285,8 @@ def main() -> None:
                 many = make_store(Path(name) / "many", plain, wanted.many)
                 mib = max(1, wanted.many // 5 * many_bytes(many) // 2**20)
                 told = measure_shares(many, texts, wanted.many, length, ["--pool", str(mib)])
+            elif part == "sizes":
+                told = measure_sizes(registry, wanted.sets)
             elif part == "peers":
                 told = measure_peers(registry, texts, wanted.sets, length)
             else:

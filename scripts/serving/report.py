@@ -79,6 +79,8 @@ def render(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         f"| {what} | {want} | {'not measured' if value is None else f'{value:.2f}'} |"
         for what, want, value in targets(found)
     ]
+    if "sizes" in found:
+        lines += ["", *sizes(found["sizes"]["found"])]
     for part in ("float32", "bfloat16", "pool"):
         if part in found:
             lines += ["", *_shares(part, found[part])]
@@ -87,6 +89,19 @@ def render(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     if "overload" in found:
         lines += ["", *_overload(found["overload"]["found"])]
     return "\n".join(lines) + "\n"
+
+
+def sizes(found: Mapping[str, Any]) -> list[str]:
+    """Return the table of what a server has in memory."""
+    lines = ["## In memory", ""]
+    lines += ["| precision | at the start | one set | all sets | a full queue of rows of 800 words more |"]
+    lines += ["|---|" + "---:|" * 4]
+    for dtype, told in found.items():
+        start, whole, full = (told[key] / 2**20 for key in ("at_start", "all_sets", "queue_full"))
+        one, count = told["resident_bytes"] / told["resident_sets"] / 2**20, told["resident_sets"]
+        cells = f"{start:.0f} MiB | {one:.2f} MiB | {whole:.0f} MiB ({count:.0f} sets) | {full - whole:.0f} MiB"
+        lines.append(f"| {dtype} | {cells} |")
+    return lines
 
 
 def _shares(part: str, own: Mapping[str, Any]) -> list[str]:
