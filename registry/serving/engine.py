@@ -37,7 +37,7 @@ class Limits:
         max_rows, max_tokens: of a batch; by device when None.
         max_queue_rows: rows waiting at a time.
         broken_seconds: how long a set that could not be loaded is not tried again.
-        tokenize_beside: whether rows are tokenized by the thread that loads sets, beside the engine's; by device
+        tokenize_beside: whether rows are tokenized by a thread of their own, beside the engine's; by device
             when None.
     """
 
@@ -101,21 +101,18 @@ class Engine:
         )
         self._jobs: set[Job] = set()
         self._settling = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._run, name="engine", daemon=True),
-            threading.Thread(target=self._preparation.run, name="loading", daemon=True),
-        ]
+        self._threads = [threading.Thread(target=self._run, name="engine", daemon=True), *self._preparation.threads]
         self.is_draining = False
 
     def start(self) -> Engine:
-        """Start the two threads, and return the engine."""
+        """Start the threads, and return the engine."""
         for thread in self._threads:
             thread.start()
         return self
 
     @property
     def is_alive(self) -> bool:
-        """Return whether both threads are at work."""
+        """Return whether all threads are at work."""
         return all(thread.is_alive() for thread in self._threads)
 
     @property

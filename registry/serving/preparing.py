@@ -1,8 +1,8 @@
 """What a row needs before a batch can take it: the version that its reference means, its set in memory, its tokens.
 
 A reference is resolved once, when its request arrives; that version answers, whatever moves meanwhile, and its set is
-held in the pool while its rows wait. Sets that are not resident are loaded by a thread of their own, so that no batch
-waits for a disk; one that cannot be loaded fails its own rows alone.
+held in the pool while its rows wait. Sets that are not resident are loaded by a thread of their own, so that nothing
+else waits for a disk; one that cannot be loaded fails its own rows alone. Where that is better, another one tokenizes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from registry.store.reader import Resolver, StoredVersion
 
 Known: TypeAlias = tuple[StoredVersion, Manifest]
 Resolved: TypeAlias = Mapping[str, list[Known]]  # by reference, one for each member
+_Arrivals: TypeAlias = "queue.SimpleQueue[tuple[Job, list[WaitingRow]] | None]"
 
 # What torch and tokenizers raise where a device is out of memory or an input is beyond them.
 FAILURES = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
@@ -37,8 +38,11 @@ class Preparation:
         predictor: with the backbone, the registry and the pool.
         waiting: where ready rows go.
         fail: called with rows that cannot be answered, and why.
-        beside: whether the loading thread tokenizes as well; else whoever takes the rows does.
+        beside: whether a thread of its own tokenizes; else whoever takes the rows does.
         broken_seconds: how long a set that could not be loaded is not tried again.
+
+    Attributes:
+        threads: to be started and waited for.
     """
 
     def __init__(
@@ -56,7 +60,12 @@ class Preparation:
         self._holds = PoolHolds(predictor.pool)
         self._room = threading.Condition()  # for more held sets
         self._broken: dict[StoredVersion, tuple[RegistryError, float]] = {}
-        self._arrivals: queue.SimpleQueue[tuple[Job, list[WaitingRow]] | None] = queue.SimpleQueue()
+        self._loading: _Arrivals = queue.SimpleQueue()
+        self._tokenizing: _Arrivals = queue.SimpleQueue()
+        threads = [("loading", self._loading)] + ([("tokenizing", self._tokenizing)] if beside else [])
+        self.threads = [
+            threading.Thread(target=self._run, args=(own,), name=name, daemon=True) for name, own in threads
+        ]
 
     def recall(self, references: Iterable[str]) -> Resolved | None:
         """Return what these references mean, None where that takes reading a file."""
@@ -103,21 +112,25 @@ class Preparation:
         return rows
 
     def arrive(self, job: Job, rows: list[WaitingRow]) -> None:
-        """Let rows of an accepted job become ready: at once where nothing is to be loaded, else by the thread."""
-        if not self._beside and all(self._predictor.pool.has_resident(row.key) for row in rows):
-            self._ready(job, rows)
+        """Let rows of an accepted job become ready: at once where nothing is to be done, else by a thread."""
+        keys = {row.key for row in rows}
+        there = all(self._predictor.pool.has_resident(key) for key in keys)
+        if not there or len(self._holds) + len(keys) > SETS_AT_ONCE:
+            self._loading.put((job, rows))
+        elif self._beside:
+            self._tokenizing.put((job, rows))
         else:
-            self._arrivals.put((job, rows))
-
-    def run(self) -> None:
-        """Load sets and let their rows wait, until closed: the loading thread."""
-        use_device(self._predictor)
-        while (arrival := self._arrivals.get()) is not None:
-            self._ready(*arrival)
+            self._ready(job, rows)
 
     def close(self) -> None:
-        """Let ``run`` return."""
-        self._arrivals.put(None)
+        """Let the threads end."""
+        self._loading.put(None)
+        self._tokenizing.put(None)
+
+    def _run(self, arrivals: _Arrivals) -> None:
+        use_device(self._predictor)
+        while (arrival := arrivals.get()) is not None:
+            self._ready(*arrival)
 
     def resident(self, row: WaitingRow) -> ResidentSet:
         """Return the set that is held for a row."""

@@ -71,6 +71,7 @@ class Asker:
             ServerError: the engine does not take them, or no row has a turn in time.
             ClientDisconnect: the client left.
         """
+        self.note(request, rows)
         job, future = await self.submit(request, rows, logits=logits)
         leaving = asyncio.ensure_future(left(request))
         try:
@@ -86,17 +87,20 @@ class Asker:
             raise first
         return job
 
+    def note(self, request: web.Request, rows: Sequence[Request]) -> None:
+        """Note what is asked, for metrics and log."""
+        visitor = visitor_of(request)
+        visitor.rows += len(rows)
+        if self._log_texts:
+            visitor.texts += [text for row in rows for text in (row.text, row.pair) if text is not None]
+
     async def submit(
         self, request: web.Request, rows: Sequence[Request], *, logits: bool = False
     ) -> tuple[Job, asyncio.Future[Job]]:
         """Let rows wait, and return their job and what it comes out of."""
-        visitor = visitor_of(request)
-        visitor.rows += len(rows)
         references = {row.reference for row in rows}
         for reference in references:
-            visitor.check(reference)
-        if self._log_texts:
-            visitor.texts += [text for row in rows for text in (row.text, row.pair) if text is not None]
+            visitor_of(request).check(reference)
         future = self._bridge.future()
         resolved = self.engine.recall(references)
         ask = partial(

@@ -18,7 +18,7 @@ from registry.serving.predictor import Prediction, Request
 from registry.store.errors import AdapterNotFoundError
 from registry.validation import NOT_JSON
 
-MOST_ROWS = 256  # of one body
+MOST_BODY_ROWS = 256  # of one body
 LONGEST_TEXT = 100_000  # characters
 _REFERENCE = "#/components/schemas/{name}"
 _STATUS_OF_EXIT = {2: 422, 3: 404}
@@ -180,8 +180,8 @@ def check_rows(rows: Sequence[Request]) -> Sequence[Request]:
     Raises:
         ServerError: too many (422), or a text that is too long (413).
     """
-    if len(rows) > MOST_ROWS:
-        raise ServerError(422, "read the body", f"at most {MOST_ROWS} rows", f"{len(rows):,}")
+    if len(rows) > MOST_BODY_ROWS:
+        raise ServerError(422, "read the body", f"at most {MOST_BODY_ROWS} rows", f"{len(rows):,}")
     for index, row in enumerate(rows):
         longest = max(len(row.text), len(row.pair or ""))
         if longest > LONGEST_TEXT:

@@ -19,7 +19,7 @@ import msgspec
 from registry.errors import ConfigError, RemoteError
 from registry.serving.predictor import Prediction, Request, requests_of_texts
 from registry.web.bodies import (
-    MOST_ROWS,
+    MOST_BODY_ROWS,
     AdapterBody,
     Answer,
     Answers,
@@ -249,7 +249,7 @@ def _row_calls(rows: Iterable[Row]) -> list[_Call]:
     """Return the requests for rows, as many in each as a body may hold."""
     asked = [row if isinstance(row, Request) else Request(*row) for row in rows]
     bodies = [RowBody(row.reference, row.text, row.pair) for row in asked]
-    parts = [bodies[first : first + MOST_ROWS] for first in range(0, len(bodies), MOST_ROWS)]
+    parts = [bodies[first : first + MOST_BODY_ROWS] for first in range(0, len(bodies), MOST_BODY_ROWS)]
     return [_Call("POST", "/v1/predict", Answers, encode(RowsBody(part))) for part in parts]
 
 

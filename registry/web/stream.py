@@ -83,6 +83,7 @@ class StreamRoutes:
             except RegistryError as err:
                 found.append(err)
         rows = [each for each in found if isinstance(each, Request)]
+        self._asker.note(request, rows)
         answers = iter(await self._answers_or_errors(request, rows))
         told = [next(answers) if isinstance(each, Request) else each for each in found]
         plain = [self._words.answer(each, visitor.may_ask) for each in told]

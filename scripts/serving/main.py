@@ -204,7 +204,7 @@ def measure_overload(registry: Registry, texts: list[str], sets: int, length: Le
     """Measure ours under three times the rows that it can answer, in requests of four rows."""
     rows, deadline = draw_rows(texts, sets, 2), 5.0
     with server(OURS, Path(registry.store.root), "float32") as ours:
-        usual = asyncio.run(ask(ours, rows, 32, length.overload / 3, 4))
+        usual = asyncio.run(ask(ours, rows, 32, max(5.0, length.overload / 3), 4))
         before, memory = usual.rate, ours.memory()
         most = 0.0
 
