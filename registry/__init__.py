@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from registry.training.plan import make_plan
     from registry.training.recipes import Recipe, read_recipe
     from registry.training.state import TrainingJob
+    from registry.web.client import AsyncClient, Client
 
 _HOMES = {
     "AdapterClassifier": "interop.estimators",
     "AdapterConfig": "config",
     "AdapterSet": "adapters.adapter_set",
+    "AsyncClient": "web.client",
     "Backbone": "model.backbone",
     "Batch": "model.batching",
+    "Client": "web.client",
     "FitJob": "training.fit",
     "HeadConfig": "config",
     "Manifest": "schema",
@@ -81,8 +84,10 @@ __all__ = [
     "AdapterClassifier",
     "AdapterConfig",
     "AdapterSet",
+    "AsyncClient",
     "Backbone",
     "Batch",
+    "Client",
     "FitJob",
     "HeadConfig",
     "Manifest",

@@ -28,7 +28,9 @@
     │   └── ReportMismatchError                4  a report that does not follow from its predictions
     ├── OutputError                            1  a file of answers that cannot be written
     ├── UnansweredError                        1  some rows of many that have an error instead of an answer
-    └── RequestError           (ValueError)    2  a question that a predictor cannot answer
+    ├── RequestError           (ValueError)    2  a question that a predictor cannot answer
+    ├── ServerError                            1  a request that a server does not answer
+    └── RemoteError                            1  what a server has told, or that it cannot be reached
 
 Messages say what was attempted, on what; what was expected and found; and what to do next.
 """
@@ -318,3 +320,23 @@ class UnansweredError(RegistryError):
     def __init__(self, what: str, errors: int, rows: int) -> None:
         self.errors, self.rows = errors, rows
         super().__init__(f"{errors:,} of {rows:,} {what} have no answer; each says why in its place")
+
+
+class ServerError(RegistryError):
+    """A request that a server does not answer though its rows may be good; ``status`` is the one of HTTP."""
+
+    def __init__(
+        self, status: int, attempted: str, expected: str, found: str, retry_after: float | None = None
+    ) -> None:
+        self.status, self.attempted, self.expected, self.found = status, attempted, expected, found
+        self.retry_after = retry_after
+        hint = "" if retry_after is None else f"try again in {max(1, round(retry_after)):,} s"
+        super().__init__(f"cannot {attempted}: expected {expected}, found {found}{_and(hint)}")
+
+
+class RemoteError(RegistryError):
+    """An error that a server has told in the place of an answer; ``status`` is 0 where none could be reached."""
+
+    def __init__(self, status: int, kind: str, message: str, hint: str = "") -> None:
+        self.status, self.kind = status, kind
+        super().__init__(f"{message}{_and(hint)}")

@@ -1,4 +1,4 @@
-"""A task's head: pooled states to logits, and what a problem type makes of them: labels, loss, probabilities."""
+"""A task's head: pooled states to logits, what a problem type makes of them, and several heads that answer as one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from types import MappingProxyType
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from registry.adapters.interface import Dropout, Map
 from registry.config import HeadConfig, TrainingConfig
-from registry.errors import ConfigError
+from registry.errors import ConfigError, RequestError
 from registry.validation import require
 
 _ACTIVATIONS: Mapping[str, Map] = MappingProxyType(
@@ -147,3 +148,32 @@ def find_class_weights(
         return (len(found) / (count * rows)).to(device, torch.float32)
     rows = found.sum(dim=0).clamp(min=1)
     return ((len(found) - rows).clamp(min=1) / rows).to(device, torch.float32)
+
+
+def label_order(reference: str, heads: Sequence[HeadConfig]) -> list[list[int]]:
+    """Return for each member where the first member's labels stand among its own.
+
+    Raises:
+        RequestError: members of other labels or another problem type.
+    """
+    first, attempted = heads[0], f"answer with '{reference}'"
+    for head in heads[1:]:
+        if head.problem_type != first.problem_type:
+            raise RequestError(attempted, f"members that are all {first.problem_type}", head.problem_type)
+        names, others = (", ".join(sorted(each.label_names)) for each in (first, head))
+        if names != others and first.problem_type != "regression":
+            raise RequestError(attempted, f"members with the labels {names}", others)
+    if first.problem_type == "regression":
+        return [[0]] * len(heads)
+    return [[head.label_names.index(name) for name in first.label_names] for head in heads]
+
+
+def mean_thresholds(heads: Sequence[HeadConfig], order: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """Return the mean of the members' thresholds, in the order of the first one's labels; empty where none has any."""
+    if not any(head.thresholds for head in heads):
+        return ()
+    each = [
+        [(head.thresholds or (0.5,) * len(places))[place] for place in places]
+        for head, places in zip(heads, order, strict=True)
+    ]
+    return tuple(float(value) for value in numpy.mean(each, axis=0))

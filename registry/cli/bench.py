@@ -337,7 +337,7 @@ def _write(folder: Path, formats: tuple[str, ...] = (), wanted: _TextsWanted | N
 @click.pass_obj
 def demo(settings: Settings, folder: Path) -> None:
     """Show everything in two minutes: offline, on the embedded backbone and the bundled sample."""
-    from registry.cli.demo import run_demo
+    from registry.cli.progress import run_demo
 
     run_demo(settings, folder)
 

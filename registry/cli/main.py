@@ -21,6 +21,7 @@ from registry.cli.hub import pull, push
 from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings
 from registry.cli.predict import evaluate, predict
+from registry.cli.serve import serve
 from registry.cli.store import (
     alias,
     export_command,
@@ -107,7 +108,7 @@ def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool)
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
-    *(list_command, show, predict, evaluate, compare, verify, alias, remove),
+    *(list_command, show, predict, serve, evaluate, compare, verify, alias, remove),
     *(export_command, import_command, push, pull, merge, gc),
     *(list_tasks, list_recipes, list_methods, doctor),
 )

@@ -264,7 +264,7 @@ def _readable(label: str | tuple[str, ...] | float) -> str:
 @click.pass_obj
 def evaluate(settings: Settings, /, reference: str, as_json: bool, **options: Any) -> None:
     """Score a stored set on the reported split of its task; a+b scores the mean of two sets' probabilities."""
-    from registry.serving.ensemble import label_order
+    from registry.adapters.head import label_order
     from registry.tasks.metrics import score
     from registry.training.evaluate import answer_task, mean_answers
 

@@ -206,14 +206,7 @@ def _train_pass(
     with TrainingProgress(*names) as progress, stop_between_steps() as should_stop:
         observing = [observers(observe, log.observe) for observe, log in zip(progress.observers, logs, strict=True)]
         jobs = [
-            FitJob(
-                plan,
-                data,
-                checkpoint,
-                observe,
-                members=registry.load_members(plan.adapter),
-                start=options.get("start"),
-            )
+            FitJob(plan, data, checkpoint, observe, None, registry.load_members(plan.adapter), options.get("start"))
             for (data, plan), checkpoint, observe in zip(planned, checkpoints, observing, strict=True)
         ]
         try:

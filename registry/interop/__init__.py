@@ -5,5 +5,5 @@ Reading order of the folders: ``switches`` (what a configuration may say), ``fol
 ``checkpoint`` (a set merged into the weights of transformers' classifier); ``formats`` takes sets in and out. Then the
 Hub: ``hub`` (repositories as files), ``card`` (a set's model card, and how both are pushed).
 
-To the left: ``serving``. To the right: ``bench``.
+To the left: ``web``. To the right: ``bench``.
 """

@@ -21,7 +21,7 @@ from torch import Tensor
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import HeadConfig, MethodConfig
 from registry.errors import ConfigError, shorten
-from registry.interop import pickled
+from registry.interop.pickled import CONVERSION, NO_TENSORS, PICKLE_BYTES, PICKLE_SECONDS, PICKLE_TENSORS, TOO_MUCH
 from registry.model.backbone import Backbone
 from registry.schema import BackboneInfo, Manifest
 from registry.store import files
@@ -35,6 +35,8 @@ from registry.validation import from_json
 CONFIG_FILE = "adapter_config.json"
 CONFIG_LIMIT = 2**20  # bytes
 FOLDER_LIMIT = 10_000  # folders in one that is imported as a whole
+
+_READER = Path(__file__).with_name("pickled.py")  # a program of its own
 
 EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"  # on the Hub
 
@@ -174,7 +176,7 @@ def read_weights(path: Path, name: str, pickle: str, *, pickles: bool) -> dict[s
         if data is None:
             return None
         if not pickles:
-            convert = pickled.CONVERSION.format(pickled=pickle, name=name)
+            convert = CONVERSION.format(pickled=pickle, name=name)
             expected = f"{name}, which this makes: {convert}; or --allow-pickle, in a process of its own with limits"
             raise ForeignSwitchError(path, pickle, expected, "a pickle alone")
         data = _unpickled(told, data)
@@ -189,17 +191,15 @@ def read_weights(path: Path, name: str, pickle: str, *, pickles: bool) -> dict[s
 def _unpickled(path: Path, data: bytes) -> bytes:
     """Return the tensors of a pickled state dictionary as bytes of safetensors."""
     # -I: neither the folder it is started in nor the environment can put a module in the way.
-    command = [sys.executable, "-I", pickled.__file__]
+    command = [sys.executable, "-I", str(_READER)]
     try:
-        done = subprocess.run(
-            command, input=data, capture_output=True, timeout=pickled.PICKLE_SECONDS, check=False, cwd="/"
-        )
+        done = subprocess.run(command, input=data, capture_output=True, timeout=PICKLE_SECONDS, check=False, cwd="/")
     except subprocess.TimeoutExpired as err:
-        raise ArchiveError(path, "content", f"tensors within {pickled.PICKLE_SECONDS} seconds", "none") from err
+        raise ArchiveError(path, "content", f"tensors within {PICKLE_SECONDS} seconds", "none") from err
     if done.returncode != 0:
         expected = {
-            pickled.NO_TENSORS: "a dictionary of dense tensors of 16 or 32 bits",
-            pickled.TOO_MUCH: f"at most {pickled.PICKLE_TENSORS:,} tensors and {pickled.PICKLE_BYTES:,} bytes",
+            NO_TENSORS: "a dictionary of dense tensors of 16 or 32 bits",
+            TOO_MUCH: f"at most {PICKLE_TENSORS:,} tensors and {PICKLE_BYTES:,} bytes",
         }.get(done.returncode, "a pickle of tensors alone, as torch.save writes it")
         raise ArchiveError(path, "content", expected, f"something else (status {done.returncode})")
     return done.stdout

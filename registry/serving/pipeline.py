@@ -20,7 +20,7 @@ from registry.serving.predictor import Predictor
 from registry.validation import choose, require
 
 Scores: TypeAlias = NDArray[numpy.float32]
-Answer: TypeAlias = dict[str, Any] | list[dict[str, Any]]
+Labelled: TypeAlias = dict[str, Any] | list[dict[str, Any]]
 
 
 def _sigmoid(logits: Scores) -> Scores:
@@ -101,14 +101,14 @@ class TextClassification:
             return list(self._answers(inputs, chosen))
         return self._answers(inputs, chosen)
 
-    def _answers(self, inputs: Iterable[Any], chosen: Mapping[str, Any]) -> Iterator[Answer]:
+    def _answers(self, inputs: Iterable[Any], chosen: Mapping[str, Any]) -> Iterator[Labelled]:
         """Yield the answers of inputs, some of them at a time."""
         left = iter(inputs)
         at_once = chosen["batch_size"] or (len(inputs) if isinstance(inputs, Sequence) else EVALUATION_ROWS)
         while rows := list(islice(left, at_once)):
             yield from self._answer([_text_and_pair(self.reference, row) for row in rows], chosen)
 
-    def _answer(self, rows: Sequence[tuple[Any, Any]], chosen: Mapping[str, Any]) -> list[Answer]:
+    def _answer(self, rows: Sequence[tuple[Any, Any]], chosen: Mapping[str, Any]) -> list[Labelled]:
         manifest = self.predictor.registry.manifest(self.reference)
         logits = numpy.empty((len(rows), len(manifest.head.label_names)), dtype=numpy.float32)
         for paired in (False, True):
@@ -162,7 +162,7 @@ def _scores(logits: Scores, manifest: Manifest, chosen: Mapping[str, Any]) -> Sc
     return _FUNCTIONS[chosen["function_to_apply"] or usual](answers)
 
 
-def _named(scores: Scores, manifest: Manifest, top_k: Any) -> Answer:
+def _named(scores: Scores, manifest: Manifest, top_k: Any) -> Labelled:
     """Return the labels of a row with their scores, the highest first."""
     pairs = zip(manifest.head.label_names, scores.tolist(), strict=True)
     named = sorted(({"label": name, "score": score} for name, score in pairs), key=lambda one: -one["score"])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -193,6 +193,7 @@ class AdapterPool(Generic[Key]):
         require(capacity >= 0, "capacity", "at least 0 bytes", capacity)
         self._load = load
         self.capacity = capacity
+        self.loads = self.evictions = 0  # since it was made
         self._bytes = 0
         self._places: OrderedDict[Key, _Place] = OrderedDict()  # the least recently used first
         self._lock = threading.Lock()
@@ -207,6 +208,11 @@ class AdapterPool(Generic[Key]):
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
+
+    def has_resident(self, key: Key) -> bool:
+        """Return whether a set is in memory now, so that holding it waits for no disk."""
+        place = self._places.get(key)
+        return place is not None and place.resident is not None
 
     @contextmanager
     def hold(self, keys: Sequence[Key]) -> Iterator[list[ResidentSet]]:
@@ -243,6 +249,7 @@ class AdapterPool(Generic[Key]):
                 place.resident = self._load(key)
                 with self._lock:
                     self._bytes += place.resident.bytes
+                    self.loads += 1
             return place.resident
 
     def _release(self, keys: Sequence[Key]) -> None:
@@ -256,6 +263,7 @@ class AdapterPool(Generic[Key]):
             for key in self._superfluous():
                 resident = self._places.pop(key).resident
                 self._bytes -= resident.bytes if resident is not None else 0
+                self.evictions += 1
 
     def _superfluous(self) -> list[Key]:
         """Return the least recently used sets that nobody uses, as many as are too much."""
@@ -268,3 +276,53 @@ class AdapterPool(Generic[Key]):
                 leaving.append(key)
                 excess -= place.resident.bytes
         return leaving
+
+
+class PoolHolds(Generic[Key]):
+    """Sets of a pool that several rows hold together: the first that needs a set holds it, the last lets it go."""
+
+    def __init__(self, pool: AdapterPool[Key]) -> None:
+        self._pool = pool
+        self._held: dict[Key, tuple[AbstractContextManager[list[ResidentSet]], ResidentSet]] = {}
+        self._users: Counter[Key] = Counter()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._held
+
+    def __getitem__(self, key: Key) -> ResidentSet:
+        return self._held[key][1]
+
+    def take(self, key: Key, users: int = 1) -> None:
+        """Hold a set for some users more, after loading it where it is not resident.
+
+        Raises:
+            whatever the pool's ``load`` raises; then it is not held for them.
+        """
+        with self._lock:
+            if key in self._held:
+                self._users[key] += users
+                return
+        hold = self._pool.hold([key])
+        (resident,) = hold.__enter__()
+        with self._lock:
+            self._users[key] += users
+            if key not in self._held:
+                self._held[key] = hold, resident
+                return
+        hold.__exit__(None, None, None)  # another thread was quicker
+
+    def give(self, keys: Iterable[Key]) -> None:
+        """Give back one use for each of ``keys``."""
+        leaving = []
+        with self._lock:
+            for key in keys:
+                self._users[key] -= 1
+                if self._users[key] == 0:
+                    del self._users[key]
+                    leaving.append(self._held.pop(key)[0])
+        for hold in leaving:
+            hold.__exit__(None, None, None)

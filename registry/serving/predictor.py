@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -17,14 +18,13 @@ import numpy
 import torch
 from torch import Tensor
 
-from registry.adapters.head import probabilities_of
+from registry.adapters.head import label_order, mean_thresholds, probabilities_of
 from registry.config import HeadConfig
 from registry.errors import RegistryError, RequestError
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import Manifest, join_members, members_of
-from registry.serving.ensemble import label_order, mean_thresholds
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
@@ -94,7 +94,7 @@ class Predictor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open store and backbone again in another process, or for a copy."""
-        return _open_again, (self.backbone, self.registry, self.pool.capacity, self.threshold)
+        return partial(Predictor, capacity=self.pool.capacity, threshold=self.threshold), (self.backbone, self.registry)
 
     def __repr__(self) -> str:
         return f"Predictor({self.registry!r})"
@@ -137,7 +137,7 @@ class Predictor:
         Raises:
             RequestError: whatever a call raises.
         """
-        rows = _requests(reference, texts, pairs)
+        rows = requests_of_texts(reference, texts, pairs)
         with self.pool.hold([self.registry.identify(reference)]) as sets:
             numbers, _ = self._numbers(rows, [0] * len(rows), sets, lambda head, logits: logits)
             labels = len(sets[0].manifest.head.label_names)
@@ -149,7 +149,7 @@ class Predictor:
         Raises:
             RequestError: one text where several are meant, lists of unequal length, and whatever ``mixed`` raises.
         """
-        return self.mixed(_requests(reference, texts, pairs))
+        return self.mixed(requests_of_texts(reference, texts, pairs))
 
     def mixed(self, requests: Iterable[Request | tuple[str, str] | tuple[str, str, str | None]]) -> list[Prediction]:
         """Return the answers to rows of any sets in any order, in that order.
@@ -185,16 +185,16 @@ class Predictor:
         for index, (row, own) in enumerate(zip(rows, members, strict=True)):
             label_order(row.reference, [heads[one] for one in own])
             for one in own:
-                _check_request(index, row, one, manifests[one])
+                check_request(index, row, one, manifests[one])
         asked = [Request(one, row.text, row.pair) for row, own in zip(rows, members, strict=True) for one in own]
         answers = iter(self.mixed(asked))
         found = []
         for own in members:
             given = [next(answers) for _ in own]
-            found.append(given[0] if len(own) == 1 else self._mean(own, given, [heads[one] for one in own]))
+            found.append(given[0] if len(own) == 1 else self.mean_of(own, given, [heads[one] for one in own]))
         return found
 
-    def _mean(self, members: Sequence[str], given: Sequence[Prediction], heads: Sequence[HeadConfig]) -> Prediction:
+    def mean_of(self, members: Sequence[str], given: Sequence[Prediction], heads: Sequence[HeadConfig]) -> Prediction:
         """Return the one answer of several sets to a row."""
         order = label_order(join_members(members), heads)
         shares = [list(one.probabilities.values()) for one in given]
@@ -202,7 +202,7 @@ class Predictor:
         reference = join_members([one.reference for one in given])
         truncated, thresholds = any(one.truncated for one in given), mean_thresholds(heads, order)
         head = msgspec.structs.replace(heads[0], thresholds=thresholds)
-        return _interpret(reference, head, numpy.mean(each, axis=0).tolist(), truncated, self.threshold)
+        return interpret(reference, head, numpy.mean(each, axis=0).tolist(), truncated, self.threshold)
 
     def answer_each(self, requests: Sequence[Request]) -> list[Prediction | RegistryError]:
         """Return the answers to rows of any sets, in order; a row that cannot be answered has its error instead."""
@@ -214,7 +214,7 @@ class Predictor:
                 manifests[row.reference] = manifest
                 if isinstance(manifest, RegistryError):
                     raise manifest
-                _check_request(index, row, row.reference, manifest)
+                check_request(index, row, row.reference, manifest)
             except RegistryError as err:
                 answers[index] = err
         good = [index for index in range(len(requests)) if index not in answers]
@@ -245,7 +245,7 @@ class Predictor:
         numbers, truncated = self._numbers(rows, owners, sets, probabilities_of)
         each = zip(owners, numbers, truncated, strict=True)
         return [
-            _interpret(sets[owner].reference, sets[owner].manifest.head, probabilities, cut, self.threshold)
+            interpret(sets[owner].reference, sets[owner].manifest.head, probabilities, cut, self.threshold)
             for owner, probabilities, cut in each
         ]
 
@@ -257,15 +257,15 @@ class Predictor:
         lengths = [len(ids) for ids in tokens.input_ids]
         numbers: list[list[float]] = [[]] * len(rows)
         for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
-            for place, answer in self._forward(tokens.take(indices), [owners[i] for i in indices], sets, read):
+            for place, answer in self.batch_numbers(tokens.take(indices), [owners[i] for i in indices], sets, read):
                 numbers[indices[place]] = answer
         return numbers, truncated
 
     @torch.inference_mode()
-    def _forward(
+    def batch_numbers(
         self, rows: TokenRows, owners: Sequence[int], sets: Sequence[ResidentSet], read: Read
     ) -> Iterable[tuple[int, list[float]]]:
-        """Return the numbers of each row of a batch and its place among the rows."""
+        """Return what ``read`` makes of the logits of each row of one batch, and its place among the rows."""
         graphed = self._graphs.logits(sets[owners[0]], rows) if len(set(owners)) == 1 else None
         if graphed is not None:
             return enumerate(read(sets[owners[0]].manifest.head, graphed).tolist())
@@ -281,7 +281,7 @@ class Predictor:
         """Return the token rows of all requests and whether each was cut, tokenizing sets of one kind together."""
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
-            _check_request(index, row, owner.reference, owner.manifest)
+            check_request(index, row, owner.reference, owner.manifest)
             groups.setdefault((owner.manifest.max_length, row.pair is not None), []).append(index)
         input_ids: list[Sequence[int]] = [()] * len(rows)
         type_ids: list[Sequence[int]] = [()] * len(rows)
@@ -300,11 +300,7 @@ class Predictor:
         return ResidentSet(exact, self.registry.manifest(exact), self.registry.load(exact), self.backbone.dtype)
 
 
-def _open_again(backbone: Backbone, registry: Registry, capacity: int, threshold: float | None) -> Predictor:
-    return Predictor(backbone, registry, capacity=capacity, threshold=threshold)
-
-
-def _requests(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
+def requests_of_texts(reference: str, texts: Iterable[str], pairs: Iterable[str] | None) -> list[Request]:
     """Return a request for each text.
 
     Raises:
@@ -319,7 +315,8 @@ def _requests(reference: str, texts: Iterable[str], pairs: Iterable[str] | None)
     return [Request(reference, text, pair) for text, pair in zip(texts, seconds, strict=True)]
 
 
-def _check_request(index: int, row: Request, reference: str, manifest: Manifest) -> None:
+def check_request(index: int, row: Request, reference: str, manifest: Manifest) -> None:
+    """Raise RequestError where a set of this manifest cannot answer the ``index``-th row of a question."""
     attempted = f"answer row {index} with '{reference}'"
     for text in (row.text, *(() if row.pair is None else (row.pair,))):
         try:
@@ -332,9 +329,10 @@ def _check_request(index: int, row: Request, reference: str, manifest: Manifest)
         raise RequestError(attempted, "one text, as its task is on single texts", "two")
 
 
-def _interpret(
+def interpret(
     reference: str, head: HeadConfig, numbers: Sequence[float], truncated: bool, threshold: float | None
 ) -> Prediction:
+    """Return the answer that a head's probabilities, or values, are."""
     probabilities = dict(zip(head.label_names, numbers, strict=True))
     label: str | tuple[str, ...] | float
     if head.problem_type == "regression":

@@ -7,6 +7,8 @@ what is in the tensor files is tensors.py's to say.
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -27,6 +29,8 @@ from registry.validation import check_name, require
 STORE_FILE = "store.json"
 MANIFEST_FILE = "manifest.json"
 STAGING = "tmp"
+_TICK = 50_000_000  # nanoseconds; more than any file system's clock takes to tick, but FAT's
+_MOST_KNOWN = 4_096
 VERSION_FOLDER = re.compile(r"(?!000000)[0-9]{6}", re.ASCII)
 
 View = TypeVar("View", bound="StoreReader")
@@ -209,6 +213,62 @@ class StoreReader:
             self.versions(name)
             known = [f"{name}@{other}" for other in self.alias_names(name)]
             raise AdapterNotFoundError(f"{name}@{alias}", known, self.root) from err
+
+
+class Resolver:
+    """What references mean, asked of the disk again only where the store may have changed.
+
+    A name's folder of versions and the file of an alias change their time stamps with whatever is saved, moved or
+    removed. A stamp as young as the tick of a file system's clock may hide a second change and is not trusted; nor is
+    an answer older than ``SECONDS``, for disks whose stamps tell less.
+    """
+
+    SECONDS = 1.0
+
+    def __init__(self, store: StoreReader) -> None:
+        self._store = store
+        self._known: dict[str, _Known] = {}
+
+    def recall(self, reference: str) -> tuple[StoredVersion, Manifest] | None:
+        """Return what ``find`` would, None where that takes reading a file."""
+        known = self._known.get(reference)
+        if known is None or known.until <= time.monotonic() or _stamps(known.paths) != known.stamps:
+            return None
+        return known.found
+
+    def find(self, reference: str) -> tuple[StoredVersion, Manifest]:
+        """Return the stored version that a reference means now, and what is known of it.
+
+        Raises:
+            AdapterNotFoundError: no such name, version or alias.
+            ManifestError: the manifest is damaged.
+        """
+        if (known := self.recall(reference)) is not None:
+            return known
+        parsed = parse_again(reference)
+        folder = f"{self._store.root}/{parsed.name}"
+        paths = [f"{folder}/versions"] + ([] if parsed.alias is None else [f"{folder}/aliases/{parsed.alias}"])
+        now, stamps = time.time_ns(), _stamps(paths)
+        version = self._store.identify(parsed)
+        found = version, self._store.manifest(version.name, version.version)
+        if all(0 < changed < now - _TICK for _, changed in stamps):
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[reference] = _Known(paths, stamps, time.monotonic() + self.SECONDS, found)
+        return found
+
+
+class _Known(NamedTuple):
+    """What a reference meant, as long as the stamps of the paths are these."""
+
+    paths: list[str]
+    stamps: list[tuple[int, int]]
+    until: float
+    found: tuple[StoredVersion, Manifest]
+
+
+def _stamps(paths: Iterable[str]) -> list[tuple[int, int]]:
+    return [files.stamp(path) for path in paths]
 
 
 def parse_again(reference: Reference | str) -> Reference:

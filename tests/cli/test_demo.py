@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from registry.cli.demo import MARK, METHODS, QUESTIONS, run_demo
 from registry.cli.options import Settings
+from registry.cli.progress import MARK, METHODS, QUESTIONS, run_demo
 from registry.errors import ConfigError
 from registry.tasks.spec import BUILT_IN
 from registry.training.recipes import method_names

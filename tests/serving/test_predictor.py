@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -16,56 +15,8 @@ from registry.schema import SetInfo
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store.errors import AdapterNotFoundError, IntegrityError
 from registry.store.registry import Registry
+from tests.support.served_sets import KINDS, TEXTS, assert_close, requests
 from tests.support.toy_task import randomise
-
-TEXTS = ("a good film", "bad", "the cat was not very big and she left the city", "sun rain city road", "one two")
-KINDS = (
-    (AdapterConfig(placement="houlsby", reduction_factor=4), HeadConfig(label_names=("bad", "good")), False),
-    (
-        AdapterConfig(placement="parallel", reduction_factor=2, layers=(1,), scale=2.0),
-        HeadConfig(label_names=("a", "b", "c"), pooling="cls", form="dense_tanh"),
-        True,
-    ),
-    (
-        AdapterConfig(reduction_factor=8, activation="relu", layer_norms=True),
-        HeadConfig(label_names=("red", "blue", "big", "small"), problem_type="multi_label"),
-        False,
-    ),
-    (None, HeadConfig(label_names=("stars",), problem_type="regression", pooling="pooler"), None),
-)
-
-
-@pytest.fixture
-def registry(tmp_path: Path, tiny_backbone: Backbone) -> Registry:
-    """A registry with a set of every kind: task0 to task3."""
-    registry = Registry.create(tmp_path / "store", tiny_backbone)
-    for number, (adapter, head, pair) in enumerate(KINDS):
-        fresh = tiny_backbone.new_adapter_set(adapter, head)
-        registry.save(f"task{number}", randomise(fresh, seed=number), SetInfo(pair=pair, max_length=16))
-    return registry
-
-
-@pytest.fixture
-def predictor(registry: Registry, tiny_backbone: Backbone) -> Predictor:
-    """A predictor on that registry."""
-    return Predictor(tiny_backbone, registry)
-
-
-def requests() -> list[Request]:
-    """Return rows of all four sets, those of one set never beside each other."""
-    return [
-        Request(f"task{number}", text, "he left" if KINDS[number][2] else None)
-        for text in TEXTS
-        for number in (2, 0, 3, 1)
-    ]
-
-
-def assert_close(expected: Prediction, actual: Prediction, tolerance: float = 1e-5) -> None:
-    """Check that two answers are the same but for rounding."""
-    assert (expected.reference, expected.truncated) == (actual.reference, actual.truncated)
-    assert expected.probabilities == pytest.approx(actual.probabilities, abs=tolerance)
-    assert expected.label == (pytest.approx(actual.label, abs=tolerance) if expected.label.__class__ is float
-                              else actual.label)  # fmt: skip
 
 
 def test_mixed_rows_equal_single_answers(predictor: Predictor) -> None:
