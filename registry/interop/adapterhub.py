@@ -304,11 +304,11 @@ def adapterhub_obstacle(stored: StoredSet) -> str:
         return "the target attention_dense, where their library has query, key, value, ffn_in and ffn_out"
     if not is_held_by_states(family, config):
         return "changes of queries and keys, through which DeBERTa's positions go there too"
-    return head_obstacle(stored.manifest.head)
+    return head_obstacle(stored.manifest.head) if stored.has_head else ""
 
 
 def adapterhub_contents(stored: StoredSet) -> dict[str, bytes]:
-    """Return the four files of a folder that their library loads."""
+    """Return the files of a folder that their library loads: two of the method, and two of the head if there is one."""
     manifest, backbone = stored.manifest, stored.manifest.backbone
     name = _module_name(manifest.name)
     state = stored.adapter_set.adapter.state_dict()
@@ -334,12 +334,12 @@ def adapterhub_contents(stored: StoredSet) -> dict[str, bytes]:
         "model_class": f"{CLASSES[backbone.family]}AdapterModel",
         "hidden_size": backbone.hidden_size,
     }
-    return {
-        CONFIG_FILE: to_bytes({**top, "config": method_config(config, backbone.hidden_size, backbone.layers)}),
-        _WEIGHTS: tensor_bytes(tensors),
-        HEAD_CONFIG: to_bytes({**top, "config": flex_config(manifest.head)}),
-        HEAD_WEIGHTS: tensor_bytes(heads),
-    }
+    told = {**top, "config": method_config(config, backbone.hidden_size, backbone.layers)}
+    found = {CONFIG_FILE: to_bytes(told), _WEIGHTS: tensor_bytes(tensors)}
+    if not stored.has_head:
+        return found
+    head_told = {**top, "config": flex_config(manifest.head)}
+    return {**found, HEAD_CONFIG: to_bytes(head_told), HEAD_WEIGHTS: tensor_bytes(heads)}
 
 
 def _module_name(name: str) -> str:

@@ -50,6 +50,11 @@ class StoredSet(NamedTuple):
     adapter_set: AdapterSet
     backbone: Backbone
 
+    @property
+    def has_head(self) -> bool:
+        """Return whether its head was trained; one that was imported without a head has none yet."""
+        return self.manifest.imported is None or self.manifest.imported.head
+
 
 class ForeignSet(NamedTuple):
     """A set as a folder describes it, before it meets a backbone.

@@ -290,6 +290,8 @@ def peft_obstacle(stored: StoredSet) -> str:
         return f"its products are not the modules of {info.family}, which joins some of them"
     if not is_held_by_states(info.family, config):
         return "changes of queries and keys, through which DeBERTa's positions go there too"
+    if not stored.has_head:
+        return "it was imported without a head"
     if _static_of(info.family, head) is None:
         return f"its head ({head.form} over {head.pooling}) is not the one that transformers has for {info.family}"
     if not head.bias or head.problem_type == "multi_label":

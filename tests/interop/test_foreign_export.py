@@ -25,6 +25,7 @@ from registry.model.backbone import Backbone
 from registry.schema import EXPORT_FORMATS, SetInfo
 from registry.store.errors import StoreWriteError, UnheldError
 from registry.store.registry import Registry
+from tests.support.made_folders import BOTTLENECK, LORA, write_adapterhub
 from tests.support.scripts import SCRIPTS, load_script
 from tests.support.stored_sets import tree
 from tests.support.toy_task import randomise
@@ -103,6 +104,20 @@ def test_what_a_format_cannot_hold_is_refused_with_those_that_can(
     with pytest.raises(UnheldError, match=f"as {kind}: .*{told}.*" if "archive" in told else f"{told}.*archive"):
         registry.export_to(reference, tmp_path / "folder", kind)
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_set_without_a_head_goes_out_without_one(registry: Registry, tmp_path: Path) -> None:
+    """The random head that stands in for a missing one is never written: AdapterHub's folder has none, PEFT refuses."""
+    source = write_adapterhub(tmp_path / "source", BOTTLENECK, registry.backbone.info.source, head=False)
+    reference = registry.import_from(source, name="headless")
+    folder = registry.export_to(reference, tmp_path / "out", "adapterhub")
+    assert {"adapter_config.json", "adapter.safetensors"} == {path.name for path in folder.iterdir()}
+    again = registry.manifest(registry.import_from(folder, name="again")).imported
+    assert again is not None
+    assert not again.head
+    lora = write_adapterhub(tmp_path / "lora", LORA, registry.backbone.info.source, head=False)
+    with pytest.raises(UnheldError, match="without a head.*adapterhub, archive"):
+        registry.export_to(registry.import_from(lora, name="lora"), tmp_path / "no", "peft")
 
 
 def test_every_format_is_in_the_table() -> None:
