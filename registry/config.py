@@ -14,6 +14,7 @@ Activation = Literal[
     "relu", "gelu", "silu", "tanh", "gelu_new", "quick_gelu", "leaky_relu", "relu6", "relu2", "mish", "identity"
 ]
 SubLayer = Literal["attention", "ffn"]
+LearnedScale = Literal["none", "one", "channel"]
 Initialisation = Literal["zero", "normal", "xavier"]
 Pooling = Literal["cls", "mean", "pooler"]
 ProblemType = Literal["classification", "multi_label", "regression"]
@@ -65,7 +66,7 @@ class AdapterConfig(Record, frozen=True, kw_only=True, tag_field="method", tag="
     places: tuple[SubLayer, ...] | None = None
     widths: dict[str, int] = {}
     scale: float = 1.0
-    learned_scale: Literal["none", "one", "channel"] = "none"
+    learned_scale: LearnedScale = "none"
 
     def __post_init__(self) -> None:
         require(self.reduction_factor >= 1, "reduction_factor", "an integer >= 1", self.reduction_factor)

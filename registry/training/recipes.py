@@ -27,12 +27,14 @@ from registry.config import (
     HeadForm,
     Ia3Config,
     Initialisation,
+    LearnedScale,
     LoraConfig,
     MethodConfig,
     Placement,
     Pooling,
     PrefixConfig,
     ProblemType,
+    SubLayer,
     TrainingConfig,
 )
 from registry.errors import ConfigError, UnknownRecipeError, closest
@@ -63,7 +65,10 @@ class AdapterChoices(Record, frozen=True, kw_only=True, tag_field="method", tag=
     dropout: float = 0.0
     layer_norms: bool = False
     layers: tuple[int, ...] | None = None
+    places: tuple[SubLayer, ...] | None = None
+    widths: dict[str, int] = {}
     scale: float = 1.0
+    learned_scale: LearnedScale = "none"
 
     def __post_init__(self) -> None:
         given = (self.reduction_factor is None) + (self.bottleneck_size is None)

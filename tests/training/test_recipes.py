@@ -47,7 +47,7 @@ def test_every_recipe_spells_every_choice(name: str) -> None:
     recipe, plain = read_recipe(name), spelled(name)
     assert name == recipe.name
     sizes = {"reduction_factor", "bottleneck_size"}
-    unspelled = {*sizes, "layers", "ranks", "alphas", "method"}
+    unspelled = {*sizes, "layers", "places", "widths", "ranks", "alphas", "method"}
     assert set(recipe.adapter.__struct_fields__) - unspelled == set(plain["adapter"]) - unspelled
     assert isinstance(recipe.adapter, AdapterChoices) == len(sizes & set(plain["adapter"]))
     assert set(HeadChoices.__struct_fields__) == set(plain["head"])
