@@ -21,8 +21,8 @@ from registry.store.members import choose_members
 from registry.store.reader import MANIFEST_FILE
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
-from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, reseal, store_members, tree
-from tests.support.toy_task import METHODS, randomise
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, reseal, tree
+from tests.support.toy_task import METHODS, randomise, store_members
 
 
 def save(store: Store, one: AdapterSet, name: str) -> int:

@@ -21,8 +21,8 @@ from registry.store.manifest import ADAPTER_FILE
 from registry.store.reader import MANIFEST_FILE
 from registry.store.store import Store
 from registry.store.tensors import import_set, load_set, save_set
-from tests.support.stored_sets import HEAD, INFO, new_manifest, relist, reseal, store_members
-from tests.support.toy_task import METHODS, randomise
+from tests.support.stored_sets import HEAD, INFO, new_manifest, relist, reseal
+from tests.support.toy_task import METHODS, randomise, store_members
 
 SIZED = msgspec.structs.replace(INFO, inner_sizes=(64, 64))
 Edit = Callable[[dict[str, Tensor]], object]

@@ -15,8 +15,8 @@ from registry.errors import BackboneMismatchError, ConfigError, ShapeMismatchErr
 from registry.store.errors import AdapterNotFoundError
 from registry.store.store import Store
 from registry.store.tensors import load_set, save_set, stored_bytes
-from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, store_members, tree
-from tests.support.toy_task import METHODS
+from tests.support.stored_sets import ADAPTER, HEAD, INFO, new_manifest, tree
+from tests.support.toy_task import METHODS, store_members
 
 
 @pytest.fixture

@@ -10,14 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from registry.adapters.adapter_set import AdapterSet
-from registry.config import AdapterConfig, FusionConfig, HeadConfig
+from registry.config import AdapterConfig, HeadConfig
 from registry.schema import BackboneInfo, Manifest
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
 from registry.store.store import Store
-from registry.store.tensors import save_set
 
 ROOT = Path(__file__).parents[2]
 INFO = BackboneInfo(
@@ -38,23 +34,6 @@ def new_manifest(name: str = "mrpc", **changes: Any) -> Manifest:
     """Return a manifest as a caller hands it in: without files and digest."""
     fields = {"adapter": ADAPTER, "head": HEAD, "parameters": 34, "backbone": INFO}
     return Manifest(name=name, created="2025-01-01T00:00:00+00:00", **{**fields, **changes})
-
-
-def store_members(store: Store, fused: AdapterSet, backbone: BackboneInfo = INFO) -> None:
-    """Save the sets that a fused one needs and put their digests into it; others need none."""
-    config = fused.adapter_config
-    if not isinstance(config, FusionConfig):
-        return
-    members = []
-    for member, own in zip(config.members, fused.adapter.members, strict=True):
-        one = AdapterSet(fused.hidden_size, fused.layers, member.adapter, HEAD)
-        one.adapter.load_state_dict(dict(own.named_buffers()))
-        name = member.reference.partition(":")[0]
-        described = {"adapter": member.adapter, "parameters": one.stored_count, "backbone": backbone}
-        version = save_set(store, one, new_manifest(name, **described))
-        digest = store.manifest(name, version).files[0].sha256
-        members.append(msgspec.structs.replace(member, reference=f"{name}:{version}", digest=digest))
-    fused.adapter.config = FusionConfig(members=tuple(members))
 
 
 def commit(store: Store, name: str = "mrpc", times: int = 1) -> int:

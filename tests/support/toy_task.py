@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,8 +25,12 @@ from registry.config import (
 )
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows
+from registry.schema import BackboneInfo
+from registry.store.store import Store
+from registry.store.tensors import save_set
 from registry.training.loop import train
 from registry.training.state import TrainingResult
+from tests.support import stored_sets
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
@@ -115,3 +120,20 @@ def stop_at(step: int, seen: list[int]) -> Callable[[], bool]:
         return len(seen) >= step
 
     return should_stop
+
+
+def store_members(store: Store, fused: AdapterSet, backbone: BackboneInfo = stored_sets.INFO) -> None:
+    """Save the sets that a fused one needs and put their digests into it; others need none."""
+    config = fused.adapter_config
+    if not isinstance(config, FusionConfig):
+        return
+    members = []
+    for member, own in zip(config.members, fused.adapter.members, strict=True):
+        one = AdapterSet(fused.hidden_size, fused.layers, member.adapter, stored_sets.HEAD)
+        one.adapter.load_state_dict(dict(own.named_buffers()))
+        name = member.reference.partition(":")[0]
+        described = {"adapter": member.adapter, "parameters": one.stored_count, "backbone": backbone}
+        version = save_set(store, one, stored_sets.new_manifest(name, **described))
+        digest = store.manifest(name, version).files[0].sha256
+        members.append(msgspec.structs.replace(member, reference=f"{name}:{version}", digest=digest))
+    fused.adapter.config = FusionConfig(members=tuple(members))
