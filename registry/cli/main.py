@@ -38,6 +38,10 @@ from registry.errors import RegistryError, closest
 from registry.validation import printable
 from registry.version import __version__
 
+# oneDNN keeps what it compiled for a shape. Packed batches hardly ever have one's shape again, so 1,024 of them, its
+# default, are a gigabyte for nothing; torch reads these when it is imported.
+_KERNEL_CACHES, _KEPT_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "128"
+
 
 class Commands(click.Group):
     """A group that lists commands in the order a newcomer meets them and suggests the closest one."""
@@ -155,6 +159,8 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with the code that tells what happened."""
     if not isinstance(sys.stderr, _Stderr):
         sys.stderr = _Stderr(sys.stderr)
+    for cache in _KERNEL_CACHES:
+        os.environ.setdefault(cache, _KEPT_KERNELS)
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -7,6 +7,7 @@ import os
 import pty
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -341,3 +342,15 @@ def _on_terminal(store: Path, environment: dict[str, str]) -> str:
         return os.read(reader, 65_536).decode()
     finally:
         os.close(reader)
+
+
+def test_few_compiled_kernels_are_kept() -> None:
+    """oneDNN is told to keep the kernels of few shapes before torch is imported, unless the caller has said how many."""
+    code = (
+        "import os, sys; from registry.cli.main import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
+        "print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'torch' in sys.modules)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_CACHE_CAPACITY")}
+    environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "7"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ["128", "7", "False"] == done.stdout.split()[-3:]
