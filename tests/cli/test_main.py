@@ -345,7 +345,7 @@ def _on_terminal(store: Path, environment: dict[str, str]) -> str:
 
 
 def test_few_compiled_kernels_are_kept() -> None:
-    """oneDNN is told to keep the kernels of few shapes before torch is imported, unless the caller has said how many."""
+    """oneDNN is told before torch is imported to keep few shapes' kernels, unless the caller has said how many."""
     code = (
         "import os, sys; from registry.cli.main import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
         "print(os.environ['LRU_CACHE_CAPACITY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'torch' in sys.modules)"
