@@ -18,7 +18,7 @@ const showCards = () => {
   for (const chosen of chosenSets()) {
     if (!cards.has(chosen.name)) cards.set(chosen.name, newCard(chosen.name));
     const card = cards.get(chosen.name);
-    card.about.textContent = aboutOf(chosen.known);
+    card.about.replaceChildren(...aboutOf(chosen.known).flatMap((part) => [make("span", {}, part), " "]));
     if (!card.isAnswered) card.reference.textContent = chosen.known?.reference ?? chosen.reference;
     byId("answers").append(card.root);
   }
@@ -41,10 +41,10 @@ const newCard = (name) => {
 };
 
 const aboutOf = (known) => {
-  if (!known) return "";
+  if (!known) return [];
   const score = known.scores[known.main_metric];
   const scored = score === undefined ? "" : `${known.main_metric} ${score.toFixed(3)}${known.split ? ` on ${known.split}` : ""}`;
-  return [`at most ${counted(known.max_length, "token")}`, `${counted(known.parameters, "parameter")}`, scored].filter(Boolean).join(" · ");
+  return [`at most ${counted(known.max_length, "token")}`, `${counted(known.parameters, "parameter")}`, scored].filter(Boolean);
 };
 
 const clearCard = (card, line) => {
@@ -66,6 +66,7 @@ const showAnswer = (card, answer) => {
   card.isAnswered = true;
   card.reference.textContent = answer.reference;
   card.label.textContent = valueText(answer.label);
+  if (typeof answer.label === "number") card.label.append(make("small", {}, Object.keys(answer.probabilities ?? {}).join(", ")));
   card.label.className = "label";
   card.error.hidden = true;
   card.mark.hidden = !answer.truncated;
@@ -74,7 +75,7 @@ const showAnswer = (card, answer) => {
 
 // Few labels stay in the set's own order, so that nothing moves while one types; of many the likeliest come first.
 const showBars = (card, { label, probabilities = {} }) => {
-  const found = Object.entries(probabilities);
+  const found = typeof label === "number" ? [] : Object.entries(probabilities); // a number has no shares
   if (found.length > SHOWN_LABELS) found.sort((a, b) => b[1] - a[1]);
   const nodes = found.map(([name, share]) => {
     if (!card.lines.has(name)) card.lines.set(name, make("li", {}, make("span", {}, name), make("span"), make("i", { ariaHidden: "true" })));
