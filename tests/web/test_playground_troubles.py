@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from registry.model.backbone import Backbone
-from registry.serving.engine import Limits
+from registry.serving.engine import BatchReport, Limits
 from registry.serving.predictor import Request
 from registry.store.registry import Registry
 from registry.web.app import AppSettings
@@ -109,12 +109,39 @@ def test_a_busy_server_is_asked_once_more(browser: Browser, registry: Registry) 
 def test_a_row_without_an_answer_is_told_in_its_card(browser: Browser, registry: Registry, served: Served) -> None:
     """One set that is gone has the server's own words in its card; the other answers."""
     open_playground(browser, served.url, "task0", "task2")
-    registry.remove("task2", 1)
+    registry.remove("task2")
     ask(browser, "good")
     errors = texts_of(browser, ".card .error:not([hidden])")
     assert 1 == len(errors)
     assert "cannot find adapter set 'task2' in the store: it has task0" in errors[0]
     assert "task0:1" == text_of(browser, "card-task0")
+
+
+def test_a_file_can_be_stopped_and_gone_on_with(browser: Browser, registry: Registry, tmp_path: Path) -> None:
+    """Stopped in the middle, what was answered stays; going on asks the rest alone, in its order."""
+    texts = [f"film {number}" for number in range(300)]
+    (tmp_path / "films.txt").write_text("\n".join(texts))
+    go_on, answered = threading.Event(), []
+
+    def hold(report: BatchReport) -> None:
+        answered.extend(report.references)
+        if len(answered) >= 256:
+            go_on.wait(60)
+
+    with serving(registry) as served:
+        served.engine.observe = hold
+        open_playground(browser, served.url, "task0")
+        browser.drop(tmp_path / "films.txt")
+        browser.wait_until("!document.getElementById('work').hidden")
+        browser.click("#run")
+        wait_for_text(browser, "run-told", "256 of 300 answers")
+        browser.press("Enter")  # the focus is on what stops it
+        assert "Go on with the other 44 answers" == wait_for_text(browser, "run", "Go on")
+        go_on.set()
+        browser.click("#run")
+        wait_for_text(browser, "run-told", "300 of 300 answers")
+        assert texts == texts_of(browser, "#results .text")
+        assert "save" == browser.evaluate("document.activeElement.id")
 
 
 def test_everything_is_reached_by_keyboard(browser: Browser, served: Served, tmp_path: Path) -> None:

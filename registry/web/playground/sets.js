@@ -62,12 +62,12 @@ const showSets = (failed) => {
   const all = counted(sets.listed.length, "set");
   const chosen = sets.chosen.size ? `, ${sets.chosen.size} chosen` : "";
   const cut = matches.length > MOST_SHOWN ? `; the first ${MOST_SHOWN} are shown` : "";
-  const isEmpty = !sets.listed.length && failed === undefined;
-  byId("count").textContent = failed !== undefined && !sets.listed.length ? "No list of sets."
+  const isUnknown = failed !== undefined && !sets.listed.length;
+  byId("count").textContent = isUnknown ? "The sets are not known yet."
     : words.length ? `${matches.length.toLocaleString("en")} of ${all}${chosen}${cut}` : `${all}${chosen}${cut}`;
   const nothing = byId("nothing");
-  nothing.hidden = sets.chosen.size > 0;
-  nothing.textContent = isEmpty ? "The store has no sets yet. Train one, or bring the shipped ones: adapter-registry init --shipped"
+  nothing.hidden = sets.chosen.size > 0 || isUnknown;
+  nothing.textContent = !sets.listed.length ? "The store has no sets yet. Train one, or bring the shipped ones: adapter-registry init --shipped"
     : "Choose a set, or several, to see their answers here.";
 };
 
