@@ -75,7 +75,10 @@ def shown(browser: Browser, name: str) -> dict[str, Any]:
 
 
 def percents(prediction: Prediction) -> dict[str, str]:
-    return {name: f"{100 * share:.1f}\u202f%" for name, share in prediction.probabilities.items()}
+    def told(share: float) -> str:
+        return "<0.1" if share < 0.0005 else ">99.9" if share >= 0.9995 else f"{100 * share:.1f}"
+
+    return {name: f"{told(share)}\u202f%" for name, share in prediction.probabilities.items()}
 
 
 def test_the_palette_is_that_of_reports() -> None:

@@ -6,7 +6,11 @@ const cards = new Map(); // name of a set to its card
 let asking = new AbortController();
 let timer = 0;
 
-const percent = (share) => `${(100 * share).toFixed(1)}\u202f%`;
+// Nothing is told as certain that is not.
+const percent = (share) => {
+  const told = share > 0 && share < 0.0005 ? "<0.1" : share < 1 && share >= 0.9995 ? ">99.9" : (100 * share).toFixed(1);
+  return `${told}\u202f%`;
+};
 const valueText = (value) => (Array.isArray(value) ? value.join(", ") || "none of its labels" : typeof value === "number" ? value.toFixed(3) : value);
 
 const showCards = () => {
