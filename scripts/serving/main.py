@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 from load import Outcome, keep_in_flight, keep_rate, peer_bodies, row_bodies
-from report import render
+from report import LABELS, render
 from scene import draw_rows, make_store, name_of, read_texts
 
 from registry.model.backbone import Backbone
@@ -36,13 +36,6 @@ ROOT = HERE.parents[1]
 PEERS = ROOT / ".serving-peers"
 OURS = "ours"
 LITSERVE = {"litserve_32": ("32", "0.0005"), "litserve_64": ("64", "0.005")}  # rows and seconds of a batch
-LABELS = {
-    OURS: "ours",
-    "one_forward": "ours, one request one forward",
-    "litserve_32": "LitServe with our predictor, 32 rows, 0.5 ms",
-    "litserve_64": "LitServe with our predictor, 64 rows, 5 ms",
-    "peft": "`peft` with adapter_names behind FastAPI",
-}
 
 
 @dataclass(frozen=True)
@@ -294,7 +287,7 @@ def main() -> None:
             found[part] = {**about, "sets": wanted.many if part == "pool" else wanted.sets, "found": told}
             wanted.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page = render(found, LABELS)
+    page = render(found)
     (wanted.out / "serving.md").write_text(page, encoding="utf-8")
     print(page)
 

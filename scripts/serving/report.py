@@ -7,6 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LABELS = {
+    "ours": "ours",
+    "one_forward": "ours, one request one forward",
+    "litserve_32": "LitServe with our predictor, 32 rows, 0.5 ms",
+    "litserve_64": "LitServe with our predictor, 64 rows, 5 ms",
+    "peft": "`peft` with adapter_names behind FastAPI",
+}
 Rounds = Sequence[Mapping[str, Any]]
 
 
@@ -62,13 +69,14 @@ def targets(found: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
     return told
 
 
-def render(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def render(found: Mapping[str, Any]) -> str:
     """Return the page."""
     lines = ["# How fast a server answers", ""]
     about = next(iter(found.values()))
+    codes = ", ".join(dict.fromkeys(part["code"] for part in found.values()))
     lines += [
         f"`scripts/serve-load`, {about['processor']}, {about['threads']} thread(s) of torch in each process, the load "
-        f"generator on the same machine, code {about['code']}. Rows of SST-2, one a request, sets drawn as Zipf's law "
+        f"generator on the same machine, code {codes}. Rows of SST-2, one a request, sets drawn as Zipf's law "
         "has it; medians over rounds, ratios within a round.",
         "",
     ]
@@ -85,7 +93,7 @@ def render(found: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         if part in found:
             lines += ["", *_shares(part, found[part])]
     if "peers" in found:
-        lines += ["", *_peers(found["peers"]["found"], labels)]
+        lines += ["", *_peers(found["peers"]["found"])]
     if "overload" in found:
         lines += ["", *_overload(found["overload"]["found"])]
     return "\n".join(lines) + "\n"
@@ -118,13 +126,13 @@ def _shares(part: str, own: Mapping[str, Any]) -> list[str]:
     return [*lines, "", f"{told} {forward:.1f} ms."]
 
 
-def _peers(rounds: Rounds, labels: Mapping[str, str]) -> list[str]:
+def _peers(rounds: Rounds) -> list[str]:
     lines = [f"## Beside others, float32, {len(rounds)} round(s)", ""]
     lines += ["| server | rows/s at 32 | at 128 | ours over it at 128 | p99 ms at 128 |", "|---|---:|---:|---:|---:|"]
     for key in rounds[0]:
         at = [median(rounds, key, n, "rows_per_second") for n in ("32", "128")]
         late = median(rounds, key, "128", "p99_ms")
-        lines.append(f"| {labels[key]} | {at[0]:.0f} | {at[1]:.0f} | {ratio(rounds, '128', key):.2f} | {late:.0f} |")
+        lines.append(f"| {LABELS[key]} | {at[0]:.0f} | {at[1]:.0f} | {ratio(rounds, '128', key):.2f} | {late:.0f} |")
     return lines
 
 

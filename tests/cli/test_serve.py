@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from registry.model.backbone import Backbone
 from tests.support.command_line import call
 from tests.support.served_sets import save_kinds
+from tests.support.server import HERE, Program
 from tests.support.stored_sets import run_python
 
 WITHOUT = """
@@ -70,8 +72,27 @@ def test_what_is_amiss_is_told_before_anything_is_loaded(store: Path, tmp_path: 
     assert (2, True) == (outcome.code, "expected a free address of this machine" in outcome.message)
 
 
+@pytest.mark.slow
+def test_the_three_questions_of_the_readme_are_answered() -> None:
+    """What README and scripts/serve-demo ask with curl is the same, and the shipped sets answer it."""
+    readme, script = ((HERE / name).read_text(encoding="utf-8") for name in ("README.md", "scripts/serve-demo"))
+    lines = [shlex.split(line) for line in readme.splitlines() if line.startswith("curl ")]
+    assert 3 == len(lines)
+    with Program(HERE / "adapters_store", "--no-log") as program:
+        answers = []
+        for _, _, address, _, body in lines:
+            path = address.removeprefix("127.0.0.1:8000")
+            assert f"ask {path} '{body}'" in script
+            answer = httpx2.post(f"{program.url}{path}", content=body, timeout=60)
+            assert 200 == answer.status_code, answer.text
+            answers.append(answer.json())
+    ours, foreign, tensors = answers
+    assert ["positive", "equivalent"] == [answer["label"] for answer in ours["answers"]]
+    assert "pos" == foreign[0][0]["label"]
+    assert ("1", ["negative"]) == (tensors["model_version"], tensors["outputs"][0]["data"])
+
+
 def test_a_key_is_hashed_as_the_documentation_says() -> None:
     """``printf %s KEY | sha256sum`` gives what a file of keys holds."""
     done = subprocess.run("printf %s key | sha256sum", shell=True, capture_output=True, text=True, check=True)
     assert hashlib.sha256(b"key").hexdigest() == done.stdout.split()[0]
-    assert sys.version_info >= (3, 10)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import torch
 
 from registry.errors import RegistryError, RequestError, ServerError
 from registry.model.backbone import Backbone
@@ -303,3 +305,21 @@ def test_an_alias_that_moves_is_followed_at_once(
             for _ in range(3):
                 assert f"task0:{version}" == answer_of(engine.answer([Request("task0@best", "good")])[0]).reference
             time.sleep(0.01 * (turn % 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_engine_on_a_gpu(registry: Registry, tiny_folder: Path, beside: bool) -> None:
+    """On CUDA in bfloat16, batches of one set through graphs and mixed ones answer as on a CPU, but for rounding."""
+    rows = requests()
+    expected = [Predictor(registry.backbone, registry).mixed([row])[0] for row in rows]
+    backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
+    predictor = Predictor(backbone, Registry(registry.store.root, backbone))
+    with running(predictor, Limits(tokenize_beside=beside)) as engine, ThreadPoolExecutor(16) as pool:
+        alone = list(pool.map(lambda row: answer_of(engine.answer([row])[0]), rows))
+        together = list(map(answer_of, engine.answer(rows)))
+    for one, *others in zip(expected, alone, together, strict=True):
+        for other in others:
+            assert one.reference == other.reference
+            assert one.probabilities == pytest.approx(other.probabilities, abs=0.1)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError
-from registry.serving.pool import AdapterPool, ResidentSet
+from registry.serving.pool import AdapterPool, PoolHolds, ResidentSet
 from registry.store.errors import AdapterNotFoundError
 from tests.support.stored_sets import new_manifest
 
@@ -334,3 +334,40 @@ def test_a_thousand_sets_are_resident_at_once() -> None:
     for _ in range(2):
         assert keys == use(pool, *keys)
     assert (1000, 1000 * SMALL, keys) == (len(pool), pool.bytes, shelf.loaded)
+
+
+def test_rows_hold_a_set_together() -> None:
+    """A set is held once for any number of users, leaves with the last, and one that cannot be loaded is not held."""
+    shelf = Shelf()
+    pool = AdapterPool(shelf, capacity=0)
+    holds = PoolHolds(pool)
+    shelf.missing.add("b")
+    holds.take("a", 2)
+    holds.take("a")
+    assert (["a"], "a", 1) == (shelf.loaded, holds["a"].reference, len(holds))
+    with pytest.raises(AdapterNotFoundError):
+        holds.take("b")
+    assert "b" not in holds
+    holds.give(["a", "a"])
+    assert "a" in holds
+    assert pool.has_resident("a")
+    holds.give(["a"])
+    assert (0, 0, False) == (len(holds), len(pool), pool.has_resident("a"))
+    assert (1, 1) == (pool.loads, pool.evictions)
+
+
+def test_threads_hold_and_let_go_of_the_same_sets() -> None:
+    """Whoever comes first loads, nobody is without its set, and nothing is left when all have gone."""
+    pool = AdapterPool(Shelf(), capacity=0)
+    holds = PoolHolds(pool)
+
+    def use_all(worker: int) -> None:
+        for turn in range(200):
+            key = "abc"[(worker + turn) % 3]
+            holds.take(key, 2)
+            assert key == holds[key].reference
+            holds.give([key, key])
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(use_all, range(8)))
+    assert (0, 0, 0) == (len(holds), len(pool), pool.bytes)
