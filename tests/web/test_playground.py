@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from tests.support.browser import CHROMIUM, Browser, running
 from tests.support.playground import NO_BROWSER, answer_file, ask, open_playground, text_of, texts_of
 from tests.support.served_sets import save_kind, save_kinds
 from tests.support.server import HERE, Served, serving
+from tests.support.tiny_backbone import WORDS
 from tests.support.toy_task import randomise
 
 LABELS = tuple(f"label {number}" for number in range(12))
@@ -86,6 +90,20 @@ def test_the_palette_is_that_of_reports() -> None:
     colours = (HERE / "registry/reports/templates/colours.css").read_text(encoding="utf-8")
     assert (PARTS / "page.css").read_text(encoding="utf-8").startswith(colours)
     assert {"page.html", "page.css", *SCRIPTS} == {path.name for path in PARTS.iterdir()}
+
+
+def test_the_page_and_its_policy_belong_together(site: Served) -> None:
+    """The header allows the page's one style and one script by what they hold, and requests to its own server alone."""
+    answer = site.http.get("/")
+    policy = dict(each.split(" ", 1) for each in answer.headers["content-security-policy"].split("; "))
+    for name, start, end in (
+        ("style-src", "<style>", "</style>"),
+        ("script-src", '<script type="module">', "</script>"),
+    ):
+        held = answer.text.split(start)[1].split(end)[0]
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(held.encode()).digest()).decode()}'" == policy[name]
+    assert ("'none'", "'self'") == (policy["default-src"], policy["connect-src"])
+    assert "http" not in answer.text.split("<body>")[0]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (360, False), (360, True)])
@@ -175,6 +193,24 @@ def test_versions_and_aliases_can_be_chosen(browser: Browser, site: Served) -> N
     assert "1 of 5 sets, 1 chosen" == text_of(browser, "count")
 
 
+def test_long_lists_come_page_by_page(browser: Browser, site: Served) -> None:
+    """All names are listed, however few of them the server tells at a time."""
+    browser.call("Fetch.enable", patterns=[{"urlPattern": "*/v1/adapters\\?*"}])
+    try:
+        browser.open(f"{site.url}/")
+        asked = []
+        while len(texts_of(browser, "#sets b")) < 5:
+            paused = [each for each in browser.events if each.get("method") == "Fetch.requestPaused"]
+            for each in paused[len(asked) :]:
+                asked.append(each["params"]["request"]["url"])
+                fewer = asked[-1].replace("limit=500", "limit=2")
+                browser.call("Fetch.continueRequest", requestId=each["params"]["requestId"], url=fewer)
+    finally:
+        browser.call("Fetch.disable")
+    assert ["", "task0", "task2"] == [each.split("after=")[1].split("&")[0] for each in asked]
+    assert ["many", "task0", "task1", "task2", "task3"] == texts_of(browser, "#sets b")
+
+
 def test_the_last_text_wins(browser: Browser, site: Served, store: Registry) -> None:
     """A call whose text was changed meanwhile is given up, and only the last one is shown."""
     held, go_on = threading.Event(), threading.Event()
@@ -231,8 +267,8 @@ def test_a_dropped_file_is_answered_whole_and_in_order(
     browser: Browser, site: Served, store: Registry, tmp_path: Path
 ) -> None:
     """Every row of a csv, by two sets and in several calls, in the table and in what is saved; no text is markup."""
-    words = ("good", "bad", "dull", HOSTILE)
-    texts = [f"film {number} was {words[number % 4]}" for number in range(300)]
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=6)) for _ in range(299)] + [HOSTILE]
     with (tmp_path / "films.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file, delimiter=";").writerows([("number", "text"), *enumerate(texts)])
     open_playground(browser, site.url, "task0", "task2")
