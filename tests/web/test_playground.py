@@ -263,6 +263,22 @@ def test_the_calls_run_as_they_stand(browser: Browser, site: Served, store: Regi
     assert all(line.startswith(start) for start, line in zip(starts, printed.stdout.splitlines(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["curl", "python"])
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_calls_are_copied(browser: Browser, site: Served, name: str, has_clipboard: bool) -> None:
+    """What is copied is what is shown, also where a page may not use the clipboard itself."""
+    open_playground(browser, site.url, "task0")
+    ask(browser, "good\nfilm")
+    if not has_clipboard:
+        browser.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    shown_call = text_of(browser, name)
+    browser.click(f"[data-copies={name}]")
+    browser.wait_until("document.getElementById('copied').textContent.endsWith('is copied.')")
+    browser.evaluate("document.getElementById('text').select()")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="v", commands=["paste"])
+    browser.wait_until(f"document.getElementById('text').value === {json.dumps(shown_call)}")
+
+
 def test_a_dropped_file_is_answered_whole_and_in_order(
     browser: Browser, site: Served, store: Registry, tmp_path: Path
 ) -> None:

@@ -120,7 +120,7 @@ const answerCell = (answer) => {
   const share = answer.probabilities?.[answer.label];
   const cell = make("td", { className: "answer" }, make("b", {}, valueText(answer.label)));
   if (share !== undefined) cell.append(make("small", {}, percent(share)));
-  if (answer.truncated) cell.append(make("small", {}, "text was cut"));
+  if (answer.truncated) cell.append(make("small", { className: "cut" }, "text was cut"));
   return cell;
 };
 
