@@ -43,7 +43,7 @@ def test_a_store_of_the_shipped_sets_is_made_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_wheel_brings_the_shipped_sets(tmp_path: Path) -> None:
-    """Installed somewhere else, without the checkout, the package makes a store of them."""
+    """Installed somewhere else, without the checkout, the package makes a store of them, and has its page whole."""
     tree = tmp_path / "tree"
     names = ("registry", "adapters_store", "pyproject.toml", "README.md", "LICENSE")
     tree.mkdir()
@@ -56,6 +56,8 @@ def test_a_wheel_brings_the_shipped_sets(tmp_path: Path) -> None:
     lines = (
         "from pathlib import Path",
         "from registry.store.shipped import copy_shipped, open_shipped",
+        "from registry.web.page import PlaygroundPage",
+        "PlaygroundPage()",
         "print(*copy_shipped(Path('store')), open_shipped().root)",
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +17,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette import requests as web
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from registry.errors import RegistryError, ServerError
 from registry.serving.engine import Engine
@@ -44,10 +43,10 @@ from registry.web.bodies import (
 from registry.web.gate import ApiKeys, Gate, error_response, visitor_of
 from registry.web.huggingface import HuggingFaceRoutes
 from registry.web.open_inference import OpenInferenceRoutes
+from registry.web.page import PlaygroundPage
 from registry.web.stream import StreamRoutes
 from registry.web.telemetry import Telemetry
 
-PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 PAGE_NAMES = 1_000  # listed at a time
 
 
@@ -181,8 +180,7 @@ def create_app(engine: Engine, settings: AppSettings | None = None) -> FastAPI:
             for route in own.table
         ],
     )
-    if PLAYGROUND.is_file():
-        app.add_route("/", lambda request: FileResponse(PLAYGROUND))
+    app.add_route("/", PlaygroundPage().show)
 
     async def tell(request: web.Request, error: Any) -> Response:
         return error_response(request.scope, asker.words, error)

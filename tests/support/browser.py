@@ -119,13 +119,33 @@ class Browser:
             raise BrowserError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def press(self, key: str) -> None:
-        """Press and release a key, such as Enter or Tab, wherever the focus is."""
+    def press(self, key: str, control: bool = False) -> None:
+        """Press and release a key, such as Enter or Tab, wherever the focus is, with Ctrl held where that is asked."""
         codes = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
         code, text = codes[key]
         for kind in ("keyDown", "keyUp"):
             typed = {"text": text} if text and kind == "keyDown" else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+            held = 2 if control else 0
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=held, **typed)
+
+    def type(self, selector: str, text: str) -> None:
+        """Put a text in the place of what an element holds, as a keyboard or a paste would."""
+        self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+        self.call("Input.insertText", text=text)
+
+    def drop(self, path: Path) -> None:
+        """Drop a file in the middle of the window."""
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=300, y=300, data=data)
+
+    def wait_until(self, script: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        until = time.monotonic() + _PATIENCE
+        while not self.evaluate(script):
+            if time.monotonic() > until:
+                raise BrowserError(f"never true: {script}")
+            time.sleep(0.02)
 
     def click(self, selector: str) -> None:
         """Click with a real mouse in the middle of the element."""
