@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from registry.cli.options import Settings, backbone_option, with_options
-from registry.cli.store import IMPORT_OPTIONS, import_from_hub
+from registry.cli.store import IMPORT_OPTIONS, import_from_hub, note_members
 from registry.errors import ConfigError
 from registry.schema import EXPORT_FORMATS, ExportFormat
 
@@ -64,6 +64,7 @@ def push(
     place = push_set(source, exact, repository, license=chosen, format=kind, offline=settings.offline, **options)
     told = "; nothing was sent" if options["dry_run"] else ""
     click.echo(f"{exact} -> {place} ({kind}){told}")
+    note_members(store.manifest(name, version))
 
 
 def _ask_license() -> str:

@@ -38,8 +38,8 @@ from registry.errors import RegistryError, closest
 from registry.validation import printable
 from registry.version import __version__
 
-# oneDNN keeps what it compiled for a shape. Packed batches hardly ever have one's shape again, so 1,024 of them, its
-# default, are a gigabyte for nothing; torch reads these when it is imported.
+# oneDNN keeps what it compiled for a shape, 1,024 of them by default. Packed batches hardly ever have a shape again, so
+# most are kept for nothing; torch reads these when it is imported.
 _KERNEL_CACHES, _KEPT_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "128"
 
 

@@ -175,10 +175,14 @@ def export_command(
         settings.open_registry(backbone).export_to(f"{name}:{version}", path, kind, overwrite=force)
         told = f"{kind}, {sum(each.stat().st_size for each in path.iterdir()):,} bytes"
     click.echo(f"{name}:{version} -> {path} ({told})")
-    adapter = store.manifest(name, version).adapter
-    if isinstance(adapter, FusionConfig):
-        members = ", ".join(member.reference for member in adapter.members)
-        note(f"a store takes it in once it has its members under their names: export {members} too")
+    note_members(store.manifest(name, version))
+
+
+def note_members(manifest: Manifest) -> None:
+    """Tell which sets have to go along with a fused one."""
+    if isinstance(manifest.adapter, FusionConfig):
+        members = ", ".join(member.reference for member in manifest.adapter.members)
+        note(f"a store takes it in once it has its members under their names: send {members} too")
 
 
 IMPORT_OPTIONS = (

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from registry.config import ProblemType
+from registry.config import FusionConfig, ProblemType
 from registry.errors import ConfigError
 from registry.interop.folders import public_name
 from registry.interop.formats import folder_files, write_files
@@ -179,7 +179,7 @@ def _results(manifest: Manifest) -> Iterator[EvalResult]:
 
 
 def _page(manifest: Manifest, repository: str, format: ExportFormat) -> str:
-    parts = [_opening(manifest, format), "## Load it", *_ways(manifest, repository, format)]
+    parts = [_opening(manifest, format), *_members(manifest), "## Load it", *_ways(manifest, repository, format)]
     parts += ["## Scores", _scores(manifest), "## Parameters", _parameters(manifest), "## Recipe", _recipe(manifest)]
     return "\n\n".join(parts) + "\n"
 
@@ -197,6 +197,14 @@ def _opening(manifest: Manifest, format: ExportFormat) -> str:
         f"# {manifest.name}\n\n{method} for the frozen encoder {base_text}, stored by adapter-registry. It answers "
         f"{rows} of at most {manifest.max_length} tokens with {_PROBLEMS[head.problem_type]} {labels}. {fit}"
     )
+
+
+def _members(manifest: Manifest) -> Iterator[str]:
+    """Yield what a store has to have before it takes a fused set in."""
+    if isinstance(manifest.adapter, FusionConfig):
+        names = [f"`{member.reference.partition(':')[0]}`" for member in manifest.adapter.members]
+        told = ", ".join(names)
+        yield f"It joins the sets {told} and does not hold them: a store needs them under these names first."
 
 
 def _ways(manifest: Manifest, repository: str, format: ExportFormat) -> Iterator[str]:

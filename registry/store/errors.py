@@ -156,13 +156,13 @@ class IntegrityError(StoreError):
 
 
 class ArchiveNotFoundError(StoreError, LookupError):
-    """A file to import that is not there."""
+    """A file or folder to import that is not there."""
 
     exit_code = 3
 
     def __init__(self, path: object) -> None:
         self.path = str(path)
-        super().__init__(f"cannot import {path}: expected a file that 'adapter-registry export' wrote, found none")
+        super().__init__(f"cannot import {path}: expected an exported file or folder, found nothing there")
 
 
 class ArchiveError(StoreError):

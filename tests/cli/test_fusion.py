@@ -173,7 +173,7 @@ def test_members_stay_and_fused_sets_do_not_merge(store: Path, tmp_path: Path) -
 def test_a_fused_set_goes_to_another_store_after_its_members(store: Path, tmp_path: Path, tiny_folder: Path) -> None:
     """Its file is taken in where its members are, and refused with one line where they are not."""
     told = succeed("--store", store, "export", "both", tmp_path / "both.adapter")
-    assert "a store takes it in once it has its members under their names: export a:1, b:1 too" in told.err
+    assert "a store takes it in once it has its members under their names: send a:1, b:1 too" in told.err
     other = tmp_path / "other"
     succeed("--store", other, "init", "--backbone", tiny_folder)
     outcome = call("--store", other, "import", tmp_path / "both.adapter")

@@ -17,6 +17,7 @@ from registry.schema import DataInfo, ExportFormat, Manifest, Origin
 from registry.stats.intervals import wilson_interval
 from registry.store.store import Store
 from tests.support.stored_sets import INFO, new_manifest
+from tests.support.toy_task import fusion_of
 
 SHIPPED = Path(__file__).parents[2] / "adapters_store"
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -132,6 +133,14 @@ def test_three_lines_load_it() -> None:
     assert 'pipeline("text-classification", model="me/mood")' in texts["transformers"]
     pair = card_of(changed(own, pair=True), "transformers").text
     assert 'classify({"text": "a text", "text_pair": "a second text"}, truncation=True)' in pair
+
+
+def test_a_fused_sets_card_names_its_members() -> None:
+    """Whoever pulls a fused set reads first which sets have to be there."""
+    config = fusion_of(AdapterConfig(reduction_factor=4), AdapterConfig(reduction_factor=4))
+    text = card_of(changed(OWN, adapter=config)).text
+    assert text.index("It joins the sets `a`, `b` and does not hold them") < text.index("## Load it")
+    assert "It joins the sets" not in card_of(OWN).text
 
 
 def test_parameters_are_counted() -> None:

@@ -165,7 +165,9 @@ def test_archive_with_other_tensors_is_refused(store: Store, tmp_path: Path) -> 
 
 def test_missing_archive_and_links(store: Store, exported: Path, tmp_path: Path) -> None:
     """A file that is not there is told of; the user's own path may be a link."""
-    with pytest.raises(ArchiveNotFoundError, match=r"cannot import .*none.adapter: expected a file that .* found none"):
+    with pytest.raises(
+        ArchiveNotFoundError, match=r"cannot import .*none.adapter: expected an exported file or folder, found nothing"
+    ):
         read_archive(tmp_path / "none.adapter")
     with pytest.raises(ArchiveError, match=r"content: expected manifest.json, .*, found no manifest.json"):
         read_archive(tmp_path)
