@@ -11,9 +11,10 @@ import threading
 import weakref
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import msgspec
 
@@ -35,21 +36,27 @@ class CellsOnDisk(Sequence[Any]):
         self._odd: dict[int, Any] = {}
         self._chosen: Sequence[int] | None = None
         self._lock = threading.Lock()
-        weakref.finalize(self._starts, self._file.close)  # every view holds them
+        weakref.finalize(self._starts, _close, self._file)  # every view holds them
 
     def extend(self, cells: Iterable[Any]) -> None:
         """Write cells behind those that are there.
 
         Raises:
-            OSError: the disk is full.
+            DataError: the disk is full.
         """
         with self._lock:
-            self._file.seek(self._starts[-1])
-            for cell in cells:
-                packed = _pack(cell)
-                if packed is None:
-                    self._odd[len(self._starts) - 1] = cell
-                self._starts.append(self._starts[-1] + self._file.write(packed or b""))
+            try:
+                self._file.seek(self._starts[-1])
+                for cell in cells:
+                    packed = _pack(cell)
+                    if packed is None:
+                        self._odd[len(self._starts) - 1] = cell
+                    self._starts.append(self._starts[-1] + self._file.write(packed or b""))
+                self._file.flush()
+            except OSError as err:
+                expected, hint = "room for the texts of a large file", "TMPDIR names another folder"
+                found = err.strerror or str(err)
+                raise DataError(tempfile.gettempdir(), "temporary file", expected, found, hint) from err
 
     def take(self, places: Iterable[int]) -> CellsOnDisk:
         """Return a view of the cells at these places, in this order; both share the file."""
@@ -89,6 +96,12 @@ def take_cells(cells: Sequence[Any], places: Iterable[int]) -> Sequence[Any]:
         return cells.take(places)
     chosen = (cells[place] for place in places)
     return array(cells.typecode, chosen) if isinstance(cells, array) else tuple(chosen)
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a file that nobody reads any more; what a full disk did not take has been told of."""
+    with suppress(OSError):
+        file.close()
 
 
 def _pack(cell: object) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from registry.errors import DataError
 from registry.tasks import tables
 from registry.tasks.cells import CellsOnDisk, take_cells
 from registry.tasks.loading import load_task
@@ -73,11 +75,17 @@ def test_a_large_file_gives_the_same_rows(
 
 def test_a_bad_row_of_a_large_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that cannot be used is told by its line in a file over the limit as well."""
-    from registry.errors import DataError
-
     path = tmp_path / "rows.csv"
     path.write_text("body,y\n" + "good,a\nbad,b\n" * 30 + " ,a\n")
     spec = TaskSpec(name="own", text_columns=("body",), label_column="y", file=str(path), reported_split="held_out")
     monkeypatch.setattr(tables, "LARGE", 0)
     with pytest.raises(DataError, match="line 62, column 'body': expected a text, found an empty one"):
         load_task(spec)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a large file's texts have no room, one line says where and how to choose another place."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(DataError, match=r"expected room for the texts .* No space left on device; TMPDIR names"):
+        CellsOnDisk().extend(["a text"])
