@@ -21,7 +21,7 @@ from registry.store.reader import StoredVersion
 QUANTUM = 8  # rows that one job has in a turn
 LINGER_SHARE = 0.05  # of the last batch's own time
 LINGER_MOST = 0.020  # seconds
-_WEIGHT = 0.1  # of the last batch in the moving rate
+_WEIGHT = 0.1  # of the last batch in the moving rate, once there have been ten
 
 
 @dataclass(eq=False)
@@ -96,6 +96,7 @@ class Waiting:
         self.most = most
         self.rows = 0  # accepted and not yet taken, those still being prepared among them
         self.rate: float | None = None  # rows a second that batches have answered lately
+        self._batches = 0
         self._ready = 0  # of them in turns
         self._turns: deque[tuple[Job, deque[WaitingRow]]] = deque()
         self._mine: dict[Job, deque[WaitingRow]] = {}
@@ -198,8 +199,10 @@ class Waiting:
     def took(self, rows: int, seconds: float) -> None:
         """Note how long a batch of rows took, before it is answered: clients that ask again are waited for a little."""
         with self._changed:
-            rate = rows / max(seconds, 1e-6)
-            self.rate = rate if self.rate is None else (1 - _WEIGHT) * self.rate + _WEIGHT * rate
+            self._batches += 1
+            if self._batches > 1:  # the first one pays for what all later ones find ready, and tells nothing of them
+                rate, weight = rows / max(seconds, 1e-6), max(_WEIGHT, 1 / (self._batches - 1))
+                self.rate = (1 - weight) * (self.rate or 0.0) + weight * rate
             self._wanted = rows + self._ready
             self._linger_until = time.monotonic() + min(LINGER_SHARE * seconds, LINGER_MOST)
 

@@ -94,12 +94,16 @@ def test_a_client_alone_waits_for_nobody() -> None:
 
 
 def test_the_expected_wait_follows_the_rate() -> None:
-    """Rows that wait over the rows a second of late; the first batches say what that is."""
+    """Rows that wait over the rows a second of late; a slow first batch, which finds nothing ready, refuses nobody."""
     waiting = Waiting(1_000)
     assert 0 == waiting.expected_wait()
     wait(waiting, 100)
+    waiting.took(1, 100.0)
+    assert 0 == waiting.expected_wait()
     waiting.took(50, 1.0)
     assert waiting.expected_wait() == pytest.approx(2.0)
+    waiting.took(150, 1.0)
+    assert waiting.expected_wait() == pytest.approx(1.0)
     for _ in range(200):
         waiting.took(10, 1.0)
     assert waiting.expected_wait() == pytest.approx(10.0, rel=0.01)

@@ -242,6 +242,9 @@ def test_sigterm_answers_all_that_was_accepted(registry: Registry) -> None:
                 except httpx2.TransportError as err:
                     outcomes.append(type(err).__name__)
                     return
+                if answer.status_code == 429:  # a busy machine; nothing was accepted
+                    time.sleep(0.1)
+                    continue
                 good = answer.status_code == 200 and answer.json()["failed"] == 0
                 outcomes.append("answered" if good else str(answer.status_code))
                 if not good:
@@ -251,7 +254,7 @@ def test_sigterm_answers_all_that_was_accepted(registry: Registry) -> None:
         threads = [threading.Thread(target=ask, args=(program.url,)) for _ in range(16)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: len(outcomes) >= 40)
+        wait_until(lambda: len(outcomes) >= 40, 120)
         program.process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(60)
