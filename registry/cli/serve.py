@@ -57,7 +57,7 @@ class Serving:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, on CPUs alone.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows of a batch; 32 on a CPU, 256 on a GPU by default.")
+@click.option("--max-rows", type=click.IntRange(min=1), help="Rows of a batch; 64 on a CPU, 256 on a GPU by default.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of a batch; 4,096 and 16,384 by default.")
 @click.option("--max-queue-rows", type=click.IntRange(min=1), default=2_048, show_default=True, help="Rows that wait.")
 @click.option("--pool", "pool_mib", type=click.IntRange(min=0), default=2_048, show_default=True, help="MiB of sets.")

@@ -24,7 +24,7 @@ from registry.serving.waiting import Job, Waiting, WaitingRow
 from registry.store.reader import StoredVersion
 from registry.validation import require
 
-MAX_ROWS = {"cpu": 32, "cuda": 256, "mps": 64}
+MAX_ROWS = {"cpu": 64, "cuda": 256, "mps": 64}
 MAX_TOKENS = {"cpu": 4_096, "cuda": 16_384, "mps": 8_192}
 TOKENIZED_BESIDE = {"cpu": False, "cuda": True, "mps": True}
 
@@ -140,7 +140,7 @@ class Engine:
                 thread.join(max(1.0, until - time.monotonic()))
 
     def recall(self, references: Iterable[str]) -> Resolved | None:
-        """Return what ``submit`` would find for these references, None where it would have to read a file."""
+        """Return what ``submit`` would find for these references, None where it would have to read a manifest."""
         return self._preparation.recall(references)
 
     def resolve(self, reference: str) -> list[tuple[StoredVersion, Manifest]]:

@@ -68,7 +68,7 @@ class Preparation:
         ]
 
     def recall(self, references: Iterable[str]) -> Resolved | None:
-        """Return what these references mean, None where that takes reading a file."""
+        """Return what these references mean, None where that takes reading a manifest."""
         found: dict[str, list[Known]] = {}
         for reference in references:
             own = [self._resolver.recall(one) for one in members_of(reference)]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from registry.errors import InvalidNameError
+from registry.errors import InvalidNameError, RegistryError
 from registry.schema import FileEntry, Manifest, Reference
 from registry.store import files
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
@@ -219,8 +219,8 @@ class Resolver:
     """What references mean, asked of the disk again only where the store may have changed.
 
     A name's folder of versions and the file of an alias change their time stamps with whatever is saved, moved or
-    removed. A stamp as young as the tick of a file system's clock may hide a second change and is not trusted; nor is
-    an answer older than ``SECONDS``, for disks whose stamps tell less.
+    removed. A stamp as young as the tick of a file system's clock may hide a second change and is not trusted; and an
+    answer older than ``SECONDS`` is identified again, for disks whose stamps tell less.
     """
 
     SECONDS = 1.0
@@ -230,10 +230,17 @@ class Resolver:
         self._known: dict[str, _Known] = {}
 
     def recall(self, reference: str) -> tuple[StoredVersion, Manifest] | None:
-        """Return what ``find`` would, None where that takes reading a file."""
+        """Return what ``find`` would, None where that takes reading a manifest."""
         known = self._known.get(reference)
-        if known is None or known.until <= time.monotonic() or _stamps(known.paths) != known.stamps:
+        if known is None or _stamps(known.paths) != known.stamps:
             return None
+        if known.until <= time.monotonic():
+            try:
+                if self._store.identify(reference) != known.found[0]:
+                    return None
+            except RegistryError:
+                return None
+            self._known[reference] = known._replace(until=time.monotonic() + self.SECONDS)
         return known.found
 
     def find(self, reference: str) -> tuple[StoredVersion, Manifest]:

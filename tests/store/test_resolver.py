@@ -79,11 +79,19 @@ def test_a_stamp_of_this_moment_is_not_trusted(store: Store) -> None:
     assert resolver.recall("mrpc@best") is not None
 
 
-def test_nothing_is_remembered_for_long(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a disk whose stamps tell nothing, a change is seen after a second at most."""
+def test_a_change_that_no_stamp_tells_is_seen_soon(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk whose stamps tell nothing, a change is seen after a second; what has not changed is not read again."""
     monkeypatch.setattr(Resolver, "SECONDS", 0.05)
     resolver = Resolver(store)
-    resolver.find("mrpc")
-    assert resolver.recall("mrpc") is not None
+    for reference in ("mrpc", "mrpc@best", "mrpc:1"):
+        resolver.find(reference)
+    commit(store)
+    store.set_alias("mrpc", "best", 2)
+    for path in (store.root / "mrpc").iterdir():
+        for each in (path, *path.iterdir()):
+            os.utime(each, (1_000_000_000, 1_000_000_000))
     time.sleep(0.06)
     assert resolver.recall("mrpc") is None
+    assert resolver.recall("mrpc@best") is None
+    assert resolver.recall("mrpc:1") is not None
+    assert [3, 2] == [version(resolver, reference) for reference in ("mrpc", "mrpc@best")]
