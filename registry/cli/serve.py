@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
+_KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 _RESTART_SECONDS = 1.0  # between two starts of a worker that has ended
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -149,7 +150,13 @@ def _run(app: FastAPI, engine: Engine, listening: socket.socket, serving: Servin
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if name.startswith("adapter") else logging.WARNING)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1, lifespan="on"
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=1,
+        lifespan="on",
     )
     server, told = uvicorn.Server(config), threading.Event()
 

@@ -21,6 +21,7 @@ from registry.store.reader import StoredVersion
 QUANTUM = 8  # rows that one job has in a turn
 LINGER_SHARE = 0.05  # of the last batch's own time
 LINGER_MOST = 0.020  # seconds
+_SURE = 0.8  # of a deadline: more is not promised by a moving rate
 _WEIGHT = 0.1  # of the last batch in the moving rate, once there have been ten
 
 
@@ -96,6 +97,7 @@ class Waiting:
         self.most = most
         self.rows = 0  # accepted and not yet taken, those still being prepared among them
         self.rate: float | None = None  # rows a second that batches have answered lately
+        self._in_hand = 0  # rows that were taken last, and are being answered
         self._batches = 0
         self._ready = 0  # of them in turns
         self._turns: deque[tuple[Job, deque[WaitingRow]]] = deque()
@@ -112,22 +114,22 @@ class Waiting:
             ServerError: 429 where there is no room, or the wait is longer than its deadline allows.
         """
         with self._changed:
-            wait = self.expected_wait()
+            wait = self.expected_wait(rows)
             if self.rows + rows > self.most:
                 found = f"{self.rows:,} waiting"
                 raise ServerError(
                     429, "take more rows", f"room for {rows:,} among {self.most:,}", found, max(wait, 1.0)
                 )
-            left = job.deadline - time.monotonic()
+            left = _SURE * (job.deadline - time.monotonic())
             if wait > left:
-                expected, found = f"a wait of at most {left:.1f} s", f"about {wait:.1f} s"
+                expected, found = f"an answer within {left:.1f} s", f"about {wait:.1f} s"
                 raise ServerError(429, "answer in time", expected, found, wait - left)
             self.rows += rows
             job.waiting += rows
 
-    def expected_wait(self) -> float:
-        """Return the seconds that rows accepted now will wait, by the moving rate."""
-        return self.rows / self.rate if self.rate else 0.0
+    def expected_wait(self, rows: int = 0) -> float:
+        """Return the seconds until so many rows accepted now are answered, by the moving rate."""
+        return (self.rows + self._in_hand + rows) / self.rate if self.rate else 0.0
 
     def put(self, job: Job, rows: Sequence[WaitingRow]) -> bool:
         """Let prepared rows of an accepted job wait for their turn; return whether anybody still waits for them."""
@@ -155,6 +157,7 @@ class Waiting:
                 row.job.waiting += 1
             self.rows += len(rows)
             self._ready += len(rows)
+            self._in_hand -= len(leaving) + len(rows)
             return leaving
 
     def drop(self, job: Job) -> list[WaitingRow]:
@@ -186,6 +189,7 @@ class Waiting:
     def take(self, most: int) -> list[WaitingRow] | None:
         """Return up to ``most`` rows, job by job in turns; waits for one, and returns None once closed and empty."""
         with self._changed:
+            self._in_hand = 0
             while True:
                 while self._ready == 0:
                     if self._closed and self.rows == 0:
@@ -203,6 +207,7 @@ class Waiting:
             if self._batches > 1:  # the first one pays for what all later ones find ready, and tells nothing of them
                 rate, weight = rows / max(seconds, 1e-6), max(_WEIGHT, 1 / (self._batches - 1))
                 self.rate = (1 - weight) * (self.rate or 0.0) + weight * rate
+            self._in_hand = max(0, self._in_hand - rows)
             self._wanted = rows + self._ready
             self._linger_until = time.monotonic() + min(LINGER_SHARE * seconds, LINGER_MOST)
 
@@ -225,4 +230,5 @@ class Waiting:
                 del self._mine[job]
         self.rows -= len(taken)
         self._ready -= len(taken)
+        self._in_hand = len(taken)
         return taken

@@ -16,7 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +257,12 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, help="JSON lines with 'sentence'; the bundled sample by default")
     parser.add_argument("--sets", type=int, default=64)
     parser.add_argument("--many", type=int, default=1_000, help="sets of the part 'pool', which keeps a fifth of them")
+    parser.add_argument("--rounds", type=int, help=f"of each part; {LONG.rounds} by default")
+    parser.add_argument("--seconds", type=float, help=f"of each measurement; {LONG.seconds:g} by default")
     parser.add_argument("--out", type=Path, default=Path("reports"))
     wanted = parser.parse_args()
     length, texts = QUICK if wanted.quick else LONG, read_texts(wanted.texts)
+    length = replace(length, rounds=wanted.rounds or length.rounds, seconds=wanted.seconds or length.seconds)
     path = wanted.out / "serving.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     machine = hardware(torch.get_num_threads(), None)

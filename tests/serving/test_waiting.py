@@ -94,7 +94,8 @@ def test_a_client_alone_waits_for_nobody() -> None:
 
 
 def test_the_expected_wait_follows_the_rate() -> None:
-    """Rows that wait over the rows a second of late; a slow first batch, which finds nothing ready, refuses nobody."""
+    """Rows that wait or are in hand, over the rows a second of late; a slow first batch, which finds nothing ready,
+    refuses nobody, and what would take most of a deadline is refused."""
     waiting = Waiting(1_000)
     assert 0 == waiting.expected_wait()
     wait(waiting, 100)
@@ -107,8 +108,13 @@ def test_the_expected_wait_follows_the_rate() -> None:
     for _ in range(200):
         waiting.took(10, 1.0)
     assert waiting.expected_wait() == pytest.approx(10.0, rel=0.01)
-    with pytest.raises(ServerError, match="expected a wait of at most 1.0 s, found about 10.0 s; try again in 9 s"):
+    with pytest.raises(ServerError, match=r"expected an answer within 0.8 s, found about 10.1 s; try again in 9 s"):
         wait(waiting, 1, timeout=1.0)
+    assert 40 == len(waiting.take(40) or [])
+    assert waiting.expected_wait() == pytest.approx(10.0, rel=0.01)
+    wait(waiting, 1, timeout=13.0)
+    with pytest.raises(ServerError, match="expected an answer within 8.0 s"):
+        wait(waiting, 1, timeout=10.0)
 
 
 def test_closed_and_empty_is_the_end() -> None:
