@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -193,7 +194,8 @@ class Folder:
 
 
 def _stamp(info: dict[str, Any]) -> str:
-    return next((str(info[name]) for name in _STAMPS if info.get(name) is not None), "")
+    found = next((info[name] for name in _STAMPS if info.get(name) is not None), "")
+    return str(found.timestamp() if isinstance(found, datetime) else found)  # as some tell it now so, now so
 
 
 def _failures() -> tuple[type[Exception], ...]:
