@@ -144,6 +144,11 @@ backbone_option = click.option(
     show_envvar=True,
     help="Where the store's backbone is now, if not where it was; for a store still to be made, which one.",
 )
+on_option = click.option(
+    "--on",
+    metavar="ray[://HOST:PORT]",
+    help="Work on Ray: on this machine or the cluster of RAY_ADDRESS, or on the one of an address.  [extra: ray]",
+)
 EVALUATION_STEPS = 50
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
