@@ -16,7 +16,9 @@ from registry.cli.options import (
     TRAINING_OPTIONS,
     Settings,
     backbone_option,
+    gpu_share_option,
     note,
+    on_option,
     training_choices,
     with_options,
 )
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
     from registry.tasks.task_data import TaskData
-    from registry.training.trackers import Tracking
+    from registry.training.trackers import TrackedRun, Tracking
 
 Chosen = tuple[Suite, list[TaskSpec]]
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
@@ -78,6 +80,8 @@ def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None
 @with_options(TRAINING_OPTIONS)
 @with_options(DATA_OPTIONS)
 @with_options(TRACKING_OPTIONS)
+@on_option
+@gpu_share_option
 @click.pass_obj
 def bench(
     settings: Settings,
@@ -98,6 +102,7 @@ def bench(
     adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
     adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
     adapter-registry bench --suite paper.toml
+    OMP_NUM_THREADS=1 adapter-registry bench mrpc sst2 --seeds 0-4 --on ray
     """
     chosen = list(dict.fromkeys(choose(method, method_names(), "method") for method in methods or METHODS))
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
@@ -122,7 +127,9 @@ def bench(
     # Only now: a wrong choice runs nothing and leaves no store behind.
     registry = Registry.create(settings.store, backbone) if keep is not None else None
     with tracking:
-        for jobs in grids:
+        if options["on"] is not None:
+            _run_on_ray(settings, backbone, grids, options, registry, tracking)
+        for jobs in grids if options["on"] is None else []:
             _run_task(backbone, jobs, options, registry, tracking)
     write_tables(options["out"])
     if suite is not None:
@@ -194,20 +201,65 @@ def _run_task(
 ) -> None:
     from registry.bench.runner import plan_passes, run_pass
     from registry.cli.progress import TrainingProgress
-    from registry.training.trackers import observers, settings_of
+    from registry.training.trackers import observers
 
     for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
-        logs = [
-            tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone)) for job in sharing
-        ]
+        logs = [_log_of(job, tracking, backbone) for job in sharing]
         with TrainingProgress(*(str(job.cell) for job in sharing)) as progress:
             observe = [observers(bar, log.observe) for bar, log in zip(progress.observers, logs, strict=True)]
             outcomes = run_pass(options["out"], sharing, backbone, observers=observe, keep_in=registry)
         for job, log, (record, is_new) in zip(sharing, logs, outcomes, strict=True):
             log.finish(record.status, record.scores)
-            note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
-            if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
-                note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
+            _tell(job, record, is_new, registry)
+
+
+def _run_on_ray(
+    settings: Settings,
+    backbone: Backbone,
+    grids: list[list[CellJob]],
+    options: dict[str, Any],
+    registry: Registry | None,
+    tracking: Tracking,
+) -> None:
+    """Run the cells that have no record as tasks of Ray, as many at a time as there is room for."""
+    from registry.bench.runner import find_record, plan_passes
+    from registry.cli.progress import TrainingProgress
+    from registry.cluster.connection import connect
+    from registry.cluster.grid import Terms, run_grid
+    from registry.training.trackers import observers
+
+    out, passes = options["out"], []
+    for jobs in grids:
+        for sharing in plan_passes(out, jobs, MOST_TOGETHER if options["together"] else 1):
+            if record := find_record(out, sharing[0].cell, sharing[0].settings):
+                _tell(sharing[0], record, False, registry)
+            else:
+                passes.append(sharing)
+    if not passes:
+        return
+    due = [job for sharing in passes for job in sharing]
+    logs = {job: _log_of(job, tracking, backbone) for job in due}
+    with connect(options["on"]), TrainingProgress(*(str(job.cell) for job in due), shows_waiting=False) as progress:
+        terms = Terms.like(backbone, offline=settings.offline, gpu_share=options["gpu_share"])
+        if not terms.are_met:
+            gpus = f" and {terms.gpus:g} of a GPU" if terms.gpus else ""
+            note(f"no node of the cluster has {terms.threads} CPUs{gpus} now; OMP_NUM_THREADS=1 asks for one; waiting")
+        bars = {job: observers(bar, logs[job].observe) for job, bar in zip(due, progress.observers, strict=True)}
+        for job, record in run_grid(out, passes, backbone, terms, lambda job, step: bars[job](step), registry):
+            logs[job].finish(record.status, record.scores)
+            _tell(job, record, True, registry)
+
+
+def _log_of(job: CellJob, tracking: Tracking, backbone: Backbone) -> TrackedRun:
+    from registry.training.trackers import settings_of
+
+    return tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone))
+
+
+def _tell(job: CellJob, record: RunRecord, is_new: bool, registry: Registry | None) -> None:
+    note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
+    if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
+        note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
 
 
 def _outcome(record: RunRecord) -> str:

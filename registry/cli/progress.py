@@ -69,9 +69,10 @@ class TrainingProgress:
 
     Args:
         titles: what is trained.
+        shows_waiting: whether a bar is there before the first step, and after the last.
     """
 
-    def __init__(self, *titles: str) -> None:
+    def __init__(self, *titles: str, shows_waiting: bool = True) -> None:
         self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -84,7 +85,7 @@ class TrainingProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self.observers = [_Bar(self._bars, title).observe for title in titles]
+        self.observers = [_Bar(self._bars, title, shows_waiting).observe for title in titles]
 
     def __enter__(self) -> TrainingProgress:
         self._bars.start()
@@ -103,9 +104,9 @@ class TrainingProgress:
 class _Bar:
     """The line of one training."""
 
-    def __init__(self, bars: Progress, title: str) -> None:
-        self._bars, self._title = bars, title
-        self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0)
+    def __init__(self, bars: Progress, title: str, shows_waiting: bool) -> None:
+        self._bars, self._title, self._shows_waiting = bars, title, shows_waiting
+        self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0, visible=shows_waiting)
         self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def observe(self, report: StepReport) -> None:
@@ -113,7 +114,8 @@ class _Bar:
         self._losses.append(report.loss)
         loss = sum(self._losses) / len(self._losses)
         rate = 0.0 if math.isnan(report.rows_per_second) else report.rows_per_second
-        self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
+        shown = self._shows_waiting or report.step < report.steps
+        self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate, visible=shown)
         due = max(1, report.steps // _LINES)
         if self._bars.disable and (report.step % due == 0 or report.step == report.steps):
             line = f"{self._title}: step {report.step}/{report.steps}  loss {loss:.3f}  {rate:.0f} rows/s"
