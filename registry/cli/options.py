@@ -144,6 +144,30 @@ backbone_option = click.option(
     show_envvar=True,
     help="Where the store's backbone is now, if not where it was; for a store still to be made, which one.",
 )
+
+
+def _check_on(ctx: click.Context, parameter: click.Parameter, on: str | None) -> str | None:
+    """Refuse an address that is none, and tell how Ray is installed where it is not, before anything else is done."""
+    if on is not None:
+        from registry.cluster.connection import check_address
+
+        check_address(on)
+    return on
+
+
+on_option = click.option(
+    "--on",
+    metavar="ray[://HOST:PORT]",
+    callback=_check_on,
+    help="Work on Ray: on this machine or the cluster of RAY_ADDRESS, or on the one of an address.  [extra: ray]",
+)
+gpu_share_option = click.option(
+    "--gpu-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="With --on, the share of a GPU that a pass has; 0.25 lets four share one.",
+)
 EVALUATION_STEPS = 50
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
