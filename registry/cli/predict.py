@@ -18,6 +18,7 @@ from registry.cli.options import (
     backbone_option,
     json_option,
     note,
+    on_option,
     print_json,
     scores_text,
     with_options,
@@ -58,6 +59,7 @@ _ANSWER_KEYS = {"label", "probabilities", "truncated", "error"}
 @click.option("--strict", is_flag=True, help="End at the first line of standard input that cannot be answered.")
 @click.option("--threshold", type=float, metavar="P", help="Say labels of multi-label sets from this probability on.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the N likeliest labels alone.")
+@on_option
 @backbone_option
 @json_option
 @click.pass_obj
@@ -74,7 +76,7 @@ def predict(
     adapter-registry predict mails+mails-2 "a text for two sets, whose probabilities are averaged"
     echo '{"adapter": "sst2", "text": "dull"}' | adapter-registry predict -
     """
-    from registry.serving.predictor import Predictor, Request
+    from registry.serving.predictor import Request
 
     if options["data"] is not None:
         require(text is None, "TEXT", "none beside --data", text)
@@ -95,18 +97,16 @@ def predict(
         raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines, or --data FILE", "none")
     if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
         raise RequestError(f"answer with '{reference}'", f"a text, or --data {text} for its rows", "the name of a file")
-    registry = settings.open_registry(options["backbone"])
-    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
+    predictor = _open_predictor(settings, options)
     for answer in predictor.mixed([Request(reference, text, pair)]):
         _print_answer(answer, as_json, options["top"])
 
 
 def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options: dict[str, Any]) -> None:
     """Print for each line its answer or its error, in order, and tell at the end how many errors there were."""
-    from registry.serving.predictor import Predictor, Request
+    from registry.serving.predictor import Request
 
-    registry = settings.open_registry(options["backbone"])
-    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
+    predictor = _open_predictor(settings, options)
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
     lines = errors = 0
     while chunk := list(islice(numbered, CHUNK_ROWS)):
@@ -173,6 +173,7 @@ def _answer_rows(settings: Settings, references: list[str], options: dict[str, A
     """Answer every row of a file or a folder, into another or as JSON lines on stdout."""
     data, named = options["data"], options["ref_col"]
     is_folder = "://" in data or Path(data).expanduser().is_dir()
+    require(is_folder or options["on"] is None, f"--on {options['on']}", "--data FOLDER beside it", data)
     if not is_folder and not Path(data).expanduser().is_file():
         raise DataError(data, "file", "a file or a folder", "none")
     require(
@@ -191,13 +192,12 @@ def _question(store: Store, references: list[str], options: dict[str, Any]) -> F
     found = [[store.resolve(each) for each in _parse_members(reference)] for reference in references]
     exact = tuple(join_members([f"{name}:{version}" for name, version in members]) for members in found)
     columns = _text_columns(store.manifest(*found[0][0]) if found else None, options)
-    path, prefix = Path(options["data"]).expanduser(), options["prefix"]
-    return FileQuestion(
-        path, exact, columns, read_reading(options), prefix, options["threshold"], reference_column=options["ref_col"]
-    )
+    path, rest = Path(options["data"]).expanduser(), (options["prefix"], options["threshold"], options["ref_col"])
+    return FileQuestion(path, exact, columns, read_reading(options), *rest)
 
 
 def _open_predictor(settings: Settings, options: dict[str, Any]) -> Predictor:
+    """Return what answers, with the backbone loaded."""
     from registry.serving.predictor import Predictor
 
     registry = settings.open_registry(options["backbone"])
@@ -215,10 +215,8 @@ def _answer_file(settings: Settings, question: FileQuestion, options: dict[str, 
             print_json(chunk)
             rows, errors = rows + len(chunk), errors + question.count_errors(chunk)
         return rows, errors
-    watch, out = _Watch(), Path(options["out"])
-    journal = write_answers(
-        predictor, question, out, restart=options["restart"], observe=lambda done: watch.observe(done.rows)
-    )
+    watch, out, restart = _Watch(), Path(options["out"]), options["restart"]
+    journal = write_answers(predictor, question, out, restart=restart, observe=lambda done: watch.observe(done.rows))
     note(f"{journal.rows - journal.errors:,} of {journal.rows:,} rows answered, in {out}")
     return journal.rows, journal.errors
 
@@ -232,7 +230,15 @@ def _answer_folder(settings: Settings, question: FileQuestion, options: dict[str
         raise ConfigError(f"--data {options['data']}", "--out FOLDER beside a folder", "none")
     folder, out, watch = Folder(options["data"]), Folder(options["out"]), _Watch()
     run = DataSetRun.begin(question, folder, out, restart=options["restart"])
-    done = answer_data_set(_open_predictor(settings, options), run, lambda rows, parts: watch.observe(rows))
+    predictor = _open_predictor(settings, options)
+    if options["on"] is None:
+        done = answer_data_set(predictor, run, watch.observe)
+    else:
+        from registry.cluster.connection import connect
+        from registry.cluster.predict import answer_on_cluster
+
+        with connect(options["on"]):
+            done = answer_on_cluster(predictor, run, watch.observe)
     note(f"{done.rows - done.errors:,} of {done.rows:,} rows answered, in {len(done.parts):,} files of {out}")
     return done.rows, done.errors
 
@@ -253,7 +259,7 @@ class _Watch:
     def __init__(self) -> None:
         self._started, self._told, self._first = time.monotonic(), time.monotonic(), -1
 
-    def observe(self, rows: int) -> None:
+    def observe(self, rows: int, parts: int = 0) -> None:
         """Tell the rows answered so far, at the first call that a run is continued."""
         now = time.monotonic()
         if self._first < 0:
