@@ -39,7 +39,7 @@ from registry.validation import from_json
 from tests.support.tiny_backbone import WORDS, save_tiny_checkpoint
 
 SHARD_ROWS = 100_000  # of a file of the folder
-TURNS = 2  # of the predictor and of the folder
+TURNS = 1  # of the predictor and of the folder
 LIMIT = 1 << 30  # bytes of one process
 TELL = "from registry.cli.main import main; main()"
 
@@ -114,7 +114,7 @@ def try_parts(folder: Path, rows: int) -> dict[str, Any]:
     """
     registry = Registry("adapters_store", Backbone.load("embedded"))
     predictor = Predictor(registry.backbone, registry)
-    sample = load_task(find_task("sst2"), "sample", None).train.texts
+    sample = load_task(find_task("sst2"), "sample").train.texts
     texts = [f"{sample[n % len(sample)]} {n}" for n in range(rows)]
     question = FileQuestion(Path("."), ("sst2:1",), ("sentence",), Reading())
     for name, some in (("warm", texts[:64]), ("half", texts[: rows // 2]), ("all", texts)):
@@ -160,7 +160,7 @@ def told_of_parts(found: dict[str, Any]) -> list[str]:
     return [
         "## A folder of parquet",
         "",
-        f"`predict sst2 --data FOLDER --out FOLDER`, {found['rows']:,} rows, {found['parts']} parts, embedded backbone:",
+        f"`predict sst2 --data FOLDER --out FOLDER`, {found['rows']:,} rows, {found['parts']} parts:",
         f"{rates['folder']:,.0f} rows a CPU second, the predictor on the same rows at once {rates['predictor']:,.0f}: "
         f"{found['ratio']:.3f} (0.95 wanted).",
         f"Most memory of the command: {peaks} (2,048 MiB allowed at 1,000,000).",
