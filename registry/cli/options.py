@@ -49,6 +49,7 @@ class Settings:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from registry.model.backbone import Backbone
+        from registry.model.machine import is_slow
 
         source = _whole_path(source)
         backbone = Backbone.load(source, device=self.device, dtype=self.dtype, revision=revision, offline=self.offline)
@@ -58,6 +59,8 @@ class Settings:
             f"backbone {source}: {info.family}, {info.layers} layers, H {info.hidden_size}, "
             f"{info.parameters:,} parameters, {precision} on {backbone.device}"
         )
+        if is_slow(backbone.dtype, backbone.device):
+            note(f"this processor has no instructions for {precision} products; --dtype float32 is many times as fast")
         return backbone
 
     def open_registry(self, backbone: str | None = None) -> Registry:
