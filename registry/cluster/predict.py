@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from registry.cluster.connection import check_worker
 from registry.cluster.grid import RETRIES, Terms
 from registry.errors import ClusterError, RegistryError
-from registry.serving.data_set import CHUNK_ROWS, AnswerManifest, DataSetRun, Receipt
+from registry.serving.data_set import TOGETHER_ROWS, AnswerManifest, DataSetRun, Receipt
 from registry.serving.parts import Part
 from registry.serving.predictor import Predictor
 
@@ -27,7 +27,7 @@ def answer_on_cluster(
     predictor: Predictor,
     run: DataSetRun,
     observe: Callable[[int, int], None] = lambda rows, parts: None,
-    rows: int = CHUNK_ROWS,
+    rows: int = TOGETHER_ROWS,
 ) -> AnswerManifest:
     """Make all parts that are missing on the machines of a cluster, and return the manifest.
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from registry.errors import ConfigError, DataError, OutputError, RegistryError, RequestError
 from registry.schema import Manifest, Reading, members_of
-from registry.serving.answer_formats import FORMATS, encoder_of, finish
+from registry.serving.answer_formats import FORMATS, writer_of, finish
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
 from registry.tasks.cells import Table
@@ -252,9 +252,9 @@ def write_answers(
             file.seek(journal.bytes)
             one_header = out.suffix.lower() in (".csv", ".tsv")
             schema = answer_schema(predictor, question) if out.suffix.lower() == ".parquet" else None
-            encoder = encoder_of(out, schema)
+            write = writer_of(out, schema)
             for chunk in answer_chunks(predictor, question, journal.rows, rows, one_header=one_header):
-                encoder(file, chunk, journal.rows == 0)
+                write(file, chunk, journal.rows == 0)
                 journal = _confirm(path, journal, file, len(chunk), question.count_errors(chunk))
                 if observe is not None:
                     observe(journal)

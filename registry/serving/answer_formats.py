@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 
-Encoder: TypeAlias = Callable[[BinaryIO, list[dict[str, Any]], bool], None]  # file, rows, whether they are its first
+WriteRows: TypeAlias = Callable[[BinaryIO, list[dict[str, Any]], bool], None]  # file, rows, whether they are its first
 
 
-def encoder_of(out: Path, schema: pa.Schema | None) -> Encoder:
+def writer_of(out: Path, schema: pa.Schema | None) -> WriteRows:
     """Return what writes a chunk of rows behind those of an unfinished file.
 
     Args:
@@ -43,7 +43,7 @@ def finish(part: Path, out: Path) -> None:
     part.unlink()
 
 
-def _write_delimited(separator: str) -> Encoder:
+def _write_delimited(separator: str) -> WriteRows:
     def write(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
         text = io.StringIO(newline="")
         writer = csv.writer(text, delimiter=separator, lineterminator="\n")

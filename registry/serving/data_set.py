@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 from registry.errors import ConfigError, DataError, OutputError, shorten
 from registry.serving.answer_file import FileQuestion, Journal, write_answers
 from registry.serving.folders import Folder
-from registry.serving.parts import PART_ROWS, Part, Plan, Source, copy_part, difference, make_plan
+from registry.serving.parts import PART_ROWS, Part, PartPlan, Source, copy_part, difference, plan_parts
 from registry.serving.predictor import Predictor
 from registry.store import files
 from registry.validation import Record, from_json, to_json
 
-CHUNK_ROWS = 4_096  # the more, the fuller are batches of one length
+TOGETHER_ROWS = 4_096  # the more, the fuller are batches of one length
 PLAN, MANIFEST, RECEIPTS, WORK = (
     "_plan.json",
     "_manifest.json",
@@ -43,7 +43,7 @@ class Receipt(Record, frozen=True, kw_only=True):
 class AnswerManifest(Record, frozen=True, kw_only=True):
     """All parts of a run that is done."""
 
-    plan: Plan
+    plan: PartPlan
     parts: tuple[Receipt, ...]
     rows: int
     errors: int
@@ -63,7 +63,7 @@ class DataSetRun:
     question: FileQuestion
     folder: Folder
     out: Folder
-    plan: Plan
+    plan: PartPlan
 
     @classmethod
     def begin(
@@ -78,13 +78,13 @@ class DataSetRun:
         """Return a run that is new, or one that was begun before; ``restart`` forgets one of another question.
 
         Raises:
-            DataError: see ``make_plan``.
+            DataError: see ``plan_parts``.
             ConfigError: ``out`` is or holds the folder of the rows, is inside of it, or has other files.
             OutputError: ``out`` cannot be written.
         """
         if folder.holds(out) or out.holds(folder):
             raise ConfigError(f"--out {out}", "a folder apart from that of --data", str(folder), "name another")
-        plan = make_plan(question, folder, part_rows)
+        plan = plan_parts(question, folder, part_rows)
         out.make()
         run, there = cls(question, folder, out, plan), out.files()
         begun = run._begun(there)
@@ -98,12 +98,12 @@ class DataSetRun:
             raise ConfigError(f"--out {out}", *difference(begun, plan, MANIFEST in there))
         return run
 
-    def _begun(self, there: dict[str, tuple[int, str]]) -> Plan | None:
+    def _begun(self, there: dict[str, tuple[int, str]]) -> PartPlan | None:
         """Return the plan of an earlier run, None where there is none and the folder is free for one."""
         if MANIFEST in there:
             return from_json(AnswerManifest, self.out.read(MANIFEST) or b"").plan
         if PLAN in there:
-            return from_json(Plan, self.out.read(PLAN) or b"")
+            return from_json(PartPlan, self.out.read(PLAN) or b"")
         others = [name for name in there if name.split("/")[0] not in (RECEIPTS, WORK) and not name.endswith(".tmp")]
         if others:
             expected = "a folder that is empty, or that this command has begun"
@@ -134,7 +134,7 @@ class DataSetRun:
         *,
         alone: bool = True,
         observe: Callable[[Journal], None] | None = None,
-        rows: int = CHUNK_ROWS,
+        rows: int = TOGETHER_ROWS,
     ) -> Receipt:
         """Make a part, and return what it holds.
 
@@ -211,7 +211,7 @@ class DataSetRun:
 
 
 def answer_data_set(
-    predictor: Predictor, run: DataSetRun, observe: Callable[[int, int], None] | None = None, rows: int = CHUNK_ROWS
+    predictor: Predictor, run: DataSetRun, observe: Callable[[int, int], None] | None = None, rows: int = TOGETHER_ROWS
 ) -> AnswerManifest:
     """Make all parts that are missing, one after another, and return the manifest.
 

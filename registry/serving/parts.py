@@ -42,7 +42,7 @@ class Part(Record, frozen=True, kw_only=True):
     rows: int | None = None
 
 
-class Plan(Record, frozen=True, kw_only=True):
+class PartPlan(Record, frozen=True, kw_only=True):
     """What a run is to make, and of what."""
 
     settings: str
@@ -50,7 +50,7 @@ class Plan(Record, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
-def make_plan(question: FileQuestion, folder: Folder, part_rows: int = PART_ROWS) -> Plan:
+def plan_parts(question: FileQuestion, folder: Folder, part_rows: int = PART_ROWS) -> PartPlan:
     """Return which files a folder has and the parts of their answers.
 
     Names that begin with a dot or an underscore are no rows, as other readers of folders have it too.
@@ -77,7 +77,7 @@ def make_plan(question: FileQuestion, folder: Folder, part_rows: int = PART_ROWS
     (name, times), *_ = Counter(part.name for part in parts).most_common(1)
     if times > 1:
         raise DataError(str(folder), "folder", "files whose parts have names of their own", f"two '{name}'")
-    return Plan(settings=replace(question, mark=str(folder)).digest(), sources=sources, parts=tuple(parts))
+    return PartPlan(settings=replace(question, mark=str(folder)).digest(), sources=sources, parts=tuple(parts))
 
 
 def _is_hidden(name: str) -> bool:
@@ -168,7 +168,7 @@ def _copy_rows(file: pq.ParquetFile, first: int, count: int, path: Path) -> None
                 return
 
 
-def difference(begun: Plan, plan: Plan, is_done: bool) -> tuple[str, str, str]:
+def difference(begun: PartPlan, plan: PartPlan, is_done: bool) -> tuple[str, str, str]:
     """Return what was expected of a folder of answers, what is found there, and the way on."""
     way_on = "name another" if is_done else "--restart forgets it, or name another"
     what = "answers" if is_done else "an unfinished run"
