@@ -179,27 +179,62 @@ def run_pass(
         RunError: a record of other settings is in the way, or the folder cannot be written.
     """
     found = {job: find_record(out, job.cell, job.settings) for job in jobs}
-    observe = dict(zip(jobs, observers or [None] * len(jobs), strict=True))
-    due = [job for job in jobs if found[job] is None]
+    due = {job: observe for job, observe in zip(jobs, observers or [None] * len(jobs), strict=True) if not found[job]}
+    outcomes = dict(zip(due, compute_pass(list(due), backbone, list(due.values())), strict=True))
+    return [(found[job] or keep_outcome(out, job, outcomes[job], keep_in), job in due) for job in jobs]
+
+
+@dataclass(frozen=True)
+class CellOutcome:
+    """What came of a cell, before anything of it is written.
+
+    Attributes:
+        record: of it.
+        predictions: row by row, None where it failed.
+        kept: the trained set, where one is wanted in a registry and there is one.
+    """
+
+    record: RunRecord
+    predictions: Predictions | None
+    kept: Fitted | None
+
+
+def compute_pass(
+    jobs: Sequence[CellJob], backbone: Backbone, observers: Sequence[Callable[[StepReport], None] | None]
+) -> list[CellOutcome]:
+    """Return what comes of cells that are trained in one pass; nothing is written."""
+    if not jobs:
+        return []
     code = code_version()
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    curves = {job: CurveRecorder() for job in due}
-    fits = [FitJob(job.plan, job.data, observe=_record_steps(curves[job], observe[job])) for job in due]
-    outcomes = fit_together(fits, backbone) if fits else []
-    records = {job: record for job, record in found.items() if record is not None}
-    for job, outcome in zip(due, outcomes, strict=True):
+    curves = [CurveRecorder() for _ in jobs]
+    fits = [
+        FitJob(job.plan, job.data, observe=_record_steps(curve, observe))
+        for job, curve, observe in zip(jobs, curves, observers, strict=True)
+    ]
+    outcomes = []
+    for job, recorded, outcome in zip(jobs, curves, fit_together(fits, backbone), strict=True):
         fitted, error = (None, str(outcome)) if isinstance(outcome, NonFiniteLossError) else (outcome, None)
-        curve = curves[job].curve()
         if fitted is not None and fitted.result is not None and fitted.result.diverged:
             error = f"the loss rose from {fitted.result.first_loss:.3g} to {fitted.result.final_loss:.3g}"
-        record = make_record(job, backbone, fitted, error, started, code, together=len(due), curve=curve)
-        # The set goes first: once the record is there the cell is never run again.
+        curve = recorded.curve()
+        record = make_record(job, backbone, fitted, error, started, code, together=len(jobs), curve=curve)
         keeps = job.keeps and fitted is not None and fitted.storable and not record.diverged
-        if keeps and keep_in is not None and fitted is not None:
-            keep_in.save(job.data.spec.name, fitted)
         predictions = make_predictions(job.data, fitted.probabilities) if fitted else None
-        records[job] = read_record(write_record(out, record, predictions))
-    return [(records[job], job in due) for job in jobs]
+        outcomes.append(CellOutcome(record, predictions, fitted if keeps else None))
+    return outcomes
+
+
+def keep_outcome(out: Path, job: CellJob, outcome: CellOutcome, keep_in: Registry | None = None) -> RunRecord:
+    """Write what came of a cell, and return its record as it can be read again.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    # The set goes first: once the record is there the cell is never run again.
+    if outcome.kept is not None and keep_in is not None:
+        keep_in.save(job.data.spec.name, outcome.kept)
+    return read_record(write_record(out, outcome.record, outcome.predictions))
 
 
 def run_cell(

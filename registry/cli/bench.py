@@ -1,8 +1,7 @@
-"""Commands that compare methods: bench, report, and the demo that shows all of it on the sample."""
+"""Commands that run methods on tasks: bench, and the demo that shows all of it on the sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,25 +9,24 @@ import click
 
 from registry.bench.suite import Suite, read_suite
 from registry.bench.sweep import SWEEPABLE, Variant, make_variants, parse_seeds, parse_sweeps
-from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks, use_metrics
+from registry.cli.compare import FOLDER, OUT, write_tables
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_tasks
 from registry.cli.options import (
     TRACKING_OPTIONS,
     TRAINING_OPTIONS,
     Settings,
     backbone_option,
-    json_option,
-    make_console,
+    gpu_share_option,
     note,
-    print_json,
+    on_option,
     training_choices,
     with_options,
 )
 from registry.config import PLACEMENTS
-from registry.errors import ConfigError, ReportMismatchError
-from registry.schema import REPORT_FORMATS
-from registry.tasks.spec import TaskSpec, read_task_file
+from registry.errors import ConfigError
+from registry.tasks.spec import TaskSpec
 from registry.training.recipes import Recipe, method_names, read_recipe
-from registry.validation import choose, printable, require
+from registry.validation import choose, require
 
 if TYPE_CHECKING:
     from registry.bench.records import RunRecord
@@ -36,14 +34,11 @@ if TYPE_CHECKING:
     from registry.model.backbone import Backbone
     from registry.store.registry import Registry
     from registry.tasks.task_data import TaskData
-    from registry.training.trackers import Tracking
+    from registry.training.trackers import TrackedRun, Tracking
 
 Chosen = tuple[Suite, list[TaskSpec]]
 METHODS = ("majority", "head_only", *PLACEMENTS, "full_fine_tuning")
 MOST_TOGETHER = 8  # sets in one pass; the memory of a step grows with them
-OUT = Path("bench")
-FOLDER = click.Path(path_type=Path, file_okay=False)
-TOML = click.Path(path_type=Path, dir_okay=False)
 
 
 def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None) -> Chosen | None:
@@ -85,6 +80,8 @@ def _take_suite(ctx: click.Context, parameter: click.Parameter, name: str | None
 @with_options(TRAINING_OPTIONS)
 @with_options(DATA_OPTIONS)
 @with_options(TRACKING_OPTIONS)
+@on_option
+@gpu_share_option
 @click.pass_obj
 def bench(
     settings: Settings,
@@ -105,6 +102,7 @@ def bench(
     adapter-registry bench mrpc --method houlsby --sweep learning_rate=5e-4,1e-3 --together
     adapter-registry bench mrpc --method pfeiffer --method full_fine_tuning --sweep train_rows=100,300,1000
     adapter-registry bench --suite paper.toml
+    OMP_NUM_THREADS=1 adapter-registry bench mrpc sst2 --seeds 0-4 --on ray
     """
     chosen = list(dict.fromkeys(choose(method, method_names(), "method") for method in methods or METHODS))
     variants = make_variants(chosen, _free_sweeps(sweeps, options))
@@ -129,9 +127,11 @@ def bench(
     # Only now: a wrong choice runs nothing and leaves no store behind.
     registry = Registry.create(settings.store, backbone) if keep is not None else None
     with tracking:
-        for jobs in grids:
+        if options["on"] is not None:
+            _run_on_ray(settings, backbone, grids, options, registry, tracking)
+        for jobs in grids if options["on"] is None else []:
             _run_task(backbone, jobs, options, registry, tracking)
-    _write(options["out"])
+    write_tables(options["out"])
     if suite is not None:
         from registry.bench.submission import finish_suite
 
@@ -201,20 +201,65 @@ def _run_task(
 ) -> None:
     from registry.bench.runner import plan_passes, run_pass
     from registry.cli.progress import TrainingProgress
-    from registry.training.trackers import observers, settings_of
+    from registry.training.trackers import observers
 
     for sharing in plan_passes(options["out"], jobs, MOST_TOGETHER if options["together"] else 1):
-        logs = [
-            tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone)) for job in sharing
-        ]
+        logs = [_log_of(job, tracking, backbone) for job in sharing]
         with TrainingProgress(*(str(job.cell) for job in sharing)) as progress:
             observe = [observers(bar, log.observe) for bar, log in zip(progress.observers, logs, strict=True)]
             outcomes = run_pass(options["out"], sharing, backbone, observers=observe, keep_in=registry)
         for job, log, (record, is_new) in zip(sharing, logs, outcomes, strict=True):
             log.finish(record.status, record.scores)
-            note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
-            if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
-                note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
+            _tell(job, record, is_new, registry)
+
+
+def _run_on_ray(
+    settings: Settings,
+    backbone: Backbone,
+    grids: list[list[CellJob]],
+    options: dict[str, Any],
+    registry: Registry | None,
+    tracking: Tracking,
+) -> None:
+    """Run the cells that have no record as tasks of Ray, as many at a time as there is room for."""
+    from registry.bench.runner import find_record, plan_passes
+    from registry.cli.progress import TrainingProgress
+    from registry.cluster.connection import connect
+    from registry.cluster.grid import Terms, run_grid
+    from registry.training.trackers import observers
+
+    out, passes = options["out"], []
+    for jobs in grids:
+        for sharing in plan_passes(out, jobs, MOST_TOGETHER if options["together"] else 1):
+            if record := find_record(out, sharing[0].cell, sharing[0].settings):
+                _tell(sharing[0], record, False, registry)
+            else:
+                passes.append(sharing)
+    if not passes:
+        return
+    due = [job for sharing in passes for job in sharing]
+    logs = {job: _log_of(job, tracking, backbone) for job in due}
+    with connect(options["on"]), TrainingProgress(*(str(job.cell) for job in due), shows_waiting=False) as progress:
+        terms = Terms.like(backbone, offline=settings.offline, gpu_share=options["gpu_share"])
+        if not terms.are_met:
+            gpus = f" and {terms.gpus:g} of a GPU" if terms.gpus else ""
+            note(f"no node of the cluster has {terms.threads} CPUs{gpus} now; OMP_NUM_THREADS=1 asks for one; waiting")
+        bars = {job: observers(bar, logs[job].observe) for job, bar in zip(due, progress.observers, strict=True)}
+        for job, record in run_grid(out, passes, backbone, terms, lambda job, step: bars[job](step), registry):
+            logs[job].finish(record.status, record.scores)
+            _tell(job, record, True, registry)
+
+
+def _log_of(job: CellJob, tracking: Tracking, backbone: Backbone) -> TrackedRun:
+    from registry.training.trackers import settings_of
+
+    return tracking.run(str(job.cell).replace(" ", "-"), settings_of(job.plan, job.data, backbone))
+
+
+def _tell(job: CellJob, record: RunRecord, is_new: bool, registry: Registry | None) -> None:
+    note(f"{job.cell}: {_outcome(record)}" + ("" if is_new else " (already there)"))
+    if job.keeps and registry is not None and not is_new and job.cell.task not in registry:
+        note(f"{job.cell}: nothing to keep; its weights are gone, so delete its record to run it again")
 
 
 def _outcome(record: RunRecord) -> str:
@@ -223,113 +268,6 @@ def _outcome(record: RunRecord) -> str:
     if record.diverged:
         return f"diverged: {record.error}"
     return f"{record.main_metric} {record.scores[record.main_metric]:.4f} in {record.train_seconds:.0f} s"
-
-
-@click.command()
-@click.argument("folder", type=FOLDER, default=OUT)
-@click.option(
-    "--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}.  [default: all but parquet]"
-)
-@click.option(
-    "--metric",
-    multiple=True,
-    callback=use_metrics,
-    expose_value=False,
-    help="Run the code of this metric of the records, module:function.",
-)
-@click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
-@click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
-@click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
-@click.option(
-    "--task-file",
-    "task_files",
-    type=TOML,
-    multiple=True,
-    help="A task of your own, of which texts are wanted, as TOML.",
-)
-@json_option
-@click.pass_obj
-def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check: bool, **options: Any) -> None:
-    """Make the tables again from the run records in FOLDER, or check those that are there.
-
-    \b
-    adapter-registry report bench
-    adapter-registry report bench --format html --with-text --data sample
-    adapter-registry report bench --check
-    """
-    as_json, with_text = options["as_json"], options["with_text"]
-    for name in ("data", "task_files"):
-        if options[name] and not with_text:
-            raise ConfigError(
-                f"--{name.replace('_', '-').removesuffix('s')}",
-                "--with-text beside it, as tables need no texts",
-                "none",
-            )
-    for name in formats:
-        choose(name, REPORT_FORMATS, "report format")
-    if with_text and (check or as_json or (formats and "html" not in formats)):
-        raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
-    if check:
-        if formats:
-            raise ConfigError("--check", "no --format beside it, as it checks all files there are", formats[0])
-        _check(folder, as_json)
-        return
-    import pandas
-
-    from registry.reports.content import read_evidence
-
-    if as_json:
-        rows = read_evidence(folder).summary.to_dict("records")
-        print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
-    else:
-        wanted = _TextsWanted(options["data"], settings.offline, options["task_files"]) if with_text else None
-        _write(folder, formats, wanted)
-
-
-@dataclass(frozen=True)
-class _TextsWanted:
-    """Where the texts of a page are."""
-
-    data: str | None
-    offline: bool
-    task_files: tuple[Path, ...]
-
-
-def _check(folder: Path, as_json: bool) -> None:
-    """Tell every difference in one line, or that there is none."""
-    from dataclasses import asdict
-
-    from registry.reports.check import check_report
-
-    checked = check_report(folder)
-    if as_json:
-        print_json([asdict(difference) for difference in checked.differences])
-    elif checked.differences:
-        click.echo("\n".join(printable(difference) for difference in checked.differences))
-    else:
-        click.echo(f"{checked.records} records and {len(checked.files)} report files follow from the predictions")
-    if checked.differences:
-        raise ReportMismatchError(
-            folder,
-            "what follows from the predictions",
-            f"{len(checked.differences)} differences",
-            "where only tables differ, 'adapter-registry report' writes them anew; a wrong record has to be run again",
-        )
-
-
-def _write(folder: Path, formats: tuple[str, ...] = (), wanted: _TextsWanted | None = None) -> None:
-    from registry.reports.content import read_evidence
-    from registry.reports.mistakes import read_texts
-    from registry.reports.report import render_terminal, write_report
-
-    evidence = read_evidence(folder)
-    texts = None
-    if wanted is not None:
-        specs = [read_task_file(path) for path in wanted.task_files]
-        texts = read_texts(evidence, wanted.data, offline=wanted.offline, specs=specs)
-    paths = write_report(folder, evidence, formats, texts)
-    make_console(100).print(render_terminal(evidence))
-    note("wrote " + ", ".join(str(path) for path in paths))
 
 
 @click.command()

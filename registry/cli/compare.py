@@ -1,26 +1,29 @@
-"""The compare command: two stored sets, two report folders, or two methods of one folder, on the same rows."""
+"""Commands that read run records: compare (two stored sets, two report folders, two methods of one), and report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli.data import DATA_OPTIONS, choose_tasks, load_for_set
+from registry.cli.data import DATA_OPTIONS, choose_tasks, load_for_set, use_metrics
 from registry.cli.options import (
     Settings,
     backbone_option,
     is_given,
     json_option,
     make_console,
+    note,
     print_json,
     with_options,
 )
-from registry.errors import ConfigError, RequestError
-from registry.schema import Reference
-from registry.tasks.spec import find_task
+from registry.errors import ConfigError, ReportMismatchError, RequestError
+from registry.schema import REPORT_FORMATS, Reference
+from registry.tasks.spec import find_task, read_task_file
+from registry.validation import choose, printable
 
 if TYPE_CHECKING:
     from registry.bench.pairing import CellPair, Pairing
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from registry.schema import Manifest
     from registry.tasks.task_data import TaskData
 
+OUT = Path("bench")
+FOLDER = click.Path(path_type=Path, file_okay=False)
+TOML = click.Path(path_type=Path, dir_okay=False)
 _OF_ROWS = ("limit", "limit_reported", "reported_split")  # a report's records say this themselves
 _BESIDE_FOLDERS = {"first", "second", "methods", "most", "with_text", "as_json"}
 
@@ -207,3 +213,111 @@ def _texts(data: TaskData) -> list[tuple[str, ...]]:
 
 def _left_out_row(each: Any) -> dict[str, str]:
     return {"task": each.task, "method": each.method, "left_out": each.reason}
+
+
+@click.command()
+@click.argument("folder", type=FOLDER, default=OUT)
+@click.option(
+    "--format", "formats", multiple=True, help=f"One of {', '.join(REPORT_FORMATS)}.  [default: all but parquet]"
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    callback=use_metrics,
+    expose_value=False,
+    help="Run the code of this metric of the records, module:function.",
+)
+@click.option("--check", is_flag=True, help="Write nothing: compute every number again and tell what differs.")
+@click.option("--with-text", is_flag=True, help="Put the rows' texts into a page of its own, to stay on your machine.")
+@click.option("--data", help="Where the texts are: hub, sample or a folder; where the records say by default.")
+@click.option(
+    "--task-file",
+    "task_files",
+    type=TOML,
+    multiple=True,
+    help="A task of your own, of which texts are wanted, as TOML.",
+)
+@json_option
+@click.pass_obj
+def report(settings: Settings, /, folder: Path, formats: tuple[str, ...], check: bool, **options: Any) -> None:
+    """Make the tables again from the run records in FOLDER, or check those that are there.
+
+    \b
+    adapter-registry report bench
+    adapter-registry report bench --format html --with-text --data sample
+    adapter-registry report bench --check
+    """
+    as_json, with_text = options["as_json"], options["with_text"]
+    for name in ("data", "task_files"):
+        if options[name] and not with_text:
+            raise ConfigError(
+                f"--{name.replace('_', '-').removesuffix('s')}",
+                "--with-text beside it, as tables need no texts",
+                "none",
+            )
+    for name in formats:
+        choose(name, REPORT_FORMATS, "report format")
+    if with_text and (check or as_json or (formats and "html" not in formats)):
+        raise ConfigError("--with-text", "html among the formats, and neither --check nor --json", "another output")
+    if check:
+        if formats:
+            raise ConfigError("--check", "no --format beside it, as it checks all files there are", formats[0])
+        _check(folder, as_json)
+        return
+    import pandas
+
+    from registry.reports.content import read_evidence
+
+    if as_json:
+        rows = read_evidence(folder).summary.to_dict("records")
+        print_json([{key: value for key, value in row.items() if not pandas.isna(value)} for row in rows])
+    else:
+        wanted = _TextsWanted(options["data"], settings.offline, options["task_files"]) if with_text else None
+        write_tables(folder, formats, wanted)
+
+
+@dataclass(frozen=True)
+class _TextsWanted:
+    """Where the texts of a page are."""
+
+    data: str | None
+    offline: bool
+    task_files: tuple[Path, ...]
+
+
+def _check(folder: Path, as_json: bool) -> None:
+    """Tell every difference in one line, or that there is none."""
+    from dataclasses import asdict
+
+    from registry.reports.check import check_report
+
+    checked = check_report(folder)
+    if as_json:
+        print_json([asdict(difference) for difference in checked.differences])
+    elif checked.differences:
+        click.echo("\n".join(printable(difference) for difference in checked.differences))
+    else:
+        click.echo(f"{checked.records} records and {len(checked.files)} report files follow from the predictions")
+    if checked.differences:
+        raise ReportMismatchError(
+            folder,
+            "what follows from the predictions",
+            f"{len(checked.differences)} differences",
+            "where only tables differ, 'adapter-registry report' writes them anew; a wrong record has to be run again",
+        )
+
+
+def write_tables(folder: Path, formats: tuple[str, ...] = (), wanted: _TextsWanted | None = None) -> None:
+    """Write the report of a folder of run records, and show its table."""
+    from registry.reports.content import read_evidence
+    from registry.reports.mistakes import read_texts
+    from registry.reports.report import render_terminal, write_report
+
+    evidence = read_evidence(folder)
+    texts = None
+    if wanted is not None:
+        specs = [read_task_file(path) for path in wanted.task_files]
+        texts = read_texts(evidence, wanted.data, offline=wanted.offline, specs=specs)
+    paths = write_report(folder, evidence, formats, texts)
+    make_console(100).print(render_terminal(evidence))
+    note("wrote " + ", ".join(str(path) for path in paths))

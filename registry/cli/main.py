@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from registry.cli.bench import bench, demo, report
-from registry.cli.compare import compare
+from registry.cli.bench import bench, demo
+from registry.cli.compare import compare, report
 from registry.cli.hub import pull, push
 from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
 from registry.cli.options import Settings

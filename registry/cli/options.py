@@ -49,6 +49,7 @@ class Settings:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         from registry.model.backbone import Backbone
+        from registry.model.machine import is_slow
 
         source = _whole_path(source)
         backbone = Backbone.load(source, device=self.device, dtype=self.dtype, revision=revision, offline=self.offline)
@@ -58,6 +59,8 @@ class Settings:
             f"backbone {source}: {info.family}, {info.layers} layers, H {info.hidden_size}, "
             f"{info.parameters:,} parameters, {precision} on {backbone.device}"
         )
+        if is_slow(backbone.dtype, backbone.device):
+            note(f"this processor has no instructions for {precision} products; --dtype float32 is many times as fast")
         return backbone
 
     def open_registry(self, backbone: str | None = None) -> Registry:
@@ -143,6 +146,30 @@ backbone_option = click.option(
     envvar="ADAPTER_REGISTRY_BACKBONE",
     show_envvar=True,
     help="Where the store's backbone is now, if not where it was; for a store still to be made, which one.",
+)
+
+
+def _check_on(ctx: click.Context, parameter: click.Parameter, on: str | None) -> str | None:
+    """Refuse an address that is none, and tell how Ray is installed where it is not, before anything else is done."""
+    if on is not None:
+        from registry.cluster.connection import check_address
+
+        check_address(on)
+    return on
+
+
+on_option = click.option(
+    "--on",
+    metavar="ray[://HOST:PORT]",
+    callback=_check_on,
+    help="Work on Ray: on this machine or the cluster of RAY_ADDRESS, or on the one of an address.  [extra: ray]",
+)
+gpu_share_option = click.option(
+    "--gpu-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="With --on, the share of a GPU that a pass has; 0.25 lets four share one.",
 )
 EVALUATION_STEPS = 50
 

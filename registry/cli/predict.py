@@ -18,6 +18,7 @@ from registry.cli.options import (
     backbone_option,
     json_option,
     note,
+    on_option,
     print_json,
     scores_text,
     with_options,
@@ -28,8 +29,9 @@ from registry.validation import printable, require
 
 if TYPE_CHECKING:
     from registry.schema import Manifest
-    from registry.serving.answer_file import Journal
-    from registry.serving.predictor import Prediction
+    from registry.serving.answer_file import FileQuestion
+    from registry.serving.predictor import Prediction, Predictor
+    from registry.store.store import Store
 
 CHUNK_ROWS = 1_024
 SECONDS = 5.0  # between two notes of progress
@@ -41,17 +43,23 @@ _ANSWER_KEYS = {"label", "probabilities", "truncated", "error"}
 @click.argument("reference", metavar="[REF]", required=False)
 @click.argument("text", required=False)
 @click.argument("pair", required=False)
-@click.option("--data", help="Answer every row of this file: csv, tsv, txt, jsonl, json, parquet, Excel, .gz, .zst.")
+@click.option(
+    "--data",
+    help="Answer every row of this file (csv, tsv, txt, jsonl, json, parquet, Excel, .gz, .zst), or of all files of "
+    "this folder, here or as s3://bucket/rows, gs:// and so on.",
+)
 @click.option("--text-col", help="Column of the text in --data; the set's own by default.")
 @click.option("--pair-col", help="Column of the second text.")
 @click.option("--ref", "more", multiple=True, help="Answer with this set as well; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="csv, tsv, jsonl or parquet; else stdout.")
+@click.option("--ref-col", help="Column that names the set of each row, or several as in a+b; in the place of REF.")
+@click.option("--out", help="csv, tsv, jsonl or parquet, else stdout; of a folder another folder, here or elsewhere.")
 @click.option("--prefix", default="", help="In front of the names of added columns.")
 @click.option("--restart", is_flag=True, help="Forget what an unfinished run has written beside --out.")
 @with_options(READING_OPTIONS)
 @click.option("--strict", is_flag=True, help="End at the first line of standard input that cannot be answered.")
 @click.option("--threshold", type=float, metavar="P", help="Say labels of multi-label sets from this probability on.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the N likeliest labels alone.")
+@on_option
 @backbone_option
 @json_option
 @click.pass_obj
@@ -64,14 +72,15 @@ def predict(
     adapter-registry predict sst2 "a gripping film"
     adapter-registry predict mrpc "He left." "He went away."
     adapter-registry predict mails --data mails.csv --text-col body --out answers.csv
+    adapter-registry predict mails --data s3://bucket/mails --text-col body --out s3://bucket/answers
     adapter-registry predict mails+mails-2 "a text for two sets, whose probabilities are averaged"
     echo '{"adapter": "sst2", "text": "dull"}' | adapter-registry predict -
     """
-    from registry.serving.predictor import Predictor, Request
+    from registry.serving.predictor import Request
 
     if options["data"] is not None:
         require(text is None, "TEXT", "none beside --data", text)
-        _answer_file(settings, [each for each in (reference, *options["more"]) if each is not None], options)
+        _answer_rows(settings, [each for each in (reference, *options["more"]) if each is not None], options)
         return
     if reference is None:
         raise RequestError("answer", "a stored set and a text, '-', or --data FILE", "none")
@@ -88,18 +97,16 @@ def predict(
         raise RequestError(f"answer with '{reference}'", "a text, or '-' for JSON lines, or --data FILE", "none")
     if pair is None and os.path.isfile(text):  # unlike Path's, for texts of any length
         raise RequestError(f"answer with '{reference}'", f"a text, or --data {text} for its rows", "the name of a file")
-    registry = settings.open_registry(options["backbone"])
-    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
+    predictor = _open_predictor(settings, options)
     for answer in predictor.mixed([Request(reference, text, pair)]):
         _print_answer(answer, as_json, options["top"])
 
 
 def _answer_lines(settings: Settings, stream: BinaryIO, own: str | None, options: dict[str, Any]) -> None:
     """Print for each line its answer or its error, in order, and tell at the end how many errors there were."""
-    from registry.serving.predictor import Predictor, Request
+    from registry.serving.predictor import Request
 
-    registry = settings.open_registry(options["backbone"])
-    predictor = Predictor(registry.backbone, registry, threshold=options["threshold"])
+    predictor = _open_predictor(settings, options)
     numbered = ((number, line) for number, line in enumerate(stream, start=1) if line.strip())
     lines = errors = 0
     while chunk := list(islice(numbered, CHUNK_ROWS)):
@@ -162,40 +169,83 @@ def _parse_members(reference: str) -> tuple[Reference, ...]:
     return tuple(map(Reference.parse, members_of(reference)))
 
 
-def _answer_file(settings: Settings, references: list[str], options: dict[str, Any]) -> None:
-    """Answer every row of a file, into another file or as JSON lines on stdout."""
-    from registry.serving.answer_file import FileQuestion, answer_chunks, write_answers
-    from registry.serving.predictor import Predictor
+def _answer_rows(settings: Settings, references: list[str], options: dict[str, Any]) -> None:
+    """Answer every row of a file or a folder, into another or as JSON lines on stdout."""
+    data, named = options["data"], options["ref_col"]
+    is_folder = "://" in data or Path(data).expanduser().is_dir()
+    require(is_folder or options["on"] is None, f"--on {options['on']}", "--data FOLDER beside it", data)
+    if not is_folder and not Path(data).expanduser().is_file():
+        raise DataError(data, "file", "a file or a folder", "none")
+    require(
+        bool(references) != (named is not None), f"--data {data}", "a stored set, or --ref-col", references or "none"
+    )
+    question = _question(settings.open_store(), references, options)
+    rows, errors = (_answer_folder if is_folder else _answer_file)(settings, question, options)
+    if errors:
+        raise UnansweredError(f"rows of {data}", errors, rows)
 
-    path = Path(options["data"]).expanduser()
-    require(bool(references), f"--data {path}", "a stored set that answers its rows", "none")
-    if not path.is_file():
-        raise DataError(path, "file", "a file", "a folder" if path.is_dir() else "none")
-    store = settings.open_store()
+
+def _question(store: Store, references: list[str], options: dict[str, Any]) -> FileQuestion:
+    """Return what is asked of each row, the sets with the versions that they have now."""
+    from registry.serving.answer_file import FileQuestion
+
     found = [[store.resolve(each) for each in _parse_members(reference)] for reference in references]
     exact = tuple(join_members([f"{name}:{version}" for name, version in members]) for members in found)
-    manifest = store.manifest(*found[0][0])
+    columns = _text_columns(store.manifest(*found[0][0]) if found else None, options)
+    path, rest = Path(options["data"]).expanduser(), (options["prefix"], options["threshold"], options["ref_col"])
+    return FileQuestion(path, exact, columns, read_reading(options), *rest)
+
+
+def _open_predictor(settings: Settings, options: dict[str, Any]) -> Predictor:
+    """Return what answers, with the backbone loaded."""
+    from registry.serving.predictor import Predictor
+
     registry = settings.open_registry(options["backbone"])
-    columns, threshold = _text_columns(manifest, options), options["threshold"]
-    question = FileQuestion(path, exact, columns, read_reading(options), options["prefix"], threshold)
-    predictor = Predictor(registry.backbone, registry, threshold=threshold)
+    return Predictor(registry.backbone, registry, threshold=options["threshold"])
+
+
+def _answer_file(settings: Settings, question: FileQuestion, options: dict[str, Any]) -> tuple[int, int]:
+    """Answer a file; return the rows and how many of them have an error."""
+    from registry.serving.answer_file import answer_chunks, write_answers
+
+    predictor = _open_predictor(settings, options)
     if options["out"] is None:
         rows = errors = 0
         for chunk in answer_chunks(predictor, question):
             print_json(chunk)
             rows, errors = rows + len(chunk), errors + question.count_errors(chunk)
+        return rows, errors
+    watch, out, restart = _Watch(), Path(options["out"]), options["restart"]
+    journal = write_answers(predictor, question, out, restart=restart, observe=lambda done: watch.observe(done.rows))
+    note(f"{journal.rows - journal.errors:,} of {journal.rows:,} rows answered, in {out}")
+    return journal.rows, journal.errors
+
+
+def _answer_folder(settings: Settings, question: FileQuestion, options: dict[str, Any]) -> tuple[int, int]:
+    """Answer all files of a folder, in parts; return the rows and how many of them have an error."""
+    from registry.serving.data_set import DataSetRun, answer_data_set
+    from registry.serving.folders import Folder
+
+    if options["out"] is None:
+        raise ConfigError(f"--data {options['data']}", "--out FOLDER beside a folder", "none")
+    folder, out, watch = Folder(options["data"]), Folder(options["out"]), _Watch()
+    run = DataSetRun.begin(question, folder, out, restart=options["restart"])
+    predictor = _open_predictor(settings, options)
+    if options["on"] is None:
+        done = answer_data_set(predictor, run, watch.observe)
     else:
-        watch = _Watch()
-        journal = write_answers(predictor, question, options["out"], restart=options["restart"], observe=watch.observe)
-        rows, errors = journal.rows, journal.errors
-        note(f"{rows - errors:,} of {rows:,} rows answered, in {options['out']}")
-    if errors:
-        raise UnansweredError(f"rows of {path}", errors, rows)
+        from registry.cluster.connection import connect
+        from registry.cluster.predict import answer_on_cluster
+
+        with connect(options["on"]):
+            done = answer_on_cluster(predictor, run, watch.observe)
+    note(f"{done.rows - done.errors:,} of {done.rows:,} rows answered, in {len(done.parts):,} files of {out}")
+    return done.rows, done.errors
 
 
-def _text_columns(manifest: Manifest, options: dict[str, Any]) -> tuple[str, ...]:
+def _text_columns(manifest: Manifest | None, options: dict[str, Any]) -> tuple[str, ...]:
     """Return the columns of the texts: those given, else those that the set was trained on."""
-    own = manifest.origin.text_columns if manifest.origin is not None else ()
+    own = manifest.origin.text_columns if manifest is not None and manifest.origin is not None else ()
     if options["text_col"] is None and not own:
         raise ConfigError(f"--data {options['data']}", "--text-col beside it", "none", told_columns(options))
     first = options["text_col"] or own[0]
@@ -209,17 +259,17 @@ class _Watch:
     def __init__(self) -> None:
         self._started, self._told, self._first = time.monotonic(), time.monotonic(), -1
 
-    def observe(self, journal: Journal) -> None:
+    def observe(self, rows: int, parts: int = 0) -> None:
         """Tell the rows answered so far, at the first call that a run is continued."""
         now = time.monotonic()
         if self._first < 0:
-            self._first = journal.rows
-            if journal.rows:
-                note(f"{journal.rows:,} rows were answered before; going on after them")
+            self._first = rows
+            if rows:
+                note(f"{rows:,} rows were answered before; going on after them")
             return
         if now - self._told >= SECONDS:
-            rate = (journal.rows - self._first) / (now - self._started)
-            note(f"{journal.rows:,} rows answered, {rate:,.0f} rows/s")
+            rate = (rows - self._first) / (now - self._started)
+            note(f"{rows:,} rows answered, {rate:,.0f} rows/s")
             self._told = now
 
 

@@ -1,7 +1,8 @@
 """Live progress of trainings on stderr: bars with loss, rows per second and time left; lines where no terminal is.
 
-Ctrl-C that waits for a good moment: the first asks to stop between two steps, the second stops at once. And the demo,
-which shows all of it: trains three sets on the sample, switches between them, answers a mixed batch, writes a report.
+What came of a training, saved and told. Ctrl-C that waits for a good moment: the first asks to stop between two steps,
+the second stops at once. And the demo, which shows all of it: trains three sets on the sample, switches between them,
+answers a mixed batch, writes a report.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import click
 from rich.console import Console
@@ -23,14 +25,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from registry.bench.runner import Cell, run_cell
-from registry.cli.options import Settings, make_console, note
+from registry.cli.options import Settings, make_console, note, print_json, scores_text
 from registry.errors import ConfigError, RegistryError
 from registry.reports.content import read_evidence
 from registry.reports.report import render_terminal, write_report
+from registry.schema import Manifest
 from registry.serving.predictor import Predictor
 from registry.store.registry import Registry
 from registry.tasks.loading import load_task
 from registry.tasks.spec import BUILT_IN
+from registry.training.fit import FitJob, Fitted
+from registry.training.origin import Repetition, find_differences, has_same_weights
 from registry.training.state import StepReport
 
 
@@ -69,9 +74,10 @@ class TrainingProgress:
 
     Args:
         titles: what is trained.
+        shows_waiting: whether a bar is there before the first step, and after the last.
     """
 
-    def __init__(self, *titles: str) -> None:
+    def __init__(self, *titles: str, shows_waiting: bool = True) -> None:
         self._console = Console(stderr=True)
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -84,7 +90,7 @@ class TrainingProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self.observers = [_Bar(self._bars, title).observe for title in titles]
+        self.observers = [_Bar(self._bars, title, shows_waiting).observe for title in titles]
 
     def __enter__(self) -> TrainingProgress:
         self._bars.start()
@@ -103,9 +109,9 @@ class TrainingProgress:
 class _Bar:
     """The line of one training."""
 
-    def __init__(self, bars: Progress, title: str) -> None:
-        self._bars, self._title = bars, title
-        self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0)
+    def __init__(self, bars: Progress, title: str, shows_waiting: bool) -> None:
+        self._bars, self._title, self._shows_waiting = bars, title, shows_waiting
+        self._task = bars.add_task(title, total=None, loss=0.0, rate=0.0, visible=shows_waiting)
         self._losses: deque[float] = deque(maxlen=_RECENT_STEPS)
 
     def observe(self, report: StepReport) -> None:
@@ -113,7 +119,8 @@ class _Bar:
         self._losses.append(report.loss)
         loss = sum(self._losses) / len(self._losses)
         rate = 0.0 if math.isnan(report.rows_per_second) else report.rows_per_second
-        self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate)
+        shown = self._shows_waiting or report.step < report.steps
+        self._bars.update(self._task, total=report.steps, completed=report.step, loss=loss, rate=rate, visible=shown)
         due = max(1, report.steps // _LINES)
         if self._bars.disable and (report.step % due == 0 or report.step == report.steps):
             line = f"{self._title}: step {report.step}/{report.steps}  loss {loss:.3f}  {rate:.0f} rows/s"
@@ -121,6 +128,67 @@ class _Bar:
         for metric, value in report.held_out_scores.items():
             if not self._bars.disable:
                 self._bars.console.print(f"{self._title}: step {report.step} held-out {metric} {value:.3f}")
+
+
+_NO_REASON = "nothing that is recorded differs"
+
+
+def save_trained(
+    registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool, repetition: Repetition | None
+) -> None:
+    """Save a trained set as the next version of its name, and tell how it did."""
+    reference = registry.save(name, fitted)
+    if job.checkpoint is not None:
+        job.checkpoint.discard()
+    if fitted.truncated_train or fitted.truncated_reported:
+        note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
+    result, training = fitted.result, job.plan.training
+    if result is not None and training is not None and training.holds_out:
+        last = f"of {result.steps} taken" if training.patience else f"of {result.steps}"
+        score = dict(result.history).get(result.best_step, {})
+        told = "".join(f", held-out {metric} {value:.3f}" for metric, value in score.items())
+        share = f"{training.held_out:.0%} of the training rows were set aside for it"
+        note(f"{name}: the weights are those of step {result.best_step} {last}{told}; {share}")
+    if job.data.sample:
+        note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
+    compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}
+    _print_result(str(reference), fitted, job.data.spec.positive_label, as_json, compared)
+    if compared and not as_json:
+        same = "same weights as" if compared["same_weights"] else "other weights than"
+        why = "" if compared["same_weights"] else ": " + ("; ".join(compared["differences"]) or _NO_REASON)
+        click.echo(f"{same} {compared['repeats']}{why}")
+
+
+def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
+    return {
+        "repeats": str(repetition.reference),
+        "same_weights": has_same_weights(repetition.manifest, repeated),
+        "differences": find_differences(repetition.manifest, repeated),
+    }
+
+
+def _print_result(
+    reference: str, fitted: Fitted, positive_label: str | None, as_json: bool, more: dict[str, Any]
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "adapter": reference,
+                "scores": fitted.scores,
+                "positive_label": positive_label,
+                "trainable": fitted.parameters.trainable,
+                "percent": round(fitted.parameters.percent, 4),
+                "stored_bytes": fitted.stored_bytes,
+                "train_seconds": round(fitted.train_seconds, 2),
+                **more,
+            }
+        )
+        return
+    scores = scores_text(fitted.scores, positive_label, 3)
+    click.echo(
+        f"{reference}  {scores}  trained {fitted.parameters.trainable:,} parameters "
+        f"({fitted.parameters.percent:.2f} %) in {fitted.train_seconds:.0f} s, {fitted.stored_bytes:,} bytes"
+    )
 
 
 METHODS = ("majority", "head_only", "after_layer")

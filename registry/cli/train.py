@@ -19,17 +19,18 @@ from registry.cli.options import (
     adapter_choices,
     backbone_option,
     chosen_recipe,
+    gpu_share_option,
     head_choices,
     is_given,
     json_option,
     note,
-    print_json,
-    scores_text,
+    on_option,
     training_choices,
     with_options,
 )
 from registry.errors import (
     CheckpointError,
+    ClusterError,
     ConfigError,
     DivergedError,
     NonFiniteLossError,
@@ -42,7 +43,6 @@ from registry.validation import check_name, choose, require
 
 if TYPE_CHECKING:
     from registry.model.backbone import Backbone
-    from registry.schema import Manifest
     from registry.store.registry import Registry
     from registry.store.store import Store
     from registry.tasks.task_data import TaskData
@@ -50,14 +50,13 @@ if TYPE_CHECKING:
     from registry.training.fit import FitJob, Fitted
     from registry.training.origin import Repetition
     from registry.training.plan import Plan
-    from registry.training.trackers import Tracking
+    from registry.training.trackers import TrackedRun, Tracking
 
 CHECKPOINTS = ".checkpoints"
 BESIDE_FROM = {
     *("repeated", "backbone", "data", "name", "resume", "restart"),
-    *("keep_diverged", "track", "track_to", "as_json", "metrics"),
+    *("keep_diverged", "track", "track_to", "as_json", "metrics", "on", "gpu_share"),
 }
-NO_REASON = "nothing that is recorded differs"
 
 
 @click.command()
@@ -81,6 +80,8 @@ NO_REASON = "nothing that is recorded differs"
 @click.option("--start-from", metavar="REF", help="Go on from the adapter of a stored set, with a head of its own.")
 @click.option("--from", "repeated", metavar="REF", help="Repeat the training of a stored set, as its next version.")
 @with_options(TRACKING_OPTIONS)
+@on_option
+@gpu_share_option
 @json_option
 @click.pass_obj
 def train(settings: Settings, /, tasks: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -131,8 +132,11 @@ def _train_tasks(
         adapter = options["start"].adapter_set.adapter_config
         plans = [msgspec.structs.replace(plan, adapter=adapter) for plan in plans]
     planned = list(zip(loaded, plans, strict=True))
+    passes = [planned] if options["together"] else [[one] for one in planned]
     with tracking:
-        for sharing in [planned] if options["together"] else [[one] for one in planned]:
+        if options["on"] is not None:
+            _train_on_ray(settings, registry, passes, options, as_json, tracking)
+        for sharing in passes if options["on"] is None else []:
             _train_pass(settings, registry, sharing, options, as_json, tracking)
 
 
@@ -160,7 +164,10 @@ def _repeat(
     registry = replace(settings, dtype=repetition.dtype).open_registry(options["backbone"])
     options = {**options, "name": options["name"] or name}
     with tracking:
-        _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
+        if options["on"] is not None:
+            _train_on_ray(settings, registry, [[(data, repetition.plan)]], options, as_json, tracking, repetition)
+        else:
+            _train_pass(settings, registry, [(data, repetition.plan)], options, as_json, tracking, repetition)
 
 
 def _make_plan(
@@ -215,8 +222,58 @@ def _train_pass(
             if len(jobs) > 1:
                 note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
             raise
+    _keep(registry, list(zip(names, jobs, outcomes, logs, strict=True)), options, as_json, repetition)
+
+
+def _train_on_ray(
+    settings: Settings,
+    registry: Registry,
+    passes: Sequence[Sequence[tuple[TaskData, Plan]]],
+    options: dict[str, Any],
+    as_json: bool,
+    tracking: Tracking,
+    repetition: Repetition | None = None,
+) -> None:
+    """Train each pass as a task of Ray and save its sets here; no state is kept of one that is interrupted."""
+    for name in ("resume", "restart"):
+        require(not options[name], f"--{name}", "none beside --on, which keeps no checkpoint", True)
+    from registry.cli.progress import TrainingProgress
+    from registry.cluster.connection import connect
+    from registry.cluster.grid import Terms, fit_jobs, run_passes
+    from registry.training.fit import FitJob
+    from registry.training.trackers import observers, settings_of
+
+    backbone, logs, bars = registry.backbone, {}, {}
+    start = options.get("start")
+    named = [
+        [FitJob(plan, data, members=registry.load_members(plan.adapter), start=start) for data, plan in sharing]
+        for sharing in passes
+    ]
+    names = {job: options["name"] or job.data.spec.name for jobs in named for job in jobs}
+    with connect(options["on"]), TrainingProgress(*names.values(), shows_waiting=False) as progress:
+        for (job, name), bar in zip(names.items(), progress.observers, strict=True):
+            logs[job] = tracking.run(name, settings_of(job.plan, job.data, backbone))
+            bars[job] = observers(bar, logs[job].observe)
+        terms = Terms.like(backbone, offline=settings.offline, gpu_share=options["gpu_share"])
+        for jobs, outcomes in run_passes(named, fit_jobs, terms, lambda job, step: bars[job](step)):
+            if isinstance(outcomes, str):
+                raise ClusterError(f"train {names[jobs[0]]}", "a worker that ends its work", outcomes, "try again")
+            ended = [(names[job], job, outcome, logs[job]) for job, outcome in zip(jobs, outcomes, strict=True)]
+            _keep(registry, ended, options, as_json, repetition)
+
+
+def _keep(
+    registry: Registry,
+    ended: Sequence[tuple[str, FitJob, Fitted | NonFiniteLossError, TrackedRun]],
+    options: dict[str, Any],
+    as_json: bool,
+    repetition: Repetition | None,
+) -> None:
+    """Save the sets of a pass; one that diverged is told after the others."""
+    from registry.cli.progress import save_trained
+
     errors: list[TrainingError] = []
-    for name, job, outcome, log in zip(names, jobs, outcomes, logs, strict=True):
+    for name, job, outcome, log in ended:
         if isinstance(outcome, NonFiniteLossError):
             log.finish("failed")
             error: TrainingError = outcome
@@ -224,11 +281,11 @@ def _train_pass(
             log.finish("finished", outcome.scores)
             diverged = _error_of(name, outcome, options["keep_diverged"])
             if diverged is None:
-                _save(registry, name, job, outcome, as_json, repetition)
+                save_trained(registry, name, job, outcome, as_json, repetition)
                 continue
             error = diverged
         errors.append(error)
-        if len(jobs) > 1:
+        if len(ended) > 1:
             note(f"{name}: not saved: {error}")
     if errors:
         raise errors[0]
@@ -265,63 +322,4 @@ def _checkpoint(
         settings=plan.digest(registry.backbone, data),
         resume=options["resume"],
         told=plan.tell(registry.backbone, data),
-    )
-
-
-def _save(
-    registry: Registry, name: str, job: FitJob, fitted: Fitted, as_json: bool, repetition: Repetition | None
-) -> None:
-    reference = registry.save(name, fitted)
-    if job.checkpoint is not None:
-        job.checkpoint.discard()
-    if fitted.truncated_train or fitted.truncated_reported:
-        note(f"{name}: {fitted.truncated_train:,} training and {fitted.truncated_reported:,} scored rows were cut")
-    result, training = fitted.result, job.plan.training
-    if result is not None and training is not None and training.holds_out:
-        last = f"of {result.steps} taken" if training.patience else f"of {result.steps}"
-        score = dict(result.history).get(result.best_step, {})
-        told = "".join(f", held-out {metric} {value:.3f}" for metric, value in score.items())
-        share = f"{training.held_out:.0%} of the training rows were set aside for it"
-        note(f"{name}: the weights are those of step {result.best_step} {last}{told}; {share}")
-    if job.data.sample:
-        note(f"{name}: trained on the bundled sample, which is for trying the program out; its scores are no evidence")
-    compared = _compare(repetition, registry.manifest(reference)) if repetition is not None else {}
-    _print_result(str(reference), fitted, job.data.spec.positive_label, as_json, compared)
-    if compared and not as_json:
-        same = "same weights as" if compared["same_weights"] else "other weights than"
-        why = "" if compared["same_weights"] else ": " + ("; ".join(compared["differences"]) or NO_REASON)
-        click.echo(f"{same} {compared['repeats']}{why}")
-
-
-def _compare(repetition: Repetition, repeated: Manifest) -> dict[str, Any]:
-    from registry.training.origin import find_differences, has_same_weights
-
-    return {
-        "repeats": str(repetition.reference),
-        "same_weights": has_same_weights(repetition.manifest, repeated),
-        "differences": find_differences(repetition.manifest, repeated),
-    }
-
-
-def _print_result(
-    reference: str, fitted: Fitted, positive_label: str | None, as_json: bool, more: dict[str, Any]
-) -> None:
-    if as_json:
-        print_json(
-            {
-                "adapter": reference,
-                "scores": fitted.scores,
-                "positive_label": positive_label,
-                "trainable": fitted.parameters.trainable,
-                "percent": round(fitted.parameters.percent, 4),
-                "stored_bytes": fitted.stored_bytes,
-                "train_seconds": round(fitted.train_seconds, 2),
-                **more,
-            }
-        )
-        return
-    scores = scores_text(fitted.scores, positive_label, 3)
-    click.echo(
-        f"{reference}  {scores}  trained {fitted.parameters.trainable:,} parameters "
-        f"({fitted.parameters.percent:.2f} %) in {fitted.train_seconds:.0f} s, {fitted.stored_bytes:,} bytes"
     )

@@ -1,4 +1,4 @@
 """More machines than one: grids, servers and whole data sets on Ray, which nothing else here knows of.
 
-To the left: ``bench``. To the right: ``reports``.
+Reading order: ``connection``, ``grid``, ``predict``. To the left: ``bench``. To the right: ``reports``.
 """

@@ -73,6 +73,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return found
 
 
+def is_slow(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether products of this dtype are made without instructions for it, many times slower than in float32."""
+    return device.type == "cpu" and _HAS_LAYOUT and dtype == torch.bfloat16 and not _HAS_BFLOAT16
+
+
 class FrozenLinear(nn.Linear):
     """``nn.Linear`` with its frozen weight also in the layout, and in the transposed layout, that products want."""
 

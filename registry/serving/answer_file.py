@@ -6,28 +6,26 @@ lost, doubled or out of order. Memory is that of a chunk, however long the file 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from registry.errors import ConfigError, OutputError, RegistryError, RequestError
+from registry.errors import ConfigError, DataError, OutputError, RegistryError, RequestError
 from registry.schema import Manifest, Reading, members_of
+from registry.serving.answer_formats import FORMATS, finish, writer_of
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
 from registry.tasks.cells import Table
 from registry.tasks.tables import read_chunks
 from registry.validation import Record, from_json, require, to_json
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 ANSWER_ROWS = 1_024  # answered, written and confirmed at a time: seconds of work on a CPU
 
 
@@ -46,11 +44,14 @@ class FileQuestion:
 
     Attributes:
         path: of the rows.
-        references: of the sets that answer each row, with their versions.
+        references: of the sets that answer each row, with their versions; none where each row names its own.
         text_columns: one, or two for pairs.
         reading: how the file becomes rows.
         prefix: in front of the names of added columns; the reference and a dot where several sets answer.
         threshold: the predictor's.
+        reference_column: names the set, or the sets, of each row.
+        first_row: the number that the file's first row has in what the file was cut from.
+        mark: what tells the rows from others, where the file is made anew for each run.
     """
 
     path: Path
@@ -59,21 +60,25 @@ class FileQuestion:
     reading: Reading
     prefix: str = ""
     threshold: float | None = None
+    reference_column: str | None = None
+    first_row: int = 0
+    mark: str | None = None
 
     def prefix_of(self, reference: str) -> str:
         """Return what stands in front of the columns that one set adds."""
-        return self.prefix if len(self.references) == 1 else f"{self.prefix}{reference}."
+        return f"{self.prefix}{reference}." if len(self.references) > 1 else self.prefix
 
     def count_errors(self, rows: Sequence[dict[str, Any]]) -> int:
         """Return how many of the answered rows have an error."""
-        names = [f"{self.prefix_of(each)}error" for each in self.references]
+        names = [f"{self.prefix_of(each)}error" for each in self.references or ("",)]
         return sum(any(row[name] for name in names) for row in rows)
 
     def digest(self) -> str:
         """Return what tells one question from another: the file as it is now, and all that is asked."""
-        stat = os.stat(self.path)
-        told = [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns, self.references, self.text_columns]
-        plain = json.dumps([*told, self.prefix, to_json(self.reading).decode(), self.threshold])
+        stat = None if self.mark is not None else os.stat(self.path)
+        told = [self.mark] if stat is None else [str(self.path.absolute()), stat.st_size, stat.st_mtime_ns]
+        asked = [self.references, self.text_columns, self.prefix, to_json(self.reading).decode(), self.threshold]
+        plain = json.dumps([*told, *asked, *(() if self.reference_column is None else (self.reference_column,))])
         return hashlib.sha256(plain.encode()).hexdigest()
 
 
@@ -91,11 +96,10 @@ def answer_chunks(
         ConfigError: an added column has the name of one of the file's, or a row has one that the header lacks.
     """
     header: tuple[str, ...] | None = None
-    added = {
-        each: added_columns(question, each, predictor.registry.manifest(members_of(each)[0]))
-        for each in question.references
-    }
-    for table in read_chunks(question.path, question.text_columns, question.reading, rows=rows, with_rest=True):
+    added = all_added(predictor, question)
+    own = () if question.reference_column is None else (question.reference_column,)
+    wanted = (*question.text_columns, *own)
+    for table in read_chunks(question.path, wanted, question.reading, rows=rows, with_rest=True):
         taken = {name for names in added.values() for name in names} & set(table.names)
         if taken:
             field, hint = f"columns of {question.path}", "--prefix answer. names the added ones answer.label and so on"
@@ -108,7 +112,42 @@ def answer_chunks(
         start = max(0, first - table.first)
         if start >= len(table):
             continue
+        table = replace(table, first=table.first + question.first_row)
         yield _answer_table(predictor, question, table, start, added)
+
+
+def all_added(predictor: Predictor, question: FileQuestion) -> dict[str, tuple[str, ...]]:
+    """Return the names of the columns that each set adds; under an empty reference those of whichever a row names."""
+    if question.reference_column is not None:
+        return {"": tuple(f"{question.prefix}{name}" for name in ("answered_by", "label", "probabilities", "error"))}
+    manifests = {each: predictor.registry.manifest(members_of(each)[0]) for each in question.references}
+    return {each: added_columns(question, each, manifest) for each, manifest in manifests.items()}
+
+
+def answer_schema(predictor: Predictor, question: FileQuestion) -> pa.Schema | None:
+    """Return the columns of a parquet file with those that its answers add, None for other files.
+
+    So a column has its type also where all cells of a file are empty, and the parts of a data set are of one schema.
+
+    Raises:
+        DataError: no parquet file.
+    """
+    if question.path.suffix.lower() != ".parquet":
+        return None
+    try:
+        own = pq.read_schema(question.path).remove_metadata()
+    except (pa.ArrowException, OSError) as err:
+        raise DataError(question.path, "content", "a parquet file", (str(err).splitlines() or [""])[0]) from err
+    text, number = pa.string(), pa.float64()
+    if question.reference_column is not None:
+        types = (text, text, pa.map_(text, number), text)
+        return pa.schema([*own, *map(pa.field, all_added(predictor, question)[""], types)])
+    fields = list(own)
+    for reference, names in all_added(predictor, question).items():
+        value = predictor.registry.manifest(members_of(reference)[0]).head.problem_type == "regression"
+        types = (number if value else text, *[number] * (len(names) - 2), text)
+        fields += map(pa.field, names, types)
+    return pa.schema(fields)
 
 
 def added_columns(question: FileQuestion, reference: str, manifest: Manifest) -> tuple[str, ...]:
@@ -127,6 +166,11 @@ def _answer_table(
     names = [name for name in table.names if name in table.columns]
     answered: list[dict[str, Any]] = [{name: table.columns[name][place] for name in names} for place in places]
     columns = [table.column(name) for name in question.text_columns]
+    if question.reference_column is not None:
+        own = table.column(question.reference_column)
+        answers = _answer_named(predictor, [(own[place], *(cells[place] for cells in columns)) for place in places])
+        for place, row, answer in zip(places, answered, answers, strict=True):
+            row.update(_named_cells(added[""], answer, table.place(place)))
     for reference in question.references:
         asked = [Request(reference, *(cells[place] for cells in columns)) for place in places]
         for place, row, answer in zip(places, answered, predictor.answer_each(asked), strict=True):
@@ -134,12 +178,35 @@ def _answer_table(
     return answered
 
 
+def _answer_named(predictor: Predictor, rows: Sequence[tuple[Any, ...]]) -> list[Prediction | RegistryError]:
+    """Return the answers to rows of a reference, a text and perhaps a second one, which is empty for single texts."""
+    asked = [Request(own, text, *(each or None for each in pair)) for own, text, *pair in rows if isinstance(own, str)]
+    answers = iter(predictor.answer_each(asked))
+    expected = "the name of a stored set"
+    return [
+        next(answers) if isinstance(own, str) else RequestError("answer a row", expected, repr(own)[:80])
+        for own, *_ in rows
+    ]
+
+
+def _told(err: RegistryError, place: str) -> str:
+    """Return why a row has no answer."""
+    return f"{place}: expected {err.expected}, found {err.found}" if isinstance(err, RequestError) else str(err)
+
+
+def _named_cells(names: Sequence[str], answer: Prediction | RegistryError, place: str) -> dict[str, Any]:
+    """Return the added cells of a row that names its set: which version answered, and all its probabilities in one."""
+    if isinstance(answer, RegistryError):
+        return {**dict.fromkeys(names), names[-1]: _told(answer, place)}
+    label = "|".join(answer.label) if isinstance(answer.label, tuple) else str(answer.label)
+    shares = {name: round(share, 6) for name, share in answer.probabilities.items()}
+    return dict(zip(names, [answer.reference, label, shares, None], strict=True))
+
+
 def _cells(names: Sequence[str], answer: Prediction | RegistryError, place: str) -> dict[str, Any]:
     """Return the added cells of one row under their names."""
-    if isinstance(answer, RequestError):
-        return {**dict.fromkeys(names), names[-1]: f"{place}: expected {answer.expected}, found {answer.found}"}
     if isinstance(answer, RegistryError):
-        return {**dict.fromkeys(names), names[-1]: str(answer)}
+        return {**dict.fromkeys(names), names[-1]: _told(answer, place)}
     label = "|".join(answer.label) if isinstance(answer.label, tuple) else answer.label
     shares = [] if isinstance(answer.label, float) else [round(share, 6) for share in answer.probabilities.values()]
     return dict(zip(names, [label, *shares, None], strict=True))
@@ -177,7 +244,6 @@ def write_answers(
     part, path = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.journal")
     settings = question.digest()
     journal = Journal(settings=settings) if restart else _read_journal(path, part, settings)
-    encoder = _ENCODERS[out.suffix.lower()]
     try:
         if observe is not None:
             observe(journal)
@@ -185,12 +251,14 @@ def write_answers(
             file.truncate(journal.bytes)  # what a killed run wrote after its last chunk was confirmed
             file.seek(journal.bytes)
             one_header = out.suffix.lower() in (".csv", ".tsv")
+            schema = answer_schema(predictor, question) if out.suffix.lower() == ".parquet" else None
+            write = writer_of(out, schema)
             for chunk in answer_chunks(predictor, question, journal.rows, rows, one_header=one_header):
-                encoder(file, chunk, journal.rows == 0)
+                write(file, chunk, journal.rows == 0)
                 journal = _confirm(path, journal, file, len(chunk), question.count_errors(chunk))
                 if observe is not None:
                     observe(journal)
-        _finish(part, out)
+        finish(part, out)
         path.unlink(missing_ok=True)
     except pa.ArrowException as err:
         hint = "--out FILE.jsonl takes cells of any type"
@@ -228,69 +296,3 @@ def _read_journal(path: Path, part: Path, settings: str) -> Journal:
         raise ConfigError(str(path), expected, found, "--restart forgets it")
     there = part.stat().st_size if part.exists() else 0
     return journal if there >= journal.bytes else Journal(settings=settings)
-
-
-def _write_delimited(separator: str) -> Callable[[BinaryIO, list[dict[str, Any]], bool], None]:
-    def write(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
-        if is_first:
-            writer.writerow(rows[0])
-        writer.writerows([_plain(value) for value in row.values()] for row in rows)
-        file.write(text.getvalue().encode())
-
-    return write
-
-
-def _plain(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
-
-
-def _write_lines(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
-    file.write("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
-
-
-def _write_arrow(file: BinaryIO, rows: list[dict[str, Any]], is_first: bool) -> None:
-    """Write messages of Arrow's stream format; each chunk with its own schema, as types may only show later."""
-    table = pa.Table.from_pylist(rows)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    content = sink.getvalue().to_pybytes()
-    file.write(len(content).to_bytes(8, "little") + content)
-
-
-def _finish(part: Path, out: Path) -> None:
-    """Put what was written under its name, in the format that this tells."""
-    if out.suffix.lower() != ".parquet":
-        os.replace(part, out)
-        return
-    _to_parquet(part, out)
-    part.unlink()
-
-
-def _to_parquet(part: Path, out: Path) -> None:
-    """Write the chunks of an unfinished file as parquet, all with the columns' common types."""
-    schema = pa.unify_schemas([table.schema for table in _arrow_chunks(part)], promote_options="permissive")
-    schema = pa.schema([pa.field(each.name, pa.string()) if pa.types.is_null(each.type) else each for each in schema])
-    beside = out.with_name(f"{out.name}.tmp")
-    with pq.ParquetWriter(beside, schema) as writer:
-        for table in _arrow_chunks(part):
-            writer.write_table(table.cast(schema))
-    with beside.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, out)
-
-
-def _arrow_chunks(part: Path) -> Iterator[pa.Table]:
-    with part.open("rb") as file:
-        while head := file.read(8):
-            yield pa.ipc.open_stream(file.read(int.from_bytes(head, "little"))).read_all()
-
-
-_ENCODERS: dict[str, Callable[[BinaryIO, list[dict[str, Any]], bool], None]] = {
-    ".csv": _write_delimited(","),
-    ".tsv": _write_delimited("\t"),
-    ".jsonl": _write_lines,
-    ".parquet": _write_arrow,
-}

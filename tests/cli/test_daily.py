@@ -349,3 +349,21 @@ def test_numbers_mean_places_only_to_a_set_of_the_hub(trained: Path, tiny_folder
     columns = ("--text-col", "sentence", "--label-col", "label")
     told = call("--store", trained / "store", "evaluate", "mails", "--data", dev, *columns)
     assert (1, True) == (told.code, "(dull, good, great), found '0' in 4 rows, '1' in 4 rows" in told.message)
+
+
+def test_a_folder_is_answered_into_a_folder(trained: Path, tmp_path: Path) -> None:
+    """Files are answered into files of their names; without a place for them, or a set, that is said in one line."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("a", "b"):
+        write_csv(rows / f"{name}.csv", own_rows(5))
+    ask = ("--store", trained / "store", "predict", "--data", rows)
+    told = succeed(*ask, "mails", "--out", tmp_path / "out")
+    assert "10 of 10 rows answered, in 2 files of" in told.err
+    assert ["_manifest.json", "a.csv", "b.csv"] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert 5 == len(pd.read_csv(tmp_path / "out" / "b.csv")["label"])
+    assert "expected --out FOLDER beside a folder" in call(*ask, "mails").message
+    assert "a stored set, or --ref-col" in call(*ask, "--out", tmp_path / "other").message
+    named = call(*ask, "--ref-col", "mood", "--text-col", "body", "--out", tmp_path / "named")
+    assert "10 of 10 rows of" in named.message
+    assert "--data FOLDER beside it" in call(*ask[:3], "mails", "--data", rows / "a.csv", "--on", "ray").message

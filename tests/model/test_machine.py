@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from registry.model import machine
 from registry.model.machine import FrozenLinear
 from tests.support.stock_models import difference
 
@@ -169,3 +170,11 @@ def test_what_is_saved_is_what_a_linear_layer_saves() -> None:
     layer, plain = pair()
     layer(random_states())
     assert list(plain.state_dict()) == list(layer.state_dict()) == ["weight", "bias"]
+
+
+def test_bfloat16_is_called_slow_only_where_a_cpu_lacks_it() -> None:
+    """On a CPU it is oneDNN that says whether there are instructions; float32 and other devices are never slow."""
+    cpu, lacks = torch.device("cpu"), machine.has_frozen_layout() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert lacks == machine.is_slow(torch.bfloat16, cpu)
+    assert not machine.is_slow(torch.float32, cpu)
+    assert not machine.is_slow(torch.bfloat16, torch.device("cuda"))
