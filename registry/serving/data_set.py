@@ -159,8 +159,7 @@ class DataSetRun:
             asked = replace(self.question, path=self._rows_of(part, work), first_row=part.first, mark=mark)
             journal = write_answers(predictor, asked, made, observe=observe, rows=rows)
             self._check_unchanged(source)
-            with made.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _sha256(made)
             receipt = Receipt(name=part.name, rows=journal.rows, errors=journal.errors, sha256=digest)
             self.out.write(f"{RECEIPTS}/{part.name}.json", to_json(receipt))
             self.out.move_in(made, part.name)
@@ -208,6 +207,14 @@ class DataSetRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         copy_part(self.folder, part, path)
         return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def answer_data_set(
