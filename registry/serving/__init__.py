@@ -1,6 +1,6 @@
 """Sets that are resident and answer requests, several tasks in one pass.
 
 Reading order: ``pool``, ``graphs`` (batches of one set on CUDA), ``predictor``, ``answer_file``, ``pipeline`` (the form
-of transformers' pipeline); then the engine of a server: ``waiting``, ``preparing``, ``engine``. To the left:
-``training``. To the right: ``web``.
+of transformers' pipeline); then the engine of a server: ``waiting``, ``preparing``, ``answering`` (what a server asks
+of it), ``engine``. To the left: ``training``. To the right: ``web``.
 """
