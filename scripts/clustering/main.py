@@ -150,8 +150,7 @@ def told(found: dict[str, Any]) -> str:
         f"`bench {found['task']} --on ray`: {CELLS} cells ({', '.join(METHODS)}; {SEEDS} seeds) of about "
         f"{found['cell_seconds']:.0f} s each, rows of {found['data']}.",
         "Seconds run from the loaded backbone of the driver to the last record: connecting, workers that start and",
-        "load the backbone are in them. Reports are equal where settings, scores, curves and the digests of all answers",
-        "are.",
+        "load the backbone are in them. Reports are equal where settings, scores, curves and answers' digests are.",
         "",
         "| | seconds | report |",
         "|---|---:|---|",

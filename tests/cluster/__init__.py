@@ -1,0 +1,1 @@
+"""Tests of more machines than one."""
