@@ -91,8 +91,12 @@ class Replica:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Job] = loop.create_future()
 
+        def deliver(job: Job) -> None:
+            if not future.done():
+                future.set_result(job)
+
         def done(job: Job) -> None:
-            loop.call_soon_threadsafe(lambda: future.done() or future.set_result(job))
+            loop.call_soon_threadsafe(deliver, job)
 
         job = await asyncio.to_thread(self._engine.submit, requests, done, seconds, logits=logits)
         try:
