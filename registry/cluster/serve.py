@@ -22,8 +22,8 @@ import torch
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 
-from registry.cluster.connection import check_worker, what_decides
-from registry.errors import ClusterError, RegistryError, ServerError
+from registry.cluster.connection import ClusterError, check_worker, what_decides
+from registry.errors import RegistryError, ServerError
 from registry.model.backbone import Backbone
 from registry.schema import Manifest, members_of
 from registry.serving.answering import BatchReport, Standing

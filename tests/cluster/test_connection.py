@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from registry.cluster.connection import connect
-from registry.errors import ClusterError
+from registry.cluster.connection import ClusterError, connect
 from tests.support.command_line import call
 
 ADDRESSES = ("ray:", "ray://host", "ray://host:port", "spark")

@@ -11,8 +11,9 @@ from ray.cluster_utils import Cluster
 
 from registry.bench.records import read_records
 from registry.bench.runner import Cell, CellJob, make_job, plan_passes, run_pass
+from registry.cluster.connection import ClusterError
 from registry.cluster.grid import Terms, run_grid
-from registry.errors import BackboneMismatchError, ClusterError
+from registry.errors import BackboneMismatchError
 from registry.model.backbone import Backbone
 from registry.provenance import command_line
 from registry.store.registry import Registry
