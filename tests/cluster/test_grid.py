@@ -17,9 +17,11 @@ from registry.errors import BackboneMismatchError
 from registry.model.backbone import Backbone
 from registry.provenance import command_line
 from registry.store.registry import Registry
+from registry.store.store import Store
 from registry.tasks.loading import load_task
 from registry.tasks.spec import find_task
-from tests.support.command_line import write_data_folder
+from tests.support.command_line import QUICK as QUICK_OPTIONS
+from tests.support.command_line import succeed, write_data_folder
 from tests.support.scripts import load_script
 from tests.support.toy_task import same_weights
 
@@ -73,3 +75,15 @@ def test_a_worker_that_would_compute_something_else_is_refused(
         with pytest.raises(kind, match=message):
             list(run_grid(tmp_path, [jobs[-1:]], tiny_backbone, strange))
     assert not list(tmp_path.iterdir())
+
+
+def test_sets_trained_on_a_worker_are_those_trained_here(tmp_path: Path, cluster: Cluster, tiny_folder: Path) -> None:
+    """Of two tasks trained together, on Ray and here, weights are the same, and the driver's store has both."""
+    data = ("--data", write_data_folder(tmp_path / "data"), "--together", *QUICK_OPTIONS)
+    stores = {name: tmp_path / name for name in ("here", "there")}
+    for name, more in (("here", ()), ("there", ("--on", "ray"))):
+        front = ("--store", stores[name], "--device", "cpu")
+        succeed(*front, "train", "mrpc", "sst2", "--backbone", tiny_folder, *data, *more)
+    for task in ("mrpc", "sst2"):
+        here, there = (Store.open(path).manifest(task, 1).files for path in stores.values())
+        assert [each.sha256 for each in here] == [each.sha256 for each in there]
