@@ -30,7 +30,7 @@
     ├── UnansweredError                        1  some rows of many that have an error instead of an answer
     ├── RequestError           (ValueError)    2  a question that a predictor cannot answer
     ├── ServerError                            1  a request that a server does not answer
-    ├── ClusterError                           6  machines that cannot be reached, or that cannot do what they are asked
+    ├── ClusterError                           6  machines that do not work; see cluster/connection.py
     └── RemoteError                            1  what a server has told, or that it cannot be reached
 
 Messages say what was attempted, on what; what was expected and found; and what to do next.
@@ -75,14 +75,7 @@ class RegistryError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Come to another process as it is: a leaf's fields cannot be found again in its sentence."""
-        return _same_error, (type(self), self.args, self.__dict__)
-
-
-def _same_error(kind: type[RegistryError], args: tuple[Any, ...], fields: dict[str, Any]) -> RegistryError:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(fields)
-    return error
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
 
 class ConfigError(RegistryError, ValueError):
@@ -353,13 +346,3 @@ class RemoteError(RegistryError):
     def __init__(self, status: int, kind: str, message: str, hint: str = "") -> None:
         self.status, self.kind = status, kind
         super().__init__(f"{message}{_and(hint)}")
-
-
-class ClusterError(RegistryError):
-    """Machines that cannot be reached, or that cannot do what they are asked."""
-
-    exit_code = 6
-
-    def __init__(self, attempted: str, expected: str, found: str, hint: str) -> None:
-        self.attempted, self.expected, self.found = attempted, expected, found
-        super().__init__(f"cannot {attempted}: expected {expected}, found {found}; {hint}")

@@ -10,6 +10,7 @@ import codecs
 import json
 import math
 import re
+import threading
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -24,6 +25,9 @@ _RESERVED = _WINDOWS_DEVICES | {"tmp", "store.json"}  # the two entries a store 
 
 # What msgspec raises on hostile bytes; a key that is no UTF-8 is told in an error message of its own and fails there.
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+_LOOKING = threading.Lock()
+_KNOWN: set[Any] = set()
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,6 +117,7 @@ def from_plain(kind: type[_T], plain: Any) -> _T:
     Raises:
         ConfigError: an unknown or missing key, a wrong type, a value out of range.
     """
+    _look_at(kind)
     try:
         return msgspec.convert(plain, kind, strict=True)
     except msgspec.ValidationError as err:
@@ -121,11 +126,20 @@ def from_plain(kind: type[_T], plain: Any) -> _T:
         raise ConfigError(kind.__name__, "the fields of its format", str(err)) from err
 
 
+def _look_at(kind: Any) -> None:
+    """Let msgspec find the fields of a kind once, by one thread: it crashes where another reads them half found."""
+    if kind not in _KNOWN:
+        with _LOOKING:
+            msgspec.json.Decoder(kind)
+            _KNOWN.add(kind)
+
+
 def _decode_exact(kind: type[_T], data: bytes) -> _T | None:
     """Return the record if ``data`` is to the last byte what ``to_json`` writes for it, which leaves nothing to check.
 
     Several times faster than the checks one by one, which also tell what is wrong.
     """
+    _look_at(kind)
     try:
         record = msgspec.json.decode(data, type=kind)
     except NOT_JSON:

@@ -28,8 +28,8 @@ from registry.schema import Reference, join_members, members_of
 from registry.validation import printable, require
 
 if TYPE_CHECKING:
+    from registry.bulk.answer_file import FileQuestion
     from registry.schema import Manifest
-    from registry.serving.answer_file import FileQuestion
     from registry.serving.predictor import Prediction, Predictor
     from registry.store.store import Store
 
@@ -187,7 +187,7 @@ def _answer_rows(settings: Settings, references: list[str], options: dict[str, A
 
 def _question(store: Store, references: list[str], options: dict[str, Any]) -> FileQuestion:
     """Return what is asked of each row, the sets with the versions that they have now."""
-    from registry.serving.answer_file import FileQuestion
+    from registry.bulk.answer_file import FileQuestion
 
     found = [[store.resolve(each) for each in _parse_members(reference)] for reference in references]
     exact = tuple(join_members([f"{name}:{version}" for name, version in members]) for members in found)
@@ -206,7 +206,7 @@ def _open_predictor(settings: Settings, options: dict[str, Any]) -> Predictor:
 
 def _answer_file(settings: Settings, question: FileQuestion, options: dict[str, Any]) -> tuple[int, int]:
     """Answer a file; return the rows and how many of them have an error."""
-    from registry.serving.answer_file import answer_chunks, write_answers
+    from registry.bulk.answer_file import answer_chunks, write_answers
 
     predictor = _open_predictor(settings, options)
     if options["out"] is None:
@@ -223,8 +223,8 @@ def _answer_file(settings: Settings, question: FileQuestion, options: dict[str, 
 
 def _answer_folder(settings: Settings, question: FileQuestion, options: dict[str, Any]) -> tuple[int, int]:
     """Answer all files of a folder, in parts; return the rows and how many of them have an error."""
-    from registry.serving.data_set import DataSetRun, answer_data_set
-    from registry.serving.folders import Folder
+    from registry.bulk.data_set import DataSetRun, answer_data_set
+    from registry.bulk.folders import Folder
 
     if options["out"] is None:
         raise ConfigError(f"--data {options['data']}", "--out FOLDER beside a folder", "none")

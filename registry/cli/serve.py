@@ -19,14 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.cli.options import Settings, backbone_option, note
+from registry.cli.options import Settings, backbone_option, gpu_share_option, note, on_option
 from registry.errors import ConfigError, RegistryError
 from registry.validation import printable, require
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from registry.serving.engine import Engine
+    from registry.serving.answering import Answering
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -52,6 +50,9 @@ class Serving:
     cors: tuple[str, ...]
     logs: bool
     log_texts: bool
+    on: str | None
+    replicas: str
+    gpu_share: float
 
 
 @click.command()
@@ -70,6 +71,11 @@ class Serving:
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin ask; may be repeated.")
 @click.option("--log/--no-log", "logs", default=True, show_default=True, help="A line of JSON on stderr a request.")
 @click.option("--log-texts", is_flag=True, help="Write the texts of requests into the log as well.")
+@on_option
+@click.option(
+    "--replicas", default="1:1", show_default=True, metavar="MIN:MAX", help="With --on, engines at least and at most."
+)
+@gpu_share_option
 @backbone_option
 @click.pass_obj
 def serve(settings: Settings, /, host: str, port: int, pool_mib: int, **options: Any) -> None:
@@ -85,6 +91,8 @@ def serve(settings: Settings, /, host: str, port: int, pool_mib: int, **options:
         raise ConfigError("serve", f"{', '.join(_NEEDED)} to be installed", f"no {', '.join(missing)}", hint)
     serving = Serving(settings=settings, pool_bytes=pool_mib * 2**20, **options)
     settings.open_store()
+    _replicas(serving.replicas)
+    require(serving.on is None or serving.workers == 1, "--workers", "1 beside --on; see --replicas", serving.workers)
     if serving.api_keys is not None:
         from registry.web.gate import ApiKeys
 
@@ -93,7 +101,9 @@ def serve(settings: Settings, /, host: str, port: int, pool_mib: int, **options:
     if host not in _LOCAL and serving.api_keys is None:
         note(f"everybody who reaches {host} may ask, as there are no --api-keys; TLS is a proxy's to add")
     note(f"serving {settings.store} on http://{_told(listening)}; Ctrl-C or SIGTERM ends it")
-    if serving.workers > 1:
+    if serving.on is not None:
+        _work_on_ray(serving, serving.on, listening)
+    elif serving.workers > 1:
         _supervise(serving, listening)
     else:
         _work(serving, listening)
@@ -122,8 +132,6 @@ def _work(serving: Serving, listening: socket.socket) -> None:
     """Serve in this process until a signal ends it, and all that waits is answered."""
     from registry.serving.engine import Engine, Limits
     from registry.serving.predictor import Predictor
-    from registry.web.app import AppSettings, create_app
-    from registry.web.gate import ApiKeys
 
     registry = serving.settings.open_registry(serving.backbone)
     backbone, several = registry.backbone, serving.workers > 1
@@ -132,16 +140,59 @@ def _work(serving: Serving, listening: socket.socket) -> None:
     predictor = Predictor(backbone, registry, capacity=serving.pool_bytes, threshold=serving.threshold)
     backbone.embed(["what the first request would wait for is done"])
     engine = Engine(predictor, Limits(serving.max_rows, serving.max_tokens, serving.max_queue_rows)).start()
-    keys = None if serving.api_keys is None else ApiKeys.read(serving.api_keys)
-    app = create_app(engine, AppSettings(keys, serving.cors, serving.logs, serving.log_texts, several))
-    _run(app, engine, listening, serving)
+    _run(engine, listening, serving)
 
 
-def _run(app: FastAPI, engine: Engine, listening: socket.socket, serving: Serving) -> None:
+def _replicas(text: str) -> tuple[int, int]:
+    """Return how many replicas there are at least and at most.
+
+    Raises:
+        ConfigError: no such two numbers.
+    """
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise ConfigError("--replicas", "MIN:MAX, two numbers from 1 on such as 1:4", text)
+    return int(least), int(most)
+
+
+def _work_on_ray(serving: Serving, on: str, listening: socket.socket) -> None:
+    """Serve from this process by engines on Ray, until a signal ends it, and all that waits is answered."""
+    import torch
+
+    from registry.cluster.connection import connect
+    from registry.cluster.serve import ReplicaTerms, deployed
+    from registry.serving.engine import Limits
+
+    settings = serving.settings
+    info = settings.open_store().info.backbone
+    terms = ReplicaTerms(
+        store=settings.store.absolute(),
+        source=serving.backbone or info.source,
+        revision=None if serving.backbone else info.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        offline=settings.offline,
+        threads=torch.get_num_threads(),
+        gpus=serving.gpu_share if settings.device.startswith("cuda") else 0.0,
+        limits=Limits(serving.max_rows, serving.max_tokens, serving.max_queue_rows),
+        capacity=serving.pool_bytes,
+        threshold=serving.threshold,
+    )
+    with connect(on), deployed(terms, _replicas(serving.replicas), serving.max_queue_rows) as front:
+        _run(front, listening, serving)
+
+
+def _run(engine: Answering, listening: socket.socket, serving: Serving) -> None:
     """Run the web application; the first signal lets it answer what waits, the second ends it at once."""
     import uvicorn
 
+    from registry.web.app import AppSettings, create_app
+    from registry.web.gate import ApiKeys
     from registry.web.telemetry import JsonLines
+
+    keys = None if serving.api_keys is None else ApiKeys.read(serving.api_keys)
+    several = serving.workers > 1
+    app = create_app(engine, AppSettings(keys, serving.cors, serving.logs, serving.log_texts, several))
 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())

@@ -30,7 +30,6 @@ from registry.cli.options import (
 )
 from registry.errors import (
     CheckpointError,
-    ClusterError,
     ConfigError,
     DivergedError,
     NonFiniteLossError,
@@ -238,7 +237,7 @@ def _train_on_ray(
     for name in ("resume", "restart"):
         require(not options[name], f"--{name}", "none beside --on, which keeps no checkpoint", True)
     from registry.cli.progress import TrainingProgress
-    from registry.cluster.connection import connect
+    from registry.cluster.connection import ClusterError, connect
     from registry.cluster.grid import Terms, fit_jobs, run_passes
     from registry.training.fit import FitJob
     from registry.training.trackers import observers, settings_of

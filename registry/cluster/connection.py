@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from registry.errors import ClusterError, ConfigError
+from registry.errors import ConfigError, RegistryError
 from registry.provenance import code_version, library_versions
 
 LOCAL = "ray"
@@ -23,6 +23,16 @@ _CLIENT = "ray://"
 _REACH_SECONDS = 5.0
 _LOG = "ADAPTER_REGISTRY_RAY_LOG"  # 1: what Ray and its workers say is shown
 _INSTALL = "pip install 'adapter-registry[ray]'"
+
+
+class ClusterError(RegistryError):
+    """Machines that cannot be reached, or that cannot do what they are asked."""
+
+    exit_code = 6
+
+    def __init__(self, attempted: str, expected: str, found: str, hint: str) -> None:
+        self.attempted, self.expected, self.found = attempted, expected, found
+        super().__init__(f"cannot {attempted}: expected {expected}, found {found}; {hint}")
 
 
 def check_address(on: str) -> None:

@@ -15,11 +15,11 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from registry.cluster.connection import check_worker
+from registry.bulk.data_set import TOGETHER_ROWS, AnswerManifest, DataSetRun, Receipt
+from registry.bulk.parts import Part
+from registry.cluster.connection import ClusterError, check_worker
 from registry.cluster.grid import RETRIES, Terms
-from registry.errors import ClusterError, RegistryError
-from registry.serving.data_set import TOGETHER_ROWS, AnswerManifest, DataSetRun, Receipt
-from registry.serving.parts import Part
+from registry.errors import RegistryError
 from registry.serving.predictor import Predictor
 
 

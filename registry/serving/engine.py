@@ -18,10 +18,12 @@ from registry.config import HeadConfig
 from registry.errors import RegistryError, ServerError
 from registry.model.batching import TokenRows
 from registry.schema import Manifest
+from registry.serving.answering import BatchReport, Standing
 from registry.serving.predictor import Prediction, Predictor, Request, interpret
 from registry.serving.preparing import FAILURES, Preparation, Resolved, failure, use_device
 from registry.serving.waiting import Job, Waiting, WaitingRow
 from registry.store.reader import StoredVersion
+from registry.store.store import Store
 from registry.validation import require
 
 MAX_ROWS = {"cpu": 64, "cuda": 256, "mps": 64}
@@ -51,24 +53,6 @@ class Limits:
         for name in ("max_rows", "max_tokens", "max_queue_rows"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What is told of one batch.
-
-    Attributes:
-        references: of each row, with its version.
-        waits: seconds that each row waited.
-        tokens, sets: of all rows together.
-        seconds: that the batch took.
-    """
-
-    references: Sequence[str]
-    waits: Sequence[float]
-    tokens: int
-    sets: int
-    seconds: float
 
 
 class Engine:
@@ -114,6 +98,16 @@ class Engine:
     def is_alive(self) -> bool:
         """Return whether all threads are at work."""
         return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def store(self) -> Store:
+        """Return where the sets are."""
+        return self.predictor.registry.store
+
+    def standing(self) -> Standing:
+        """Return what the queue and the pool say now."""
+        pool = self.predictor.pool
+        return Standing(self.waiting.rows, pool.bytes, len(pool), pool.loads, pool.evictions)
 
     @property
     def jobs(self) -> int:

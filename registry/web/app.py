@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from registry.errors import RegistryError, ServerError
-from registry.serving.engine import Engine
+from registry.serving.answering import Answering
 from registry.serving.predictor import Request
 from registry.serving.waiting import Job
 from registry.version import __version__
@@ -156,7 +156,7 @@ class OwnRoutes:
         return Response(self._telemetry.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def create_app(engine: Engine, settings: AppSettings | None = None) -> FastAPI:
+def create_app(engine: Answering, settings: AppSettings | None = None) -> FastAPI:
     """Return the web application of an engine that is at work; it closes the engine when it ends."""
     settings = settings or AppSettings()
     telemetry = Telemetry(engine, shared=settings.shared_metrics)

@@ -12,7 +12,7 @@ from starlette import requests as web
 from starlette.responses import Response
 
 from registry.errors import RegistryError, ServerError
-from registry.serving.engine import Engine
+from registry.serving.answering import Answering
 from registry.serving.predictor import Prediction, Request
 from registry.serving.waiting import Job
 from registry.web.bodies import AdapterBody, Words, adapter_body, encode
@@ -58,9 +58,9 @@ class Asker:
         log_texts: whether texts are told in the log.
     """
 
-    def __init__(self, engine: Engine, *, log_texts: bool = False) -> None:
+    def __init__(self, engine: Answering, *, log_texts: bool = False) -> None:
         self.engine, self._log_texts = engine, log_texts
-        self.store = engine.predictor.registry.store
+        self.store = engine.store
         self.words = Words(str(self.store.root))
         self._bridge = Bridge()
 

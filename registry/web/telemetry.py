@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from registry.serving.engine import BatchReport, Engine
+from registry.serving.answering import Answering, BatchReport
 
 PREFIX = "adapter_registry"
 MOST_NAMES = 200  # adapters with a label of their own
@@ -31,7 +31,7 @@ class Telemetry:
         inside: requests that are being answered.
     """
 
-    def __init__(self, engine: Engine, *, shared: bool = False) -> None:
+    def __init__(self, engine: Answering, *, shared: bool = False) -> None:
         self._engine, self._shared = engine, shared
         self.inside = 0
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -93,11 +93,12 @@ class Telemetry:
 
     def _look(self) -> None:
         """Take what the queue and the pool say now."""
-        pool = self._engine.predictor.pool
-        self._queue.set(self._engine.waiting.rows)
-        self._bytes.set(pool.bytes)
-        self._sets.set(len(pool))
-        for place, (counter, now) in enumerate(((self._loads, pool.loads), (self._evictions, pool.evictions))):
+        now_there = self._engine.standing()
+        self._queue.set(now_there.queue_rows)
+        self._bytes.set(now_there.resident_bytes)
+        self._sets.set(now_there.resident_sets)
+        grown = (self._loads, now_there.loads), (self._evictions, now_there.evictions)
+        for place, (counter, now) in enumerate(grown):
             counter.inc(max(0, now - self._counted[place]))
             self._counted[place] = now
 

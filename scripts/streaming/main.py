@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from registry.bulk.answer_file import FileQuestion, Journal
+from registry.bulk.data_set import DataSetRun, answer_data_set
+from registry.bulk.folders import Folder
 from registry.config import AdapterConfig, HeadConfig
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
 from registry.schema import Reading, SetInfo
-from registry.serving.answer_file import FileQuestion, Journal
-from registry.serving.data_set import DataSetRun, answer_data_set
-from registry.serving.folders import Folder
 from registry.serving.predictor import Predictor
 from registry.store.registry import Registry
 from registry.tasks.loading import load_task

@@ -1,1 +1,1 @@
-"""Tests of the room cluster."""
+"""Tests of more machines than one."""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from registry.bulk.answer_file import FileQuestion
+from registry.bulk.data_set import DataSetRun, answer_data_set
+from registry.bulk.folders import Folder
 from registry.model.backbone import Backbone
 from registry.schema import Reading
-from registry.serving.answer_file import FileQuestion
-from registry.serving.data_set import DataSetRun, answer_data_set
-from registry.serving.folders import Folder
 from registry.serving.predictor import Predictor
 from tests.support.served_sets import TEXTS, save_kinds
 

@@ -15,7 +15,8 @@ import torch
 
 from registry.errors import RegistryError, RequestError, ServerError
 from registry.model.backbone import Backbone
-from registry.serving.engine import BatchReport, Engine, Limits
+from registry.serving.answering import BatchReport
+from registry.serving.engine import Engine, Limits
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.serving.waiting import Job
 from registry.store.errors import AdapterNotFoundError, IntegrityError

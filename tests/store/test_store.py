@@ -32,6 +32,23 @@ def test_store_needs_no_heavy_import() -> None:
     assert "set()\n" == done.stdout, done.stderr
 
 
+def test_many_threads_may_read_the_first_manifest_at_once() -> None:
+    """Threads that all read the first manifest of a process read it: msgspec crashes where two find its fields."""
+    lines = (
+        "import sys, threading",
+        "sys.setswitchinterval(1e-6)",
+        "from registry.schema import Manifest",
+        "from registry.validation import from_json",
+        f"read = lambda: (together.wait(), from_json(Manifest, {to_json(new_manifest())!r}))",
+        "together = threading.Barrier(8)",
+        "threads = [threading.Thread(target=read) for _ in range(8)]",
+        "[thread.start() for thread in threads]",
+        "[thread.join() for thread in threads]",
+    )
+    done = run_python("\n".join(lines))
+    assert (0, "") == (done.returncode, done.stderr)
+
+
 def test_store_file_is_pinned(store: Store) -> None:
     """A new store is one readable store.json, byte for byte."""
     expected = {

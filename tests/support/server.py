@@ -32,7 +32,7 @@ class Served:
     """A server in a thread of this process."""
 
     url: str
-    engine: Engine
+    engine: Any
     http: httpx2.Client
 
     def post(self, path: str, body: Any = None, **options: Any) -> httpx2.Response:
@@ -53,7 +53,13 @@ class Served:
 @contextmanager
 def serving(registry: Registry, settings: AppSettings | None = None, limits: Limits | None = None) -> Iterator[Served]:
     """Serve a registry in a thread of this process."""
-    engine = Engine(Predictor(registry.backbone, registry), limits).start()
+    with serving_by(Engine(Predictor(registry.backbone, registry), limits).start(), settings) as served:
+        yield served
+
+
+@contextmanager
+def serving_by(engine: Any, settings: AppSettings | None = None) -> Iterator[Served]:
+    """Serve in a thread of this process what an engine answers, or whatever stands in its place."""
     config = uvicorn.Config(
         create_app(engine, settings),
         port=0,

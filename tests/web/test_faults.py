@@ -16,7 +16,8 @@ import pytest
 
 from registry import AsyncClient, Client
 from registry.errors import RemoteError
-from registry.serving.engine import BatchReport, Limits
+from registry.serving.answering import BatchReport
+from registry.serving.engine import Limits
 from registry.serving.predictor import Predictor, Request
 from registry.store.registry import Registry
 from tests.support.served_sets import assert_close, requests, save_kind

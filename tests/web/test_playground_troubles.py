@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from registry.model.backbone import Backbone
-from registry.serving.engine import BatchReport, Limits
+from registry.serving.answering import BatchReport
+from registry.serving.engine import Limits
 from registry.serving.predictor import Request
 from registry.store.registry import Registry
 from registry.web.app import AppSettings

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from registry.bulk.answer_file import FileQuestion, Journal, answer_chunks, write_answers
 from registry.config import AdapterConfig, HeadConfig
 from registry.errors import ConfigError
 from registry.model.backbone import Backbone
 from registry.schema import Reading, SetInfo
-from registry.serving.answer_file import FileQuestion, Journal, answer_chunks, write_answers
 from registry.serving.predictor import Predictor
 from registry.store.registry import Registry
 from tests.support.toy_task import randomise

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from registry.bulk.answer_formats import FORMATS, finish, writer_of
 from registry.errors import ConfigError, DataError, OutputError, RegistryError, RequestError
 from registry.schema import Manifest, Reading, members_of
-from registry.serving.answer_formats import FORMATS, finish, writer_of
 from registry.serving.predictor import Prediction, Predictor, Request
 from registry.store import files
 from registry.tasks.cells import Table

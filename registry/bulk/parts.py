@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from registry.bulk.answer_file import FileQuestion
+from registry.bulk.answer_formats import FORMATS
+from registry.bulk.folders import Folder
 from registry.errors import DataError, shorten
-from registry.serving.answer_file import FileQuestion
-from registry.serving.answer_formats import FORMATS
-from registry.serving.folders import Folder
 from registry.tasks.files import split_ending
 from registry.validation import Record
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from registry.bulk.answer_file import FileQuestion, Journal
+from registry.bulk.data_set import MANIFEST, AnswerManifest, DataSetRun, answer_data_set
+from registry.bulk.folders import Folder
 from registry.errors import ConfigError, DataError
 from registry.model.backbone import Backbone
 from registry.schema import Reading
-from registry.serving.answer_file import FileQuestion, Journal
-from registry.serving.data_set import MANIFEST, AnswerManifest, DataSetRun, answer_data_set
-from registry.serving.folders import Folder
 from registry.serving.predictor import Predictor
 from registry.validation import from_json
 from tests.support.served_sets import TEXTS, save_kinds

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from registry.bulk.answer_file import FileQuestion, Journal, write_answers
+from registry.bulk.folders import Folder
+from registry.bulk.parts import PART_ROWS, Part, PartPlan, Source, copy_part, difference, plan_parts
 from registry.errors import ConfigError, DataError, OutputError, shorten
-from registry.serving.answer_file import FileQuestion, Journal, write_answers
-from registry.serving.folders import Folder
-from registry.serving.parts import PART_ROWS, Part, PartPlan, Source, copy_part, difference, plan_parts
 from registry.serving.predictor import Predictor
 from registry.store import files
 from registry.validation import Record, from_json, to_json
