@@ -38,6 +38,7 @@ class Cache:
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
         self.folder, self.limit = folder, limit
+        self._bytes: int | None = None  # as far as this process knows
 
     def get(self, digest: str) -> bytes | None:
         """Return the content of this SHA-256; None where there is none, or a damaged one, which is thrown away."""
@@ -54,7 +55,9 @@ class Cache:
         """Keep a content, after making room for it."""
         with suppress(OSError):
             if len(data) <= self.limit:
-                self._make_room(len(data))
+                if self._bytes is None or self._bytes + len(data) > self.limit:
+                    self._bytes = self._make_room(len(data))
+                self._bytes += len(data)
                 files.replace_file(self._path(digest), data)
 
     def recall(self, address: str) -> Kept:
@@ -78,16 +81,17 @@ class Cache:
     def _listed(self, address: str) -> Path:
         return self.folder / "lists" / files.sha256(address.encode())
 
-    def _make_room(self, needed: int) -> None:
-        """Let the least recently used contents go until there is room."""
+    def _make_room(self, needed: int) -> int:
+        """Let the least recently used contents go until there is room, and return the bytes of those that stay."""
         found = []
         for path in (self.folder / "sha256").glob("*/*"):
             with suppress(OSError):
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in found) + needed - self.limit
+        total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
-            if excess <= 0:
+            if total + needed <= self.limit:
                 break
             files.discard(path)
-            excess -= size
+            total -= size
+        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ import pytest
 
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.backbone import Backbone
+from registry.remote.cache import Cache
 from registry.remote.objects import open_objects
+from registry.store import files
 from registry.store.audit import find_strangers
 from registry.store.errors import (
     AdapterNotFoundError,
@@ -228,3 +231,15 @@ def test_fsspec_reads_and_never_writes(tmp_path: Path) -> None:
     assert CONTENTS == store.read_version("mrpc", 1)[1]
     with pytest.raises(StoreAccessError, match="fsspec, which can only be read"):
         commit(store)
+
+
+def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
+    """What was used least recently leaves the cache first, and never is there more than the bound."""
+    cache = Cache(tmp_path, limit=25)
+    data = [bytes([each]) * 10 for each in range(3)]
+    digests = [files.sha256(each) for each in data]
+    for number, (digest, each) in enumerate(zip(digests, data, strict=True)):
+        cache.put(digest, each)
+        for path in tmp_path.glob(f"sha256/*/{digest}"):
+            os.utime(path, (number, number))
+    assert [None, data[1], data[2]] == [cache.get(digest) for digest in digests]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from registry.errors import ConfigError
 from registry.remote.syncing import sync_stores
 from registry.store.listing import list_sets
 from registry.store.store import Store, create_store, open_store
-from tests.support.command_line import run
+from tests.support.command_line import succeed
 from tests.support.object_server import FaultyNetwork
-from tests.support.stored_sets import INFO, commit, tree
+from tests.support.stored_sets import CONTENTS, INFO, commit, new_manifest, tree
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def test_there_and_back_is_equal(source: Store, address: str, network: FaultyNet
 def test_a_sync_that_was_cut_off_goes_on(source: Store, address: str) -> None:
     """What a broken sync had put is taken for its own, and the rest is copied."""
     target = create_store(address, INFO)
-    manifest, contents = source.read_version("films", 1)
+    contents = source.read_version("films", 1)[1]
     target._put_own("names/films/versions/000001/head.safetensors", contents["head.safetensors"])  # type: ignore[attr-defined]
     assert 3 == len(sync_stores(source, target, dry_run=True).copied)
     assert [] == target.names()
@@ -55,8 +54,6 @@ def test_a_sync_that_was_cut_off_goes_on(source: Store, address: str) -> None:
 def test_another_set_of_that_number_is_refused(source: Store, address: str) -> None:
     """A version of the target that is another set is neither replaced nor passed over, and nothing is copied."""
     target = create_store(address, INFO)
-    from tests.support.stored_sets import CONTENTS, new_manifest
-
     target.commit(new_manifest("mrpc", parameters=99), CONTENTS)
     with pytest.raises(ConfigError, match="'mrpc:1' of both stores: expected one set"):
         sync_stores(source, target)
@@ -65,11 +62,9 @@ def test_another_set_of_that_number_is_refused(source: Store, address: str) -> N
 
 def test_the_command_tells_its_figures(source: Store, address: str) -> None:
     """``sync`` makes the target, copies, and ends with one line; ``list`` and ``show`` then read the address."""
-    done = run("sync", str(source.root), address)
-    assert (0, "3 of 3 versions copied") == (done.exit_code, done.stdout.split(": ")[1].split(" (")[0])
-    assert {"versions": 3, "copied": [], "aliases": [], "bytes": 0} == json.loads(
-        run("sync", str(source.root), address, "--json").stdout
-    )
-    listed = run("--store", address, "list", "--json")
-    assert ["films", "mrpc"] == [json.loads(line)["name"] for line in listed.stdout.splitlines()]
-    assert 3 == json.loads(run("--store", address, "show", "mrpc", "--json").stdout)["version"]
+    done = succeed("sync", str(source.root), address)
+    assert "3 of 3 versions copied" == done.out.split(": ")[1].split(" (")[0]
+    nothing = {"versions": 3, "copied": [], "aliases": [], "bytes": 0}
+    assert [nothing] == succeed("sync", source.root, address, "--json").rows
+    assert ["films", "mrpc"] == [each["name"] for each in succeed("--store", address, "list", "--json").rows]
+    assert 3 == succeed("--store", address, "show", "mrpc", "--json").rows[0]["version"]

@@ -67,6 +67,8 @@ class FaultyNetwork:
     def __init__(self, target: int, faults: tuple[str, ...] = FAULTS, share: float = 0.0, seed: int = 0) -> None:
         self.target, self.faults, self.share = target, faults, share
         self.methods: tuple[str, ...] = ("GET", "PUT", "POST", "DELETE", "HEAD")
+        self.victim: subprocess.Popen[str] | None = None  # is killed after so many puts that were passed on
+        self.puts_left = 0
         self.done: dict[str, int] = {}
         self.passed: list[tuple[str, str, int]] = []  # method, path, bytes of the body
         self.dice, self.lock = random.Random(seed), threading.Lock()
@@ -108,6 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
         with self.network.lock:
             self.network.passed.append((self.command, self.path, len(body)))
+            if self.command == "PUT" and self.network.victim is not None:
+                self.network.puts_left -= 1
+                if self.network.puts_left == 0:
+                    self.network.victim.kill()
         return answer.status, [*kept, ("Content-Length", length or "0")], content
 
     def _serve(self) -> None:
