@@ -20,7 +20,14 @@ from registry.remote.cache import Cache, open_cache
 from registry.remote.object_reader import KEY, NAMES, REMOVED, ObjectReader, object_root
 from registry.remote.objects import LostAnswerError, NotThereError, Objects, Stored, TakenError, open_objects
 from registry.schema import BackboneInfo, Manifest, Reference
-from registry.store.errors import NotAStoreError, StoreAccessError, StoreWriteError, UnsettledError, VersionInUseError
+from registry.store.errors import (
+    MemberInUseError,
+    NotAStoreError,
+    StoreAccessError,
+    StoreWriteError,
+    UnsettledError,
+    VersionInUseError,
+)
 from registry.store.manifest import (
     ADAPTER_FILE,
     FILE_LIMIT,
@@ -33,6 +40,7 @@ from registry.store.manifest import (
     seal,
     seal_store_info,
 )
+from registry.store.members import needs_member
 from registry.store.reader import MANIFEST_FILE, STORE_FILE, parse_again
 from registry.store.store import Store
 from registry.validation import check_name, require
@@ -121,6 +129,18 @@ class ObjectStore(ObjectReader, Store):
             if (manifest is None or (not manifest.size and len(own) > 1)) and now - changed >= older_than:
                 stale.append(folder)
         return stale if dry_run else [folder for folder in stale if self._sweep_number(folder)]
+
+    def _check_unneeded(self, reference: Reference) -> None:
+        """As on a disk, but for reading all manifests side by side first."""
+        fused = [
+            f"{name}:{version}"
+            for name, version, data in self.all_manifests()
+            if b'"fusion"' in data
+            and not (name == reference.name and reference.version is None)
+            and needs_member(self, name, version, reference)
+        ]
+        if fused:
+            raise MemberInUseError(str(reference), fused, self.root)
 
     def _sweep_number(self, folder: str) -> bool:
         if not self._put_own(f"{folder}/{MANIFEST_FILE}", REMOVED):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -102,7 +103,7 @@ def open_objects(address: str) -> Objects:
 
 
 def _require_package(address: str, package: str) -> None:
-    if find_spec(package) is None:
+    if sys.modules.get(package, find_spec) is None or (package not in sys.modules and find_spec(package) is None):
         hint = "pip install 'adapter-registry[remote]'"
         raise StoreAccessError("open", address, f"the package {package}", "none", hint)
 

@@ -92,9 +92,14 @@ def find_fused(store: StoreReader, member: Reference) -> Iterator[str]:
             continue
         with suppress(AdapterNotFoundError):  # removed meanwhile
             for version in store.versions(name):
-                found = _needed(store, name, version)
-                if any(each.name == member.name and member.version in (None, each.version) for each in found):
+                if needs_member(store, name, version, member):
                     yield f"{name}:{version}"
+
+
+def needs_member(store: StoreReader, name: str, version: int, member: Reference) -> bool:
+    """Return whether a version is a fused set that needs a version, or any version of a bare name."""
+    found = _needed(store, name, version)
+    return any(each.name == member.name and member.version in (None, each.version) for each in found)
 
 
 def _needed(store: StoreReader, name: str, version: int) -> list[Reference]:

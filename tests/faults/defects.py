@@ -61,6 +61,9 @@ EXPERIMENTS = {
     "machine": Experiment("states.machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
     "power loss": Experiment("crash.power_loss", "try_power_loss", {"states": 300}, 300),
     "foreign": Experiment("damage.foreign", "try_foreign", {"cases": 250}, 250),
+    "remote": Experiment(
+        "network.remote", "try_remote", {"writers": 2, "saves": 2, "faults": 12, "kills": 3}, 15
+    ),
     "edits": Experiment("damage.edited", "try_edits", {}, 12),
 }
 
@@ -100,6 +103,17 @@ RETRY = """\
 NO_RETRY = """\
         files.rename_folder(stage, versions / f"{number:06d}")
         return number
+"""
+
+MANIFEST_LAST = """\
+        return self._put_own(f"{folder}/{ADAPTER_FILE}", contents[ADAPTER_FILE]) and self._put_own(
+            f"{folder}/{MANIFEST_FILE}", sealed
+        )
+"""
+MANIFEST_FIRST = """\
+        return self._put_own(f"{folder}/{MANIFEST_FILE}", sealed) and self._put_own(
+            f"{folder}/{ADAPTER_FILE}", contents[ADAPTER_FILE]
+        )
 """
 
 # fmt: off
@@ -154,6 +168,9 @@ DEFECTS = (
            "        if not bool(torch.isfinite(tensor).all()):\n", "        if False:\n", "edits"),
     Defect("names of tensors are not compared", "store/tensors.py",
            "    if expected.keys() != found.keys():\n", "    if False:\n", "edits"),
+    Defect("a lost answer is taken for a no", "remote/object_store.py",
+           "                return self._read_back(key) == data  # an", "                return False  # an", "remote"),
+    Defect("the manifest is put before the adapter", "remote/object_store.py", MANIFEST_LAST, MANIFEST_FIRST, "remote"),
     Defect("shapes of tensors are not compared", "store/tensors.py",
            "        if tuple(tensor.shape) != shape:\n", "        if False:\n", "edits"),
 )

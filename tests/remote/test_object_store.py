@@ -11,29 +11,34 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from registry.config import AdapterConfig
 from registry.errors import BackboneMismatchError, ConfigError
 from registry.model.backbone import Backbone
 from registry.remote.cache import Cache
 from registry.remote.objects import open_objects
+from registry.schema import SetInfo
 from registry.store import files
 from registry.store.audit import find_strangers
 from registry.store.errors import (
     AdapterNotFoundError,
     IntegrityError,
     ManifestError,
+    MemberInUseError,
     NotAStoreError,
     StoreAccessError,
     VersionInUseError,
 )
 from registry.store.listing import list_sets
 from registry.store.manifest import ADAPTER_FILE, HEAD_FILE
+from registry.store.members import choose_members
 from registry.store.reader import Resolver
 from registry.store.registry import Registry
 from registry.store.store import Store, create_store, open_store
 from tests.faults.visible import contents, serial_of
 from tests.support.object_server import FaultyNetwork
 from tests.support.served_sets import save_kind
-from tests.support.stored_sets import CONTENTS, INFO, commit, new_manifest
+from tests.support.stored_sets import CONTENTS, HEAD, INFO, commit, new_manifest, run_python
+from tests.support.toy_task import randomise
 
 Make = Callable[[], Store]
 
@@ -243,3 +248,39 @@ def test_the_cache_stays_within_its_bound(tmp_path: Path) -> None:
         for path in tmp_path.glob(f"sha256/*/{digest}"):
             os.utime(path, (number, number))
     assert [None, data[1], data[2]] == [cache.get(digest) for digest in digests]
+
+
+def test_nothing_imports_the_extra_unasked() -> None:
+    """Commands on a folder import neither obstore nor the room; without the extra an address tells how to get it."""
+    script = """
+import sys
+from registry.store.store import open_store
+from registry.store.errors import StoreAccessError
+import registry.cli.main, registry.store.registry
+print({"obstore", "fsspec", "registry.remote"} & set(sys.modules) - {"fsspec"})
+sys.modules["obstore"] = None
+try:
+    open_store("s3://bucket/sets")
+except StoreAccessError as err:
+    print(err)
+"""
+    done = run_python(script)
+    told = "expected the package obstore; found none; pip install 'adapter-registry[remote]'"
+    assert f"set()\ncannot open store s3://bucket/sets: {told}\n" == done.stdout, done.stderr
+
+
+def test_a_fused_set_keeps_its_members(address: str, tiny_backbone: Backbone) -> None:
+    """A set that a fused one needs is not removed at an address either."""
+    registry = Registry.create(address, tiny_backbone)
+    for number, name in enumerate(("a1", "b1")):
+        fresh = tiny_backbone.new_adapter_set(AdapterConfig(reduction_factor=8), HEAD)
+        registry.save(name, randomise(fresh, seed=number), SetInfo(pair=False, max_length=16))
+    fusion = choose_members(registry.store, ["a1", "b1"])
+    fused = tiny_backbone.new_adapter_set(fusion, HEAD)
+    fused.adapter.take_members([each.adapter for each in registry.load_members(fusion)])
+    registry.save("both", fused, SetInfo(pair=False, max_length=16))
+    with pytest.raises(MemberInUseError, match="found both:1"):
+        registry.remove("a1")
+    registry.remove("both")
+    registry.remove("a1")
+    assert ["b1"] == list(registry)
