@@ -5,11 +5,12 @@ Knows which key is what. Listings are asked of the server at every question; con
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from registry.remote.cache import Cache
 from registry.remote.objects import NotThereError, ObjectPath, Objects, Stored
@@ -44,6 +45,8 @@ KEY = re.compile(
     rf"(?P<file>{re.escape(MANIFEST_FILE)}|{re.escape(ADAPTER_FILE)}|{re.escape(HEAD_FILE)})|aliases/(?P<alias>[^/]+))"
 )
 
+View = TypeVar("View", bound="ObjectReader")
+
 
 class ObjectReader(StoreReader):
     """What a store on object storage holds.
@@ -62,6 +65,12 @@ class ObjectReader(StoreReader):
     def address(self) -> str:
         """Return what opens this store again."""
         return str(self.root)
+
+    def uncached(self: View) -> View:
+        """Return this store without its cache, so that every byte is asked of the server."""
+        view = copy.copy(self)
+        view._cache = Cache(self._cache.folder, limit=0)  # holds nothing
+        return view
 
     def versions(self, name: str) -> list[int]:
         """Return the rising version numbers of a name."""

@@ -208,7 +208,11 @@ class StoreReader:
 
     def verify_bytes(self, name: str, version: int) -> Manifest:
         """Re-read and re-hash everything of one version and return its manifest."""
-        return self.read_version(name, version)[0]
+        return self.uncached().read_version(name, version)[0]
+
+    def uncached(self: View) -> View:
+        """Return the store as it is read from where it is, never from a cache; a disk has none."""
+        return self
 
     def watched(self, reference: Reference) -> list[str]:
         """Return the paths whose stamps change with what a reference means; none where there are no stamps."""

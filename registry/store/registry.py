@@ -325,7 +325,7 @@ class Registry:
             try:
                 name, version = self.store.resolve(target)
                 if target.alias is None or target is parsed:  # the versions of a name are loaded once
-                    load_set(self.store, name, version, self.backbone.info)
+                    load_set(self.store.uncached(), name, version, self.backbone.info)
             except RegistryError as err:
                 yield Problem(str(target), err)
 

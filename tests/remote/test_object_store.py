@@ -284,3 +284,14 @@ def test_a_fused_set_keeps_its_members(address: str, tiny_backbone: Backbone) ->
     registry.remove("both")
     registry.remove("a1")
     assert ["b1"] == list(registry)
+
+
+def test_verify_asks_the_server(address: str) -> None:
+    """What is verified is what the server has, whatever a cache holds."""
+    store = create_store(address, INFO)
+    commit(store)
+    store.read_version("mrpc", 1)
+    open_objects(address).delete([f"names/mrpc/versions/000001/{ADAPTER_FILE}"])
+    assert CONTENTS == store.read_version("mrpc", 1)[1]
+    with pytest.raises(IntegrityError, match="found no file"):
+        store.verify_bytes("mrpc", 1)

@@ -104,7 +104,7 @@ def _check(verdict: Verdict, store: Store, saved: dict[int, int], unsettled: set
             verdict.bad.append(f"{what}: {NAME}:{number} is lost")
             continue
         try:
-            manifest, parts = store.read_version(NAME, number)
+            manifest, parts = store.uncached().read_version(NAME, number)  # what is at the server
             serial = serial_of(manifest.parameters, parts)
         except (StoreError, ValueError) as err:
             verdict.bad.append(f"{what}: {NAME}:{number} is torn: {err}")
