@@ -1,4 +1,4 @@
-"""Commands between a store and the Hub: push, pull."""
+"""Commands between a store and the Hub, or another store: push, pull, sync."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from registry.cli.options import Settings, backbone_option, with_options
+from registry.cli.options import Place, Settings, backbone_option, json_option, print_json, with_options
 from registry.cli.store import IMPORT_OPTIONS, import_from_hub, note_members
 from registry.errors import ConfigError
 from registry.schema import EXPORT_FORMATS, ExportFormat
@@ -93,3 +93,41 @@ def pull(settings: Settings, /, repository: str, **options: Any) -> None:
     adapter-registry pull hub:me/mrpc@v1 --name films
     """
     import_from_hub(settings, repository, **options)
+
+
+@click.command()
+@click.argument("source", metavar="SRC", type=Place())
+@click.argument("target", metavar="DST", type=Place())
+@click.option("--dry-run", is_flag=True, help="Only say what would be copied.")
+@json_option
+@click.pass_obj
+def sync(settings: Settings, source: Path | str, target: Path | str, dry_run: bool, as_json: bool) -> None:
+    """Copy the sets and aliases that store DST lacks from store SRC, under the same versions, verified at both ends.
+
+    Folders and addresses alike; DST is made if need be. Nothing of it is changed or removed, and a sync that was cut
+    off goes on where it was.
+
+    \b
+    adapter-registry sync adapters_store s3://bucket/sets
+    adapter-registry sync s3://bucket/sets copy --dry-run
+    """
+    from registry.remote.syncing import sync_stores
+    from registry.store.errors import NotAStoreError
+    from registry.store.store import create_store, open_store
+
+    own = open_store(source, settings.cache)
+    try:
+        other = open_store(target, settings.cache)
+    except NotAStoreError:
+        if dry_run:
+            raise
+        other = create_store(target, own.info.backbone, settings.cache)
+    found = sync_stores(own, other, dry_run=dry_run)
+    if as_json:
+        print_json({"versions": found.versions, "copied": found.copied, "aliases": found.aliases, "bytes": found.bytes})
+        return
+    done = "would be copied" if dry_run else "copied"
+    click.echo(
+        f"{source} -> {target}: {len(found.copied):,} of {found.versions:,} versions {done} ({found.bytes:,} bytes), "
+        f"{len(found.aliases):,} aliases set"
+    )

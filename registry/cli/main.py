@@ -17,9 +17,9 @@ import click
 
 from registry.cli.bench import bench, demo
 from registry.cli.compare import compare, report
-from registry.cli.hub import pull, push
+from registry.cli.hub import pull, push, sync
 from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
-from registry.cli.options import Settings
+from registry.cli.options import Place, Settings
 from registry.cli.predict import evaluate, predict
 from registry.cli.serve import serve
 from registry.cli.store import (
@@ -93,27 +93,36 @@ def _refuse_repeated(command: click.Command, ctx: click.Context, args: list[str]
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--store",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("adapters_store"),
+    type=Place(),
+    default="adapters_store",
     envvar="ADAPTER_REGISTRY_STORE",
     show_default=True,
     show_envvar=True,
-    help="Folder of stored adapter sets.",
+    help="Folder of stored adapter sets, or an address on object storage: s3://…, gs://…, az://…",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False),
+    envvar="ADAPTER_REGISTRY_CACHE",
+    show_envvar=True,
+    help="Folder of what was read from object storage; of the user's own by default.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--offline", is_flag=True, help="Never ask the network; HF_HUB_OFFLINE=1 means the same.")
 @click.version_option(__version__, prog_name="adapter-registry")
 @click.pass_context
-def cli(ctx: click.Context, store: Path, device: str, dtype: str, offline: bool) -> None:
+def cli(ctx: click.Context, store: Path | str, cache: str | None, device: str, dtype: str, offline: bool) -> None:
     """One frozen BERT in memory, many small adapter sets beside it: train, store, switch and compare them."""
-    ctx.obj = Settings(store=store, device=device, dtype=dtype, offline=offline)
+    ctx.obj = Settings(store=store, device=device, dtype=dtype, offline=offline, cache=cache)
+    if cache is not None:
+        os.environ["ADAPTER_REGISTRY_CACHE"] = cache  # where stores are opened without these settings
 
 
 _COMMANDS = (
     *(demo, init, train, bench, report),
     *(list_command, show, predict, serve, evaluate, compare, verify, alias, remove),
-    *(export_command, import_command, push, pull, merge, gc),
+    *(export_command, import_command, push, pull, sync, merge, gc),
     *(list_tasks, list_recipes, list_methods, doctor),
 )
 for _command in _COMMANDS:

@@ -13,6 +13,7 @@ import click
 
 from registry.config import METHODS, PLACEMENTS, TARGETS, Activation, HeadForm, Pooling
 from registry.errors import BackboneMismatchError, BackboneNotFoundError, ConfigError
+from registry.store.errors import NotAStoreError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
 from registry.validation import choose, printable
@@ -25,24 +26,49 @@ if TYPE_CHECKING:
     from registry.store.store import Store
 
 
+class Place(click.ParamType):  # type: ignore[type-arg]
+    """A folder of a store, as a path, or an address on object storage, as it was written."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return which of the two a text is."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        folder: Path = click.Path(path_type=Path, file_okay=False).convert(value, param, ctx)
+        return folder
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options in front of the command."""
 
-    store: Path
+    store: Path | str
     device: str
     dtype: str
     offline: bool
+    cache: str | None = None
 
     def open_store(self) -> Store:
         """Return the store as names and manifests, without torch."""
-        from registry.store.store import Store
+        from registry.store.store import open_store
 
-        return Store.open(self.store)
+        return open_store(self.store, self.cache)
 
     def has_store(self) -> bool:
         """Return whether there is a store already."""
-        return (self.store / "store.json").exists()
+        if isinstance(self.store, Path):
+            return (self.store / "store.json").exists()
+        try:
+            self.open_store()
+        except NotAStoreError:
+            return False
+        return True
+
+    @property
+    def folder(self) -> Path:
+        """Where files beside the store are kept on this machine, such as checkpoints."""
+        return self.store if isinstance(self.store, Path) else Path()
 
     def load_backbone(self, source: str, revision: str | None = None) -> Backbone:
         """Return the frozen encoder, telling on stderr what is loaded."""
@@ -96,7 +122,7 @@ class Settings:
                 expected, told = (f"{source} ({one.fingerprint[:12]})" for source, one in both)
                 raise BackboneMismatchError(f"store {self.store}", "backbone", expected, told, hint)
             return found
-        beside = self.store.absolute().parent / info.source
+        beside = self.folder.absolute().parent / info.source
         source = str(beside) if not Path(info.source).exists() and beside.is_dir() else info.source
         try:
             return self.load_backbone(source, info.revision)

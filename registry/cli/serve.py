@@ -164,9 +164,10 @@ def _work_on_ray(serving: Serving, on: str, listening: socket.socket) -> None:
     from registry.serving.engine import Limits
 
     settings = serving.settings
-    info = settings.open_store().info.backbone
+    store = settings.open_store()
+    info = store.info.backbone
     terms = ReplicaTerms(
-        store=settings.store.absolute(),
+        store=store.address,
         source=serving.backbone or info.source,
         revision=None if serving.backbone else info.revision,
         device=settings.device,

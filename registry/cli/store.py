@@ -335,10 +335,10 @@ def _numbers(text: str) -> list[float]:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.pass_obj
 def gc(settings: Settings, older_than: float, dry_run: bool) -> None:
-    """Remove what killed writers left in the store's tmp folder; nothing visible is touched."""
+    """Remove what killed writers left in the store; nothing visible is touched."""
     found = settings.open_store().collect_garbage(older_than=older_than, dry_run=dry_run)
     for entry in found:
-        note(f"tmp/{entry}")
+        note(entry if "/" in entry else f"tmp/{entry}")
     click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} leftovers of dead writers")
 
 

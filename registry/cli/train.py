@@ -219,7 +219,7 @@ def _train_pass(
             outcomes = fit_together(jobs, registry.backbone, should_stop=should_stop)
         except TrainingInterrupted:
             if len(jobs) > 1:
-                note(f"checkpoints of {', '.join(names)} are kept in {settings.store / CHECKPOINTS}")
+                note(f"checkpoints of {', '.join(names)} are kept in {settings.folder / CHECKPOINTS}")
             raise
     _keep(registry, list(zip(names, jobs, outcomes, logs, strict=True)), options, as_json, repetition)
 
@@ -311,7 +311,7 @@ def _checkpoint(
     """
     from registry.training.checkpoint import Checkpoint
 
-    path = settings.store / CHECKPOINTS / f"{name}.safetensors"
+    path = settings.folder / CHECKPOINTS / f"{name}.safetensors"
     if path.exists() and not (options["resume"] or options["restart"]):
         raise CheckpointError(path, "no checkpoint", "one of an interrupted training", "start anew over")
     if options["resume"] and not path.exists():

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ from registry.serving.preparing import Resolved
 from registry.serving.waiting import Job, Waiting
 from registry.store.reader import Resolver, StoredVersion
 from registry.store.registry import Registry
-from registry.store.store import Store
+from registry.store.store import Store, open_store
 
 MOST_ROUTED = 1_000  # sets that a replica is known to have; its pool decides what it really has
 ONGOING = 8  # requests at a replica at a time from which on another one is started
@@ -46,7 +45,7 @@ class ReplicaTerms:
     """What every replica is made of.
 
     Attributes:
-        store: the folder, where all nodes read it.
+        store: the folder, where all nodes read it, or the address.
         source, revision: of the backbone.
         device, dtype, offline: of it.
         threads: that torch computes with, and CPUs that Ray is asked for.
@@ -55,7 +54,7 @@ class ReplicaTerms:
         capacity, threshold: of the predictor.
     """
 
-    store: Path
+    store: str
     source: str
     revision: str | None
     device: str
@@ -322,6 +321,6 @@ def deployed(terms: ReplicaTerms, replicas: tuple[int, int], most: int) -> Itera
             told = (str(err).strip().splitlines() or [type(err).__name__])[-1][:300]
             hint = "'ray logs' on the cluster, or ADAPTER_REGISTRY_RAY_LOG=1, tells more"
             raise ClusterError("serve on Ray", f"{least} replicas that start", told, hint) from err
-        yield Front(Store.open(terms.store), handle, most)
+        yield Front(open_store(terms.store), handle, most)
     finally:
         serve.delete(name, _blocking=False)

@@ -24,6 +24,11 @@ def find_strangers(view: StoreReader) -> Iterator[tuple[str, StoreError]]:
 
     Hidden files, and files of the user's own beside ``store.json``, are left alone.
     """
+    objects = view.strangers()
+    if objects is not None:
+        for key in objects:
+            yield key, StrangerError(view.root / key, "store.json, versions and aliases", "an object")
+        return
     yield from _misplaced(view.root, view.root, "names, store.json and tmp", _belongs_in_root)
     for name in _folders(view.root):
         if not is_name(name):

@@ -4,6 +4,8 @@
     ├── NotAStoreError     (LookupError)       3
     ├── StoreWriteError                        1  read-only, full disk, any failed write
     ├── StoreReadError                         1  a file of the store that the system does not let us read
+    ├── StoreAccessError                       6  a store on object storage that cannot be asked, or refuses
+    ├── UnsettledError                         1  a change without an answer: done or not, nobody could say
     ├── StrangerError                          4  something in a store that no command has put there
     ├── CommitUncertainError                   1  done and visible, but perhaps not safe from a power loss
     ├── VersionInUseError                      1  a version that an alias points to
@@ -59,6 +61,28 @@ class StoreReadError(StoreError):
     def __init__(self, path: object, reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"cannot read {path}: {reason}; check its permissions and the disk")
+
+
+class StoreAccessError(StoreError):
+    """A store on object storage that cannot be asked, or refuses."""
+
+    exit_code = 6
+
+    def __init__(self, attempted: str, address: str, expected: str, found: str, hint: str = "") -> None:
+        self.attempted, self.address, self.expected, self.found = attempted, address, expected, found
+        way_on = f"; {hint}" if hint else ""
+        super().__init__(f"cannot {attempted} store {address}: expected {expected}; found {found}{way_on}")
+
+
+class UnsettledError(StoreError):
+    """A change that may be done or not, as neither its answer nor one about it came."""
+
+    def __init__(self, reference: str, where: object) -> None:
+        self.reference = reference
+        super().__init__(
+            f"cannot tell whether the change of '{reference}' in {where} is done: expected an answer, found none; "
+            "it is done whole or not at all: see 'adapter-registry list', then try again"
+        )
 
 
 class StrangerError(StoreError):

@@ -14,8 +14,8 @@ import msgspec
 from registry.schema import FileEntry
 from registry.store import files
 from registry.store.errors import ManifestError, StoreError
-from registry.store.manifest import MANIFEST_LIMIT, check_digest, read_alias, read_limited
-from registry.store.reader import MANIFEST_FILE, VERSION_FOLDER, StoreReader, is_name
+from registry.store.manifest import MANIFEST_LIMIT, check_alias, check_digest, read_alias, read_limited
+from registry.store.reader import MANIFEST_FILE, VERSION_FOLDER, Overview, StoreReader, is_name
 from registry.validation import NOT_JSON
 
 
@@ -80,6 +80,10 @@ def list_sets(view: StoreReader) -> Iterator[ListedSet]:
     Raises:
         StoreReadError: the store's folder cannot be read.
     """
+    found = view.overview()
+    if found is not None:
+        yield from map(_listed, found)
+        return
     root = str(view.root)
     with files.reading(view.root):
         names = files.entries(root, "folder")
@@ -112,7 +116,19 @@ def _read_aliases(home: str, name: str) -> dict[str, int]:
 
 def _read_summary(home: str, name: str, version: int) -> Summary:
     path = f"{home}/versions/{version:06d}/{MANIFEST_FILE}"
-    data = read_limited(path, MANIFEST_LIMIT)
+    return _summary(path, read_limited(path, MANIFEST_LIMIT), name)
+
+
+def _listed(found: Overview) -> ListedSet:
+    try:
+        aliases = {alias: check_alias(found.path, data, found.name, alias) for alias, data in found.aliases.items()}
+        summary = _summary(str(found.path), found.manifest, found.name)
+    except StoreError as err:
+        return ListedSet(found.name, found.versions, {}, None, err)
+    return ListedSet(found.name, found.versions, aliases, summary, None)
+
+
+def _summary(path: str, data: bytes, name: str) -> Summary:
     try:
         summary = _DECODER.decode(data)
     except NOT_JSON as err:

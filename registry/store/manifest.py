@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 import msgspec
@@ -26,9 +26,10 @@ TENSOR_FILES = (ADAPTER_FILE, HEAD_FILE)
 MANIFEST_LIMIT = 2**20  # bytes
 FILE_LIMIT = 2**28  # bytes
 
-_ALIAS_LIMIT = 32  # bytes
-_ALIAS_CONTENT = re.compile(rb"([1-9][0-9]{0,5})(?: ([0-9a-f]{16}))?\n")
+ALIAS_LIMIT = 48  # bytes
+_ALIAS_CONTENT = re.compile(rb"([1-9][0-9]{0,5})(?: ([0-9a-f]{16})(?: [0-9a-f]{8})?)?\n")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_RESTORE = "restore the file from a backup; the sets beside it are not touched by this"
 _NO_DIGEST = b"0" * 64
 _IDENTITY = {  # the first two tell backbones apart; the rest follows from them, unless somebody edited a manifest
     "fingerprint": "backbone",
@@ -80,20 +81,19 @@ def seal(manifest: Manifest, contents: Mapping[str, bytes]) -> bytes:
     return sealed
 
 
-def read_manifest(path: Path, name: str) -> Manifest:
-    """Return the manifest of ``name`` at ``path``; a missing file is FileNotFoundError.
+def check_named_manifest(path: PurePath, data: bytes, name: str) -> Manifest:
+    """Return the manifest of ``name`` that ``data`` spells, read from ``path``.
 
     Raises:
-        ManifestError: too large, changed, not of this format, or of another name.
+        ManifestError: changed, not of this format, or of another name.
     """
-    data = read_limited(path, MANIFEST_LIMIT)
     manifest = check_manifest(path, data)
     if manifest.name != name:
         raise ManifestError(path, "name", name, manifest.name)
     return manifest
 
 
-def check_manifest(path: Path, data: bytes) -> Manifest:
+def check_manifest(path: PurePath, data: bytes) -> Manifest:
     """Return the manifest that ``data`` spells, read from ``path``.
 
     Raises:
@@ -119,7 +119,7 @@ def read_tensor_file(path: Path, entry: FileEntry) -> bytes:
     return data
 
 
-def check_tensor_file(path: Path, entry: FileEntry, data: bytes) -> None:
+def check_tensor_file(path: PurePath, entry: FileEntry, data: bytes) -> None:
     """Raise IntegrityError unless ``data``, read from ``path``, has the size and the digest of its entry."""
     if len(data) != entry.bytes:
         raise IntegrityError(path, "size", f"{entry.bytes} bytes", f"{len(data)} bytes")
@@ -140,8 +140,16 @@ def read_store_info(path: Path) -> StoreInfo:
     Raises:
         ManifestError: too large, changed, or not of this format.
     """
-    with _advising("restore the file from a backup; the sets beside it are not touched by this"):
-        data = read_limited(path, MANIFEST_LIMIT)
+    return check_store_info(path, read_limited(path, MANIFEST_LIMIT, _RESTORE))
+
+
+def check_store_info(path: PurePath, data: bytes) -> StoreInfo:
+    """Return the content that the ``data`` of a ``store.json`` spells.
+
+    Raises:
+        ManifestError: changed, or not of this format.
+    """
+    with _advising(_RESTORE):
         info = _parse(StoreInfo, path, data)
         if info.digest:
             check_digest(path, data, info.digest)
@@ -155,18 +163,24 @@ def format_alias(name: str, alias: str, version: int) -> bytes:
 
 
 def read_alias(path: files.Location, name: str, alias: str) -> int:
-    """Return the version that an alias file points to; a missing file is FileNotFoundError.
+    """Return the version that an alias file points to; a missing file is FileNotFoundError."""
+    with _advising("set the alias again or remove it"):
+        data = read_limited(path, ALIAS_LIMIT)
+    return check_alias(path, data, name, alias)
+
+
+def check_alias(path: files.Location | PurePath, data: bytes, name: str, alias: str) -> int:
+    """Return the version that an alias file's ``data`` points to.
 
     Raises:
         ManifestError: anything but a version number with its check (or without one, as a person would write it).
     """
     with _advising("set the alias again or remove it"):
-        data = read_limited(path, _ALIAS_LIMIT)
         match = _ALIAS_CONTENT.fullmatch(data)
         if match is None:
             raise ManifestError(path, "alias", "a version number, its check and a line end", repr(data))
         version = int(match[1])
-        if match[2] is not None and data != format_alias(name, alias, version):
+        if match[2] is not None and match[2] not in format_alias(name, alias, version):
             raise ManifestError(path, "check", f"that of '{name}@{alias}' at {version}", match[2].decode())
     return version
 
@@ -192,7 +206,7 @@ def check_backbone(what: str, made_for: BackboneInfo, backbone: BackboneInfo) ->
             raise BackboneMismatchError(what, part, expected, found, hint)
 
 
-def check_digest(path: files.Location, data: bytes, digest: str) -> None:
+def check_digest(path: files.Location | PurePath, data: bytes, digest: str) -> None:
     """Raise ManifestError unless ``digest`` is that of the very bytes it is in, where 64 zeros stand for itself."""
     if not _DIGEST.fullmatch(digest):
         raise ManifestError(path, "digest", "64 hex digits", repr(digest[:64]))
@@ -210,7 +224,7 @@ def _advising(hint: str) -> Iterator[None]:
         raise ManifestError(err.path, err.field, err.expected, err.found, hint) from err
 
 
-def read_limited(path: files.Location, limit: int) -> bytes:
+def read_limited(path: files.Location, limit: int, hint: str = "") -> bytes:
     """Return the content of a small file of the store; a missing one is FileNotFoundError.
 
     Raises:
@@ -220,10 +234,10 @@ def read_limited(path: files.Location, limit: int) -> bytes:
         with files.reading(path):
             return files.read(path, limit)
     except IntegrityError as err:
-        raise ManifestError(path, err.what, str(err.expected), err.found) from err
+        raise ManifestError(path, err.what, str(err.expected), err.found, hint) from err
 
 
-def _parse(kind: type[_T], path: Path, data: bytes) -> _T:
+def _parse(kind: type[_T], path: PurePath, data: bytes) -> _T:
     try:
         return from_json(kind, data)
     except ConfigError as err:

@@ -15,8 +15,8 @@ from registry.config import AdapterConfig, FusedMember, FusionConfig
 from registry.errors import ConfigError
 from registry.schema import Manifest, Reference
 from registry.store.errors import AdapterNotFoundError, MemberError, StoreError
-from registry.store.manifest import ADAPTER_FILE, MANIFEST_LIMIT, read_limited
-from registry.store.reader import MANIFEST_FILE, StoreReader
+from registry.store.manifest import ADAPTER_FILE
+from registry.store.reader import StoreReader
 
 
 def choose_members(store: StoreReader, references: Sequence[str]) -> FusionConfig:
@@ -92,15 +92,20 @@ def find_fused(store: StoreReader, member: Reference) -> Iterator[str]:
             continue
         with suppress(AdapterNotFoundError):  # removed meanwhile
             for version in store.versions(name):
-                found = _needed(store, name, version)
-                if any(each.name == member.name and member.version in (None, each.version) for each in found):
+                if needs_member(store, name, version, member):
                     yield f"{name}:{version}"
+
+
+def needs_member(store: StoreReader, name: str, version: int, member: Reference) -> bool:
+    """Return whether a version is a fused set that needs a version, or any version of a bare name."""
+    found = _needed(store, name, version)
+    return any(each.name == member.name and member.version in (None, each.version) for each in found)
 
 
 def _needed(store: StoreReader, name: str, version: int) -> list[Reference]:
     """Return the members of a version, none where it is no fused set or cannot be read."""
     with suppress(StoreError, ConfigError, FileNotFoundError):
-        if b'"fusion"' in read_limited(store.folder(name, version) / MANIFEST_FILE, MANIFEST_LIMIT):
+        if b'"fusion"' in store.manifest_bytes(name, version):
             adapter = store.manifest(name, version).adapter
             members = adapter.members if isinstance(adapter, FusionConfig) else ()
             return [Reference.parse(member.reference) for member in members]

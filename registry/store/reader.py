@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import NamedTuple, TypeVar
 
 from registry.errors import InvalidNameError, RegistryError
@@ -17,10 +17,12 @@ from registry.schema import FileEntry, Manifest, Reference
 from registry.store import files
 from registry.store.errors import AdapterNotFoundError, IntegrityError, ManifestError, NotAStoreError
 from registry.store.manifest import (
+    MANIFEST_LIMIT,
     TENSOR_FILES,
     StoreInfo,
+    check_named_manifest,
     read_alias,
-    read_manifest,
+    read_limited,
     read_store_info,
     read_tensor_file,
 )
@@ -42,6 +44,16 @@ class StoredVersion(NamedTuple):
     name: str
     version: int
     stamp: tuple[int, int]
+
+
+class Overview(NamedTuple):
+    """A name of a store with all that a list shows of it: rising versions, aliases, the newest manifest's bytes."""
+
+    name: str
+    versions: list[int]
+    aliases: dict[str, bytes]
+    path: PurePath
+    manifest: bytes
 
 
 class StoreReader:
@@ -72,6 +84,11 @@ class StoreReader:
             return cls(root, read_store_info(root / STORE_FILE))
         except FileNotFoundError as err:
             raise NotAStoreError(root, "a folder without it") from err
+
+    @property
+    def address(self) -> str:
+        """Return what opens this store again, from wherever."""
+        return str(self.root.absolute())
 
     def names(self) -> list[str]:
         """Return the sorted names that have a version; what is no adapter set of ours is passed over."""
@@ -146,13 +163,17 @@ class StoreReader:
         """
         path = self.folder(name, version) / MANIFEST_FILE
         try:
-            return read_manifest(path, name)
+            return check_named_manifest(path, self.manifest_bytes(name, version), name)
         except FileNotFoundError:
             self.resolve(f"{name}:{version}")
         try:
-            return read_manifest(path, name)  # it may have come between the two looks
+            return check_named_manifest(path, self.manifest_bytes(name, version), name)  # it may have come meanwhile
         except FileNotFoundError as err:
             raise ManifestError(path, "file", "a manifest", "none") from err
+
+    def manifest_bytes(self, name: str, version: int) -> bytes:
+        """Return the unchecked bytes of a version's manifest; a missing one is FileNotFoundError."""
+        return read_limited(self.folder(name, version) / MANIFEST_FILE, MANIFEST_LIMIT)
 
     def read_file(self, name: str, version: int, entry: FileEntry) -> bytes:
         """Return the content of one file of a version, after checking its size and digest.
@@ -164,7 +185,7 @@ class StoreReader:
         require(entry.path in TENSOR_FILES, "file", " or ".join(TENSOR_FILES), entry.path)
         path = self.folder(name, version) / entry.path
         try:
-            return read_tensor_file(path, entry)
+            return self._tensor_bytes(path, entry)
         except FileNotFoundError as err:
             self.resolve(f"{name}:{version}")
             raise IntegrityError(path, "file", f"{entry.bytes} bytes", "no file") from err
@@ -187,7 +208,28 @@ class StoreReader:
 
     def verify_bytes(self, name: str, version: int) -> Manifest:
         """Re-read and re-hash everything of one version and return its manifest."""
-        return self.read_version(name, version)[0]
+        return self.uncached().read_version(name, version)[0]
+
+    def uncached(self: View) -> View:
+        """Return the store as it is read from where it is, never from a cache; a disk has none."""
+        return self
+
+    def watched(self, reference: Reference) -> list[str]:
+        """Return the paths whose stamps change with what a reference means; none where there are no stamps."""
+        folder = f"{self.root}/{reference.name}"
+        alias = [] if reference.alias is None else [f"{folder}/aliases/{reference.alias}"]
+        return [f"{folder}/versions", *alias]
+
+    def overview(self) -> Iterator[Overview] | None:
+        """Return all names at once where that is quicker than asking for each; None on a disk."""
+        return None
+
+    def strangers(self) -> Iterator[str] | None:
+        """Return the objects that are no part of the store; None on a disk, where ``audit`` looks for itself."""
+        return None
+
+    def _tensor_bytes(self, path: Path, entry: FileEntry) -> bytes:
+        return read_tensor_file(path, entry)
 
     def _inside(self, *parts: str) -> Path:
         """Return a path of the store, none of whose steps is a link that could lead out of it."""
@@ -234,14 +276,17 @@ class Resolver:
         known = self._known.get(reference)
         if known is None or _stamps(known.paths) != known.stamps:
             return None
-        if known.until <= time.monotonic():
-            try:
-                if self._store.identify(reference) != known.found[0]:
-                    return None
-            except RegistryError:
-                return None
-            self._known[reference] = known._replace(until=time.monotonic() + self.SECONDS)
-        return known.found
+        return known.found if known.until > time.monotonic() or self._is_still(reference, known) else None
+
+    def _is_still(self, reference: str, known: _Known) -> bool:
+        """Return whether a disk says that a reference means what it did; a network is not asked here."""
+        try:
+            if not known.paths or self._store.identify(reference) != known.found[0]:
+                return False
+        except RegistryError:
+            return False
+        self._known[reference] = known._replace(until=time.monotonic() + self.SECONDS)
+        return True
 
     def find(self, reference: str) -> tuple[StoredVersion, Manifest]:
         """Return the stored version that a reference means now, and what is known of it.
@@ -253,11 +298,12 @@ class Resolver:
         if (known := self.recall(reference)) is not None:
             return known
         parsed = parse_again(reference)
-        folder = f"{self._store.root}/{parsed.name}"
-        paths = [f"{folder}/versions"] + ([] if parsed.alias is None else [f"{folder}/aliases/{parsed.alias}"])
+        paths = self._store.watched(parsed)
         now, stamps = time.time_ns(), _stamps(paths)
         version = self._store.identify(parsed)
-        found = version, self._store.manifest(version.name, version.version)
+        before = self._known.get(reference)
+        is_known = before is not None and before.stamps == stamps and before.found[0] == version
+        found = before.found if before and is_known else (version, self._store.manifest(*version[:2]))
         if all(0 < changed < now - _TICK for _, changed in stamps):
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()

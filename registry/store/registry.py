@@ -22,7 +22,7 @@ from registry.store.audit import Problem, find_strangers
 from registry.store.errors import AdapterNotFoundError
 from registry.store.manifest import check_backbone
 from registry.store.reader import StoredVersion
-from registry.store.store import Store
+from registry.store.store import create_store, open_store
 from registry.store.tensors import import_set, load_members, load_set, make_manifest, save_set
 from registry.validation import require
 
@@ -46,7 +46,7 @@ class Registry:
     """
 
     def __init__(self, root: str | Path, backbone: Backbone) -> None:
-        self.store = Store.open(Path(root))
+        self.store = open_store(root)
         self.backbone = backbone
         check_backbone(f"store {root}", self.store.info.backbone, backbone.info)
 
@@ -58,7 +58,7 @@ class Registry:
             NotAStoreError, BackboneMismatchError: the path is taken by something else, or by another backbone's store.
             StoreWriteError: the folder cannot be written.
         """
-        Store.create(Path(root), backbone.info)
+        create_store(root, backbone.info)
         return cls(root, backbone)
 
     def save(self, name: str, trained: AdapterSet | Trained, info: SetInfo | None = None) -> Reference:
@@ -301,7 +301,7 @@ class Registry:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the store again in another process, or for a copy."""
-        return Registry, (str(self.store.root.absolute()), self.backbone)
+        return Registry, (self.store.address, self.backbone)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{name}</td><td>{self.versions(name)[-1]}</td></tr>" for name in self)
@@ -325,7 +325,7 @@ class Registry:
             try:
                 name, version = self.store.resolve(target)
                 if target.alias is None or target is parsed:  # the versions of a name are loaded once
-                    load_set(self.store, name, version, self.backbone.info)
+                    load_set(self.store.uncached(), name, version, self.backbone.info)
             except RegistryError as err:
                 yield Problem(str(target), err)
 

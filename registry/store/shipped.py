@@ -6,7 +6,7 @@ from pathlib import Path
 
 from registry.schema import Reference
 from registry.store.reader import StoreReader
-from registry.store.store import Store
+from registry.store.store import create_store
 
 _INSTALLED = Path(__file__).with_name("shipped")
 _CHECKOUT = Path(__file__).parents[2] / "adapters_store"
@@ -21,7 +21,7 @@ def open_shipped() -> StoreReader:
     return StoreReader.open(_INSTALLED if _INSTALLED.is_dir() else _CHECKOUT)
 
 
-def copy_shipped(root: Path) -> list[Reference]:
+def copy_shipped(root: str | Path) -> list[Reference]:
     """Store the newest version of each shipped set in the store at ``root``, made where there is none.
 
     A set whose tensors are there already under its name is not stored again.
@@ -35,7 +35,7 @@ def copy_shipped(root: Path) -> list[Reference]:
         StoreWriteError: the folder cannot be written; sets stored before that are whole.
     """
     shipped = open_shipped()
-    store = Store.create(root, shipped.info.backbone)
+    store = create_store(root, shipped.info.backbone)
     found = []
     for name in shipped.names():
         manifest, contents = shipped.read_version(*shipped.resolve(name))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from registry.errors import ConfigError
 from registry.schema import BackboneInfo, Manifest, Reference
@@ -63,17 +65,24 @@ class Store(StoreReader):
         """
         sealed = seal(manifest, contents)
         needed = len(sealed) + sum(map(len, contents.values()))
-        with files.writing(self.root, f"save '{manifest.name}' ({needed:,} bytes)"):
-            stage = self._staging()
-            try:
-                files.make_folder(stage)
-                for file in TENSOR_FILES:
-                    files.write_new(stage / file, contents[file])
-                files.write_new(stage / MANIFEST_FILE, sealed)
-                files.fsync_folder(stage)
-                return self._publish(stage, manifest.name)
-            finally:
-                files.discard(stage)
+        attempted = f"save '{manifest.name}' ({needed:,} bytes)"
+        with files.writing(self.root, attempted), self._staged(sealed, contents) as stage:
+            return self._publish(stage, manifest.name)
+
+    def commit_as(self, manifest: Manifest, number: int, sealed: bytes, contents: Mapping[str, bytes]) -> bool:
+        """Store a version of another store under the number it has there; False where that is taken here.
+
+        Args:
+            manifest: of the version, checked.
+            number: it has.
+            sealed: the exact bytes of the manifest.
+            contents: of its tensor files, checked.
+
+        Raises:
+            StoreWriteError, CommitUncertainError: as for ``commit``.
+        """
+        with files.writing(self.root, f"save '{manifest.name}:{number}'"), self._staged(sealed, contents) as stage:
+            return self._publish(stage, manifest.name, number) == number
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias at a version, in one step.
@@ -147,6 +156,20 @@ class Store(StoreReader):
             stale = [entry for entry in files.entries(staging) if now - _last_change(staging / entry) >= older_than]
             return stale if dry_run else [entry for entry in stale if self._sweep(staging / entry)]
 
+    @contextmanager
+    def _staged(self, sealed: bytes, contents: Mapping[str, bytes]) -> Iterator[Path]:
+        """Give the folder of a version that is whole, and that nobody can see yet."""
+        stage = self._staging()
+        try:
+            files.make_folder(stage)
+            for file in TENSOR_FILES:
+                files.write_new(stage / file, contents[file])
+            files.write_new(stage / MANIFEST_FILE, sealed)
+            files.fsync_folder(stage)
+            yield stage
+        finally:
+            files.discard(stage)
+
     def _check_unneeded(self, reference: Reference) -> None:
         fused = list(find_fused(self, reference))
         if fused:
@@ -178,8 +201,8 @@ class Store(StoreReader):
             files.remove_file(path)
         files.confirm(path.parent, f"{name}@{alias}")
 
-    def _publish(self, stage: Path, name: str) -> int:
-        """Rename the finished stage onto the next free version number: the commit."""
+    def _publish(self, stage: Path, name: str, wanted: int | None = None) -> int:
+        """Rename the finished stage onto the next free version number: the commit; 0 where one ``wanted`` is taken."""
         versions = self._inside(name, "versions")
         while True:
             try:
@@ -188,7 +211,9 @@ class Store(StoreReader):
                 for folder in (versions.parent, versions):  # on the disk before anything is committed into them
                     files.make_folder(folder)
                     files.fsync_folder(folder.parent)
-                number = _rename_onto_free(stage, versions)
+                number = _rename_onto_free(stage, versions) if wanted is None else _rename_onto(stage, versions, wanted)
+                if not number:
+                    return 0
             except FileNotFoundError:
                 if files.kind(stage) is None:
                     raise
@@ -215,6 +240,42 @@ class Store(StoreReader):
         files.discard(trash)
 
 
+def open_store(address: str | Path, cache: str | None = None) -> Store:
+    """Return the store in a folder, or at an address such as s3://bucket/folder.
+
+    Raises:
+        NotAStoreError: there is none.
+        StoreAccessError: an address that cannot be asked, or whose extra is not installed.
+    """
+    if is_address(address):
+        opened: Store = _object_storage().open_object_store(str(address), cache)
+        return opened
+    return Store.open(Path(address))
+
+
+def create_store(address: str | Path, backbone: BackboneInfo, cache: str | None = None) -> Store:
+    """Make a store for a backbone in a folder or at an address, or open the one that is there for it.
+
+    Raises:
+        BackboneMismatchError, NotAStoreError, StoreWriteError: see ``Store.create``.
+        StoreAccessError: an address that cannot be asked, or whose extra is not installed.
+    """
+    if is_address(address):
+        made: Store = _object_storage().create_object_store(str(address), backbone, cache)
+        return made
+    return Store.create(Path(address), backbone)
+
+
+def is_address(place: str | Path) -> bool:
+    """Return whether this is the address of a store on object storage, and no folder."""
+    return isinstance(place, str) and "://" in place
+
+
+def _object_storage() -> ModuleType:
+    """Return the room to the right, where stores on object storage are."""
+    return import_module("registry.remote.object_store")
+
+
 def is_version_entry(entry: str, kind: files.EntryKind | None) -> bool:
     """Return whether an entry of ``versions/`` is a version, or the mark of one that was removed."""
     match = _NUMBER.fullmatch(entry)
@@ -227,6 +288,15 @@ def _rename_onto_free(stage: Path, versions: Path) -> int:
             files.rename_folder(stage, versions / f"{number:06d}")
             return number
     raise ConfigError("version", f"a free number up to {_LAST_VERSION}", _LAST_VERSION + 1)
+
+
+def _rename_onto(stage: Path, versions: Path, number: int) -> int:
+    """Rename the stage onto one number; 0 where it is taken, or was and is retired."""
+    if files.kind(versions / f"{number:06d}{_RETIRED}") is None:
+        with suppress(FileExistsError):
+            files.rename_folder(stage, versions / f"{number:06d}")
+            return number
+    return 0
 
 
 def _highest(versions: Path) -> int:

@@ -30,6 +30,7 @@ from tests.faults.crowd import crowd
 from tests.faults.crowd.threads import try_threads
 from tests.faults.damage import damage, foreign, fuzzing, mismatches, names, planted
 from tests.faults.damage.atheris_run import run_target
+from tests.faults.network.remote import try_remote, try_sync
 from tests.faults.states import listed
 from tests.faults.states.frozen import try_frozen
 from tests.faults.states.machine import try_machine
@@ -104,6 +105,14 @@ EXPERIMENTS = (
     Experiment("frozen backbone", 50_000, try_frozen, {"runs": 500, "steps": 100}, {"runs": 3, "steps": 30}),
     Experiment("threads", 10_000, try_threads, {"threads": 8, "requests": 1_250}, {"threads": 4, "requests": 25}),
     Experiment("list", 10_000, listed.try_list, {"sets": 10_000, "limit": 0.6}, {"sets": 500}),
+    Experiment(
+        "remote",
+        1_650,
+        try_remote,
+        {"writers": 32, "saves": 50, "faults": 40, "kills": 16},
+        {"writers": 3, "saves": 3, "faults": 12, "kills": 1},
+    ),
+    Experiment("remote sync", 10_000, try_sync, {"sets": 10_000}, {"sets": 20}),
     Experiment("seeded defects", 12, defects.try_defects),
     *map(_fuzzer, fuzzing.TARGETS),
 )

@@ -41,6 +41,6 @@ def replicas_of(store: Path, count: int) -> Iterator[Front]:
     """Give what answers from a store by so many replicas, on the Ray that is connected."""
     info = Store.open(store).info.backbone
     own = {"device": "cpu", "dtype": "float32", "offline": True, "threads": 1, "gpus": 0.0}
-    terms = ReplicaTerms(store, info.source, None, limits=Limits(), capacity=2**30, threshold=None, **own)  # type: ignore[arg-type]
+    terms = ReplicaTerms(str(store), info.source, None, limits=Limits(), capacity=2**30, threshold=None, **own)  # type: ignore[arg-type]
     with deployed(terms, (count, count), 2_048) as front:
         yield front

@@ -1,0 +1,1 @@
+"""A store on object storage behind a bad network."""
