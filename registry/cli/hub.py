@@ -8,10 +8,23 @@ from typing import Any
 
 import click
 
-from registry.cli.options import Place, Settings, backbone_option, json_option, print_json, with_options
+from registry.cli.options import Settings, backbone_option, json_option, print_json, with_options
 from registry.cli.store import IMPORT_OPTIONS, import_from_hub, note_members
 from registry.errors import ConfigError
 from registry.schema import EXPORT_FORMATS, ExportFormat
+
+
+class Place(click.ParamType):  # type: ignore[type-arg]
+    """A folder of a store, as a path, or an address on object storage, as it was written."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Return which of the two a text is."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        folder: Path = click.Path(path_type=Path, file_okay=False).convert(value, param, ctx)
+        return folder
 
 
 @click.command()

@@ -17,9 +17,9 @@ import click
 
 from registry.cli.bench import bench, demo
 from registry.cli.compare import compare, report
-from registry.cli.hub import pull, push, sync
+from registry.cli.hub import Place, pull, push, sync
 from registry.cli.lists import add_completion, doctor, list_command, list_methods, list_recipes, list_tasks
-from registry.cli.options import Place, Settings
+from registry.cli.options import Settings
 from registry.cli.predict import evaluate, predict
 from registry.cli.serve import serve
 from registry.cli.store import (

@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from registry.store.store import Store
 
 
-class Place(click.ParamType):  # type: ignore[type-arg]
-    """A folder of a store, as a path, or an address on object storage, as it was written."""
-
-    name = "place"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Return which of the two a text is."""
-        if isinstance(value, str) and "://" in value:
-            return value
-        folder: Path = click.Path(path_type=Path, file_okay=False).convert(value, param, ctx)
-        return folder
-
-
 @dataclass(frozen=True)
 class Settings:
     """The options in front of the command."""
@@ -57,8 +44,6 @@ class Settings:
 
     def has_store(self) -> bool:
         """Return whether there is a store already."""
-        if isinstance(self.store, Path):
-            return (self.store / "store.json").exists()
         try:
             self.open_store()
         except NotAStoreError:
@@ -198,10 +183,7 @@ gpu_share_option = click.option(
     help="With --on, the share of a GPU that a pass has; 0.25 lets four share one.",
 )
 EVALUATION_STEPS = 50
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of text.")
-
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 TRAINING_OPTIONS = (

@@ -45,7 +45,7 @@ KEY = re.compile(
     rf"(?P<file>{re.escape(MANIFEST_FILE)}|{re.escape(ADAPTER_FILE)}|{re.escape(HEAD_FILE)})|aliases/(?P<alias>[^/]+))"
 )
 
-View = TypeVar("View", bound="ObjectReader")
+_View = TypeVar("_View", bound="ObjectReader")
 
 
 class ObjectReader(StoreReader):
@@ -66,7 +66,7 @@ class ObjectReader(StoreReader):
         """Return what opens this store again."""
         return str(self.root)
 
-    def uncached(self: View) -> View:
+    def uncached(self: _View) -> _View:
         """Return this store without its cache, so that every byte is asked of the server."""
         view = copy.copy(self)
         view._cache = Cache(self._cache.folder, limit=0)  # holds nothing
