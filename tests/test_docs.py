@@ -83,7 +83,7 @@ def test_commands_and_options_exist(command: str) -> None:
         cli.commands[name].make_context(name, rest[1:], parent=context)
 
 
-@pytest.mark.parametrize("arguments", [["--smoke"], ["data"]])
+@pytest.mark.parametrize("arguments", [["--smoke"], ["data"], ["--methods", "data"]])
 def test_every_command_of_reproduce_exists(tmp_path: Path, arguments: list[str]) -> None:
     """``scripts/reproduce`` gives commands that can be parsed, and ends with a check of what it made."""
     listing = tmp_path / "listing"
@@ -113,8 +113,9 @@ def test_python_block_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_evidence_is_the_report() -> None:
-    """Every row of the evidence tables stands in the committed report, figure for figure."""
-    report = plain((HERE / "reports" / "report.md").read_text(encoding="utf-8"))
+    """Every row of the evidence tables stands in a committed report, figure for figure."""
+    written = (HERE / "reports" / folder / "report.md" for folder in ("", "methods"))
+    report = plain("\n".join(path.read_text(encoding="utf-8") for path in written))
     rows = [line for line in TEXTS["docs/evidence.md"].splitlines() if line.startswith("|")]
     assert len(rows) >= 30
     for row in rows:
