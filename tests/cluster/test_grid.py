@@ -25,7 +25,7 @@ from tests.support.command_line import succeed, write_data_folder
 from tests.support.scripts import load_script
 from tests.support.toy_task import same_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # one Ray at a time
 
 QUICK = {"epochs": 1, "max_length": 32, "batch_size": 8}
 

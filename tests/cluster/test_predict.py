@@ -17,6 +17,7 @@ from registry.serving.predictor import Predictor
 from tests.support.served_sets import TEXTS, save_kinds
 
 pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # one Ray at a time
 
 
 def test_workers_make_the_parts_that_one_process_makes(tmp_path: Path, tiny_backbone: Backbone) -> None:

@@ -20,7 +20,7 @@ from tests.web.test_app import (  # noqa: F401
     test_the_mean_of_two_sets,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # one Ray at a time
 
 
 def test_a_replica_killed_under_load_loses_no_request(served: Served, registry: Registry) -> None:
