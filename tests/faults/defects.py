@@ -94,11 +94,13 @@ NAME_RULE = """\
     if not _NAME.fullmatch(name) or ".." in name or name in _RESERVED or name.split(".")[0] in _WINDOWS_DEVICES:
 """
 RETRY = """\
+    for number in range(_highest(versions) + 1, _LAST_VERSION + 1):
         with suppress(FileExistsError):
             files.rename_folder(stage, versions / f"{number:06d}")
             return number
 """
 NO_RETRY = """\
+    for number in range(_highest(versions) + 1, _LAST_VERSION + 1):
         files.rename_folder(stage, versions / f"{number:06d}")
         return number
 """
