@@ -16,14 +16,13 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 
 import fsspec  # type: ignore[import-untyped]
 
 from registry.errors import ConfigError, DataError, OutputError
+from registry.remote.objects import SCHEMES, parse_address
 from registry.store import files
 
-_OBJECTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "azure", "adl")  # a put there is whole or not at all
 _STAMPS = ("e_tag", "ETag", "mtime", "last_modified", "LastModified", "modified", "created")
 
 
@@ -32,28 +31,27 @@ class Folder:
     """A folder by its address; it travels to other processes as that.
 
     Raises:
-        ConfigError: an address that nothing here can open, or with a password in it.
+        ConfigError: an address that nothing here can open, or with a key in it.
     """
 
     address: str
 
     def __post_init__(self) -> None:
-        if "@" in urlsplit(self.address).netloc:
-            expected, hint = "an address without a password", "give it by the environment, as its cloud has it"
-            raise ConfigError("a folder's address", expected, f"{urlsplit(self.address).scheme}://...@...", hint)
+        if "://" in self.address:
+            parse_address("a folder", self.address)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         protocol = self.address.partition("://")[0] if "://" in self.address else "file"
         try:
-            if protocol in _OBJECTS:
+            if protocol in SCHEMES:
                 from obstore.fsspec import register
 
                 register(protocol)
             address = self.address if protocol != "file" else str(Path(self.address).expanduser().absolute())
             system, root = fsspec.core.url_to_fs(address)
         except ImportError as err:
-            hint = "pip install 'adapter-registry[remote]'" if protocol in _OBJECTS else str(err)
+            hint = "pip install 'adapter-registry[remote]'" if protocol in SCHEMES else str(err)
             raise ConfigError(f"folder {self.address}", f"what opens {protocol}://", "none installed", hint) from err
         except ValueError as err:
             raise ConfigError(f"folder {self.address}", "an address that fsspec knows", f"{protocol}://") from err
@@ -149,7 +147,7 @@ class Folder:
                 os.replace(path, target)
                 files.fsync_folder(Path(target).parent)
                 return
-            if self.address.partition("://")[0] in _OBJECTS:
+            if self.address.partition("://")[0] in SCHEMES:  # a put there is whole or not at all
                 system.put_file(str(path), target)
             else:
                 beside = f"{target}.{uuid.uuid4().hex}.tmp"

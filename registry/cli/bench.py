@@ -129,8 +129,9 @@ def bench(
     with tracking:
         if options["on"] is not None:
             _run_on_ray(settings, backbone, grids, options, registry, tracking)
-        for jobs in grids if options["on"] is None else []:
-            _run_task(backbone, jobs, options, registry, tracking)
+        else:
+            for jobs in grids:
+                _run_task(backbone, jobs, options, registry, tracking)
     write_tables(options["out"])
     if suite is not None:
         from registry.bench.submission import finish_suite

@@ -82,6 +82,8 @@ def predict(
         require(text is None, "TEXT", "none beside --data", text)
         _answer_rows(settings, [each for each in (reference, *options["more"]) if each is not None], options)
         return
+    for name in ("on", "out", "ref_col"):
+        require(options[name] is None, f"--{name.replace('_', '-')}", "--data beside it", options[name])
     if reference is None:
         raise RequestError("answer", "a stored set and a text, '-', or --data FILE", "none")
     if reference == "-" or text == "-":
@@ -176,9 +178,8 @@ def _answer_rows(settings: Settings, references: list[str], options: dict[str, A
     require(is_folder or options["on"] is None, f"--on {options['on']}", "--data FOLDER beside it", data)
     if not is_folder and not Path(data).expanduser().is_file():
         raise DataError(data, "file", "a file or a folder", "none")
-    require(
-        bool(references) != (named is not None), f"--data {data}", "a stored set, or --ref-col", references or "none"
-    )
+    is_asked = bool(references) != (named is not None)
+    require(is_asked, f"--data {data}", "a stored set, or --ref-col", references or "none")
     question = _question(settings.open_store(), references, options)
     rows, errors = (_answer_folder if is_folder else _answer_file)(settings, question, options)
     if errors:

@@ -91,7 +91,7 @@ def serve(settings: Settings, /, host: str, port: int, pool_mib: int, **options:
         raise ConfigError("serve", f"{', '.join(_NEEDED)} to be installed", f"no {', '.join(missing)}", hint)
     serving = Serving(settings=settings, pool_bytes=pool_mib * 2**20, **options)
     settings.open_store()
-    _replicas(serving.replicas)
+    require(_replicas(serving.replicas) == (1, 1) or serving.on is not None, "--replicas", "--on beside it", "none")
     require(serving.on is None or serving.workers == 1, "--workers", "1 beside --on; see --replicas", serving.workers)
     if serving.api_keys is not None:
         from registry.web.gate import ApiKeys

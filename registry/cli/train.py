@@ -135,8 +135,9 @@ def _train_tasks(
     with tracking:
         if options["on"] is not None:
             _train_on_ray(settings, registry, passes, options, as_json, tracking)
-        for sharing in passes if options["on"] is None else []:
-            _train_pass(settings, registry, sharing, options, as_json, tracking)
+        else:
+            for sharing in passes:
+                _train_pass(settings, registry, sharing, options, as_json, tracking)
 
 
 def _repeat(

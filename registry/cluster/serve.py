@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
 
 from registry.cluster.connection import ClusterError, check_worker, what_decides
 from registry.errors import RegistryError, ServerError
@@ -28,7 +29,7 @@ from registry.schema import Manifest, members_of
 from registry.serving.answering import BatchReport, Standing
 from registry.serving.engine import Engine, Limits
 from registry.serving.predictor import Prediction, Predictor, Request, check_request
-from registry.serving.preparing import Resolved
+from registry.serving.preparing import FAILURES, Resolved, failure
 from registry.serving.waiting import Job, Waiting
 from registry.store.reader import Resolver, StoredVersion
 from registry.store.registry import Registry
@@ -249,14 +250,15 @@ class Front:
                 outcome = await asyncio.wait_for(asked, left + _GRACE)
                 break
             except RayTaskError as err:
-                own = err.cause
-                wrong = ServerError(500, "answer", "a forward that ends well", type(own).__name__)
-                outcome = own if isinstance(own, RegistryError) else wrong
+                outcome = err.cause if isinstance(err.cause, RegistryError) else failure(err.cause)
                 break
             except asyncio.TimeoutError:
                 outcome = ServerError(504, "answer", "a turn before the deadline", "none")
-            except RayError:
+            except (RayError, RayServeException):
                 continue  # the replica died
+            except FAILURES as err:
+                outcome = failure(err)
+                break
         self._waiting.unprepared(job, len(rows))
         if isinstance(outcome, RegistryError):
             if isinstance(outcome, ServerError) and outcome.status == 504:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from registry.errors import ConfigError
 from registry.store.errors import IntegrityError, StoreAccessError
@@ -87,19 +87,30 @@ def open_objects(address: str) -> Objects:
         ConfigError: no address of a kind we know, or one with a key in it.
         StoreAccessError: what it needs is not installed.
     """
-    try:
-        parts = urlsplit(address)
-        hidden = parts.username or parts.password or parts.query or parts.fragment
-    except ValueError as err:
-        raise ConfigError("store", "an address such as s3://bucket/folder", "one that is none") from err
-    if hidden:
-        raise ConfigError("store", "an address without a key in it", "one with", "credentials are each cloud's own")
+    parts = parse_address("store", address)
     if address.startswith(READ_ONLY):
         return _FsspecObjects(address)
     if parts.scheme not in SCHEMES or not parts.netloc:
         known = f"a folder, {', '.join(f'{each}://…' for each in SCHEMES[:4])} or {READ_ONLY}KIND://…"
         raise ConfigError("store", known, address)
     return _CloudObjects(address)
+
+
+def parse_address(what: str, address: str) -> SplitResult:
+    """Return the parts of an address, without a key in it; ``container@account`` of Azure is none.
+
+    Raises:
+        ConfigError: no address, or one with a key.
+    """
+    try:
+        parts = urlsplit(address)
+        user = None if parts.scheme.startswith("abfs") else parts.username
+        hidden = user or parts.password or parts.query or parts.fragment
+    except ValueError as err:
+        raise ConfigError(what, "an address such as s3://bucket/folder", "one that is none") from err
+    if hidden:
+        raise ConfigError(what, "an address without a key in it", "one with", "credentials are each cloud's own")
+    return parts
 
 
 def _require_package(address: str, package: str) -> None:
