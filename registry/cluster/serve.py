@@ -167,6 +167,8 @@ class Front:
             self._settle(job, [(place, error) for place in range(len(job.requests))])
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(seconds + 1.0)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     def recall(self, references: Iterable[str]) -> Resolved | None:
         """Return what ``submit`` would find, None where it would have to read a file or several sets answer."""
