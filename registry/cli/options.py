@@ -16,7 +16,7 @@ from registry.errors import BackboneMismatchError, BackboneNotFoundError, Config
 from registry.store.errors import NotAStoreError
 from registry.tasks.spec import OF_ONE_CLASS
 from registry.training.trackers import TRACKERS
-from registry.validation import choose, printable
+from registry.validation import choose, printable, require
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,8 +121,7 @@ class Settings:
 
 def _whole_path(source: str) -> str:
     """Return the absolute path of a local folder, so that a store finds it from wherever the next command is given."""
-    is_folder = source != "embedded" and Path(source).is_dir()
-    return str(Path(source).absolute()) if is_folder else source
+    return str(Path(source).absolute()) if source != "embedded" and Path(source).is_dir() else source
 
 
 def note(text: str) -> None:
@@ -161,8 +160,10 @@ backbone_option = click.option(
 
 
 def _check_on(ctx: click.Context, parameter: click.Parameter, on: str | None) -> str | None:
-    """Refuse an address that is none, and tell how Ray is installed where it is not, before anything else is done."""
-    if on is not None:
+    """Refuse an address that is none, or a share of a GPU without one, and tell how Ray is installed, at once."""
+    if on is None:
+        require(ctx.params.get("gpu_share", 1) == 1, "--gpu-share", "--on beside it", "none")
+    else:
         from registry.cluster.connection import check_address
 
         check_address(on)
@@ -329,8 +330,7 @@ def _class_weights(text: str | None) -> tuple[float, ...] | str | None:
 
 
 def _one_of(names: tuple[str, ...], options: dict[str, Any], field: str) -> str | None:
-    value: str | None = options[field]
-    return value if value is None else choose(value, names, field)
+    return None if (value := options[field]) is None else choose(value, names, field)
 
 
 def _targets(text: str | None) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ import pytest
 from registry.cluster.connection import ClusterError, connect
 from tests.support.command_line import call
 
+COMMANDS = (("bench", "mrpc"), ("train", "mrpc"), ("serve",))
 ADDRESSES = ("ray:", "ray://host", "ray://host:port", "spark")
 
 
@@ -29,7 +30,7 @@ def test_an_address_where_nobody_listens_is_told() -> None:
         connect(f"ray://127.0.0.1:{port}").__enter__()
 
 
-@pytest.mark.parametrize("command", [("bench", "mrpc"), ("train", "mrpc"), ("serve",)])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_without_ray_the_line_that_installs_it_is_told(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,3 +39,10 @@ def test_without_ray_the_line_that_installs_it_is_told(
     outcome = call(*command, "--on", "ray")
     assert 2 == outcome.code
     assert outcome.message.endswith("expected ray to be installed, found 'no ray'; pip install 'adapter-registry[ray]'")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_share_of_a_gpu_without_a_cluster_is_refused(command: tuple[str, ...]) -> None:
+    """An option that would do nothing is no silent one."""
+    outcome = call(*command, "--gpu-share", "0.5")
+    assert (2, True) == (outcome.code, "cannot use --gpu-share: expected --on beside it" in outcome.message)

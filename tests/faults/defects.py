@@ -209,7 +209,8 @@ def complaint(folder: Path, experiment: str, defect: Defect | None = None) -> st
         for part in ("registry", "tests"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         if defect is not None:
-            _put_in(copy / "registry" / defect.file, defect)
+            target = copy / "registry" / defect.file
+            target.write_text(put_in(target.read_text(encoding="utf-8"), defect), encoding="utf-8")
         module = f"tests.faults.{chosen.module}"
         command = [sys.executable, "-c", SCRIPT, module, chosen.function, str(playground), json.dumps(chosen.sizes)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -219,13 +220,16 @@ def complaint(folder: Path, experiment: str, defect: Defect | None = None) -> st
     return _first_complaint(chosen, done)
 
 
-def _put_in(path: Path, defect: Defect) -> None:
-    text = path.read_text(encoding="utf-8")
-    if text.count(defect.old) != 1:
-        raise ValueError(
-            f"'{defect.title}': expected its text once in {path.name}, found it {text.count(defect.old)} times"
-        )
-    path.write_text(text.replace(defect.old, defect.new), encoding="utf-8")
+def put_in(code: str, defect: Defect) -> str:
+    """Return the code of the defect's file with the defect in it.
+
+    Raises:
+        ValueError: its text is not there exactly once.
+    """
+    if code.count(defect.old) != 1:
+        where = f"once in {defect.file}, found it {code.count(defect.old)} times"
+        raise ValueError(f"'{defect.title}': expected its text {where}")
+    return code.replace(defect.old, defect.new)
 
 
 def _first_complaint(experiment: Experiment, done: subprocess.CompletedProcess[str]) -> str | None:
