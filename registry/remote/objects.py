@@ -26,8 +26,12 @@ READ_ONLY = "fsspec+"
 SECONDS = 60.0  # that one request may take, all its retries included
 _RETRIES = 8
 
-_DENIED = "credentials that may do this; each cloud's own chain is asked, such as AWS_PROFILE or AWS_ACCESS_KEY_ID"
-_ANSWER = "an answer of the store's server; check the address, the network and AWS_ENDPOINT_URL"
+# Where the credentials of a cloud come from, and what names a server that is not its own.
+_AMAZON = ("AWS_ACCESS_KEY_ID or an instance's role", " and AWS_ENDPOINT_URL")
+_GOOGLE = ("GOOGLE_APPLICATION_CREDENTIALS or an instance's role", "")
+_AZURE = ("AZURE_STORAGE_ACCOUNT_NAME with its key, or an instance's role", " and AZURE_STORAGE_ENDPOINT")
+_SOURCES = {"s3": _AMAZON, "s3a": _AMAZON, "gs": _GOOGLE}
+_ANSWER = "an answer of the store's server; check the address, the network"
 
 
 class Stored(NamedTuple):
@@ -192,13 +196,15 @@ class _CloudObjects:
 
         status, code = _status(err), _code(err)
         told = " ".join(each for each in (f"status {status}" if status else "", code) if each)
+        credentials, server = _SOURCES.get(self._address.partition(":")[0], _AZURE)
         if status in (401, 403) or isinstance(err, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
-            return StoreAccessError(attempted, self._address, _DENIED, told or "a refusal")
+            expected = f"credentials that may do this ({credentials})"
+            return StoreAccessError(attempted, self._address, expected, told or "a refusal")
         if status == 404 or isinstance(err, FileNotFoundError):
             return StoreAccessError(attempted, self._address, "a bucket of this name", told or "none", "make it first")
         if status == 501 or isinstance(err, exceptions.NotSupportedError):
             return StoreAccessError(attempted, self._address, "a server with conditional puts", told or "one without")
-        return StoreAccessError(attempted, self._address, _ANSWER, told or f"none ({type(err).__name__})")
+        return StoreAccessError(attempted, self._address, _ANSWER + server, told or f"none ({type(err).__name__})")
 
 
 def _client_options() -> Any:
