@@ -28,6 +28,8 @@ from tests.support.command_line import (
 from tests.support.run_records import answer, fail, from_sample, make_record, write_answered
 from tests.support.stored_sets import ROOT, run_python
 
+pytestmark = pytest.mark.xdist_group("compare")  # its sets are trained once
+
 RIGHTS = {"majority": 0.5, "houlsby": 0.9, "pfeiffer": 0.85, "full_fine_tuning": 0.9}
 COLUMNS = ("--text-col", "body", "--label-col", "mood")
 

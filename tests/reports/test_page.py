@@ -27,6 +27,8 @@ from registry.stats.predictions import CellPredictions
 from tests.support.page_contents import HOSTILE, PageReader, make_comparison, make_hostile, make_task
 from tests.support.run_records import evidence_of, make_record
 
+pytestmark = pytest.mark.xdist_group("page")  # the evidence of a benchmark is gathered once
+
 
 @pytest.fixture(scope="module")
 def page(evidence: ReportContent) -> str:

@@ -15,6 +15,8 @@ from tests.support.benchmark_records import SKILLS, SWEEPS, write_run
 from tests.support.browser import CHROMIUM, Browser, running
 from tests.support.page_contents import HOSTILE, PageReader, make_hostile
 
+pytestmark = pytest.mark.xdist_group("page")
+
 NO_BROWSER = "no chromium here (Debian's package chromium, or google-chrome)"
 
 

@@ -36,6 +36,8 @@ from registry.tasks.spec import find_task
 from tests.support.benchmark_records import SKILLS, SWEEPS, write_own_run, write_run
 from tests.support.run_records import from_sample, make_record
 
+pytestmark = pytest.mark.xdist_group("page")
+
 
 @pytest.fixture(scope="module")
 def content(evidence: ReportContent) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def random_answers(
 @pytest.mark.parametrize(("problem_type", "metric"), ALL)
 def test_scores_of_drawn_rows_are_those_of_metrics(problem_type: ProblemType, metric: str) -> None:
     """On random tables, with classes that are missing among them, resamples score as their rows do alone."""
-    for table in range(30):
+    for table in range(12):
         rng = np.random.default_rng(table)
         rows, classes = int(rng.integers(1, 12)), 2 if metric in OF_ONE_CLASS else int(rng.integers(2, 5))
         rows = min(rows, 4) if problem_type == "classification" else rows  # so few are drawn one by one
@@ -69,7 +69,7 @@ def test_scores_of_many_rows_are_those_of_metrics(metric: str) -> None:
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_random_tables_score_as_scikit_learn_says(classes: int) -> None:
     """Counted rows give the numbers of scikit-learn on random tables, rare and missing classes among them."""
-    for table in range(50):
+    for table in range(20):
         rng = np.random.default_rng([classes, table])
         labels, probabilities = random_answers("classification", int(rng.integers(5, 300)), 1, classes, rng)
         metrics = tuple(name for name in METRICS["classification"] if classes == 2 or name not in OF_ONE_CLASS)

@@ -19,6 +19,8 @@ from registry.training.loop import Ranks, train, train_together
 from registry.training.state import TrainingJob
 from tests.support.toy_task import TRAINING, stop_at, toy_rows
 
+pytestmark = pytest.mark.xdist_group("ranks")  # their processes are started once
+
 RANKS = 2
 HEAD = HeadConfig(label_names=("bad", "good"))
 CASES: dict[str, tuple[MethodConfig, dict[str, Any]]] = {

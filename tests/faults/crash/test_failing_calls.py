@@ -21,13 +21,13 @@ def test_error_of_any_call_is_told_truly(tmp_path: Path) -> None:
     """Each system call of a change may fail with each error, once or for good, and what is told is what is there."""
     if reason := why_no_tracing():
         pytest.skip(reason)
-    verdict = try_failing_calls(tmp_path, every=40)
+    verdict = try_failing_calls(tmp_path, every=80)
     assert [] == verdict.bad
-    assert verdict.tried >= 300
+    assert verdict.tried >= 140
     for error in ERRORS:
-        assert int(verdict.details[error]) >= 20
-    assert int(verdict.details["told: unchanged"]) >= 100
-    assert int(verdict.details["told: uncertain"]) >= 5
+        assert int(verdict.details[error]) >= 10
+    assert int(verdict.details["told: unchanged"]) >= 50
+    assert int(verdict.details["told: uncertain"]) >= 2
 
 
 @pytest.mark.slow

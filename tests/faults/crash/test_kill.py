@@ -16,10 +16,10 @@ def test_kill_at_any_call_leaves_the_old_state_or_the_new_one(tmp_path: Path) ->
     """kill -9 at a system call of any change of a store never leaves half of it, and the next change works."""
     if reason := why_no_tracing():
         pytest.skip(reason)
-    verdict = try_kills(tmp_path, points=340)
+    verdict = try_kills(tmp_path, points=170)
     assert [] == verdict.bad
-    assert verdict.tried >= 300
+    assert verdict.tried >= 140
     for operation in OPERATIONS:
-        assert int(verdict.details[f"kills of {operation}"]) >= 5
-    assert int(verdict.details["kills after which the change was there"]) >= 30
-    assert int(verdict.details["kills after which it was not"]) >= 30
+        assert int(verdict.details[f"kills of {operation}"]) >= 2
+    assert int(verdict.details["kills after which the change was there"]) >= 15
+    assert int(verdict.details["kills after which it was not"]) >= 15

@@ -10,9 +10,9 @@ from tests.faults.states.frozen import try_frozen
 
 def test_backbone_never_changes(tmp_path: Path) -> None:
     """After any sequence of steps the backbone's bytes and the first answers are what they were, bit for bit."""
-    verdict = try_frozen(tmp_path, runs=50, steps=30, seed=0)
+    verdict = try_frozen(tmp_path, runs=20, steps=30, seed=0)
     assert [] == verdict.bad
-    assert verdict.tried >= 50 * 30
+    assert verdict.tried >= 20 * 30
     assert {"trained", "switched", "mixed", "failed loads", "training that diverges"} <= verdict.details.keys()
 
 
