@@ -70,15 +70,15 @@ def connect(on: str) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    address = on if on != LOCAL else os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        _reach(on, address)
     if ray.is_initialized():
         yield
         return
-    address = on if on != LOCAL else os.environ.get("RAY_ADDRESS") or "local"
     talks = os.environ.get(_LOG) == "1"
     level = logging.INFO if talks else logging.ERROR
     logging.getLogger("ray").setLevel(level)
-    if address != "local":
-        _reach(on, address)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=talks, logging_level=level, **own)

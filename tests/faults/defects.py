@@ -60,7 +60,7 @@ class Defect:
 EXPERIMENTS = {
     "machine": Experiment("states.machine", "try_machine", {"runs": 15, "steps": 30, "most_bad": 1}, 450),
     "power loss": Experiment("crash.power_loss", "try_power_loss", {"states": 300}, 300),
-    "foreign": Experiment("damage.foreign", "try_foreign", {"cases": 250}, 250),
+    "foreign": Experiment("damage.foreign", "try_foreign", {"cases": 120}, 120),
     "remote": Experiment("network.remote", "try_remote", {"writers": 2, "saves": 2, "faults": 12, "kills": 3}, 15),
     "edits": Experiment("damage.edited", "try_edits", {}, 12),
 }
