@@ -116,7 +116,7 @@ def try_parts(folder: Path, rows: int) -> dict[str, Any]:
     predictor = Predictor(registry.backbone, registry)
     sample = load_task(find_task("sst2"), "sample").train.texts
     texts = [f"{sample[n % len(sample)]} {n}" for n in range(rows)]
-    question = FileQuestion(Path("."), ("sst2:1",), ("sentence",), Reading())
+    question = FileQuestion(Path("."), ("sst2",), ("sentence",), Reading())
     for name, some in (("warm", texts[:64]), ("half", texts[: rows // 2]), ("all", texts)):
         (folder / name).mkdir()
         for place, first in enumerate(range(0, len(some), SHARD_ROWS)):
@@ -126,7 +126,7 @@ def try_parts(folder: Path, rows: int) -> dict[str, Any]:
     for turn in range(-1, TURNS):
         own, asked = ("warm", texts[:64]) if turn < 0 else ("all", texts)
         started = time.process_time()
-        predictor("sst2:1", asked)
+        predictor("sst2", asked)
         between = time.process_time()
         run = DataSetRun.begin(question, Folder(str(folder / own)), Folder(str(folder / f"out{turn}")))
         done = answer_data_set(predictor, run)

@@ -15,11 +15,10 @@ from registry.errors import ConfigError
 from registry.interop.card import model_card
 from registry.schema import DataInfo, ExportFormat, Manifest, Origin
 from registry.stats.intervals import wilson_interval
-from registry.store.store import Store
+from registry.store.shipped import open_shipped
 from tests.support.stored_sets import INFO, new_manifest
 from tests.support.toy_task import fusion_of
 
-SHIPPED = Path(__file__).parents[2] / "adapters_store"
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 DATA = DataInfo(
     source="mails.csv", sample=False, train_rows=90, reported_rows=40, train_available=90, reported_available=40,
@@ -40,6 +39,12 @@ def card_of(manifest: Manifest, format: ExportFormat = "archive", license: str =
     return ModelCard(model_card(manifest, "me/mood", license, format))
 
 
+def shipped(name: str) -> Manifest:
+    """Return the manifest of a set that comes with the package."""
+    store = open_shipped()
+    return store.manifest(*store.resolve(name))
+
+
 def changed(manifest: Manifest, **changes: Any) -> Manifest:
     """Return the manifest with other fields."""
     return msgspec.structs.replace(manifest, **changes)
@@ -54,7 +59,7 @@ def replaced(manifest: Manifest, source: str) -> Manifest:
 @pytest.mark.parametrize("name", ["sst2", "mrpc", "imdb"])
 def test_the_shipped_sets_have_cards(name: str, format: ExportFormat) -> None:
     """Backbone, data, library, license and scores stand in the metadata as the Hub's library takes them."""
-    manifest = Store.open(SHIPPED).manifest(name, 1)
+    manifest = shipped(name)
     data = card_of(manifest, format).data
     libraries = {"archive": "adapter-registry", "adapterhub": "adapter-transformers"}
     assert (libraries.get(format, format), "mit") == (data.library_name, data.license)
@@ -112,7 +117,7 @@ def test_own_rows_are_no_data_set_of_the_hub() -> None:
 )
 def test_a_folder_is_no_base_model(source: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backbone's id is the Hub's, or the embedded one's; what a folder holds nobody knows, and its path is kept."""
-    monkeypatch.chdir(SHIPPED.parent)
+    monkeypatch.chdir(Path(__file__).parents[2])
     card = card_of(replaced(OWN, source))
     assert expected == card.data.base_model
     assert "somebody" not in str(card)
@@ -145,7 +150,7 @@ def test_a_fused_sets_card_names_its_members() -> None:
 
 def test_parameters_are_counted() -> None:
     """Those of the set, of the encoder, and their share."""
-    manifest = Store.open(SHIPPED).manifest("sst2", 1)
+    manifest = shipped("mrpc")
     text = card_of(manifest).text
     assert "| this set, its head among them | 448,322 |" in text
     assert "| the frozen encoder | 22,713,216 |" in text
