@@ -16,7 +16,13 @@ from registry.serving.engine import Limits
 from registry.store.store import Store
 
 HERE = Path(__file__).parents[2]
-_SOON_DEAD = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+# A dead node is found out soon, and workers are no nicer than the other tests, beside which they would starve.
+_SETTINGS = {
+    "worker_niceness": 0,
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 2,
+}
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def local_cluster() -> Iterator[Cluster]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": _SOON_DEAD}
+        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": _SETTINGS}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             ray.init(cluster.address, log_to_driver=False, logging_level="error")
