@@ -27,11 +27,11 @@ SECONDS = 60.0  # that one request may take, all its retries included
 _RETRIES = 8
 
 # Where the credentials of a cloud come from, and what names a server that is not its own.
-_AMAZON = ("AWS_ACCESS_KEY_ID or an instance's role", " and AWS_ENDPOINT_URL")
+_AMAZON = ("AWS_ACCESS_KEY_ID or an instance's role", ", and AWS_ENDPOINT_URL")
 _GOOGLE = ("GOOGLE_APPLICATION_CREDENTIALS or an instance's role", "")
-_AZURE = ("AZURE_STORAGE_ACCOUNT_NAME with its key, or an instance's role", " and AZURE_STORAGE_ENDPOINT")
+_AZURE = ("AZURE_STORAGE_ACCOUNT_NAME with its key, or an instance's role", ", and AZURE_STORAGE_ENDPOINT")
 _SOURCES = {"s3": _AMAZON, "s3a": _AMAZON, "gs": _GOOGLE}
-_ANSWER = "an answer of the store's server; check the address, the network"
+_ANSWER = "an answer of the store's server; check the address and the network"
 
 
 class Stored(NamedTuple):
