@@ -262,10 +262,12 @@ class Resolver:
 
     A name's folder of versions and the file of an alias change their time stamps with whatever is saved, moved or
     removed. A stamp as young as the tick of a file system's clock may hide a second change and is not trusted; and an
-    answer older than ``SECONDS`` is identified again, for disks whose stamps tell less.
+    answer is identified again after ``STAMPED_SECONDS``, for disks whose stamps tell less, or after ``SECONDS`` where
+    there are none, as on a network.
     """
 
     SECONDS = 1.0
+    STAMPED_SECONDS = 5.0
 
     def __init__(self, store: StoreReader) -> None:
         self._store = store
@@ -285,7 +287,7 @@ class Resolver:
                 return False
         except RegistryError:
             return False
-        self._known[reference] = known._replace(until=time.monotonic() + self.SECONDS)
+        self._known[reference] = known._replace(until=self._until(known.paths))
         return True
 
     def find(self, reference: str) -> tuple[StoredVersion, Manifest]:
@@ -307,8 +309,11 @@ class Resolver:
         if all(0 < changed < now - _TICK for _, changed in stamps):
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[reference] = _Known(paths, stamps, time.monotonic() + self.SECONDS, found)
+            self._known[reference] = _Known(paths, stamps, self._until(paths), found)
         return found
+
+    def _until(self, paths: list[str]) -> float:
+        return time.monotonic() + (self.STAMPED_SECONDS if paths else self.SECONDS)
 
 
 class _Known(NamedTuple):

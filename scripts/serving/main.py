@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 from load import Outcome, keep_in_flight, keep_rate, peer_bodies, row_bodies
 from report import LABELS, render
 from scene import draw_rows, make_store, name_of, read_texts
+from shares import measure_layers
 
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
@@ -47,6 +49,8 @@ class Length:
     overload: float
 
 
+DTYPES = ("float32", "bfloat16")
+PARTS = ("sizes", "float32", "bfloat16", "pool", "peers", "overload", "layers")
 QUICK, LONG = Length(2.0, 1, 5.0), Length(20.0, 5, 60.0)
 
 
@@ -171,6 +175,16 @@ def measure_shares(registry: Registry, texts: list[str], sets: int, length: Leng
     return found
 
 
+def measure_within(registry: Registry, dtype: str, texts: list[str], sets: int, length: Length) -> Any:
+    """Measure what the server's share is made of, in one precision."""
+    backbone = registry.backbone if dtype == "float32" else Backbone.load("embedded", device="cpu", dtype=dtype)
+    store = Path(registry.store.root)
+    predictor = Predictor(backbone, Registry(store, backbone))
+    serve = partial(server, OURS, store, dtype)
+    rows = draw_rows(texts, sets, 3)
+    return measure_layers(predictor, rows, length.seconds, length.rounds, lambda before: serve(before=before), ask)
+
+
 def pool_bytes(arguments: list[str]) -> int:
     """Return the bytes of the pool that the arguments of ``serve`` ask for."""
     mib = int(arguments[arguments.index("--pool") + 1]) if "--pool" in arguments else 2_048
@@ -253,7 +267,7 @@ def main() -> None:
     """Measure what is wanted, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; shows that all of it works")
-    parser.add_argument("--parts", nargs="+", default=["sizes", "float32", "bfloat16", "pool", "peers", "overload"])
+    parser.add_argument("--parts", nargs="+", default=list(PARTS))
     parser.add_argument("--texts", type=Path, help="JSON lines with 'sentence'; the bundled sample by default")
     parser.add_argument("--sets", type=int, default=64)
     parser.add_argument("--many", type=int, default=1_000, help="sets of the part 'pool', which keeps a fifth of them")
@@ -283,6 +297,8 @@ def main() -> None:
                 told = measure_shares(many, texts, wanted.many, length, ["--pool", str(mib)])
             elif part == "sizes":
                 told = measure_sizes(registry, wanted.sets)
+            elif part == "layers":
+                told = {dtype: measure_within(registry, dtype, texts, wanted.sets, length) for dtype in DTYPES}
             elif part == "peers":
                 told = measure_peers(registry, texts, wanted.sets, length)
             else:

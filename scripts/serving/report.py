@@ -92,6 +92,9 @@ def render(found: Mapping[str, Any]) -> str:
     for part in ("float32", "bfloat16", "pool"):
         if part in found:
             lines += ["", *_shares(part, found[part])]
+    if "layers" in found:
+        for dtype, rounds in found["layers"]["found"].items():
+            lines += ["", *_layers(dtype, rounds)]
     if "peers" in found:
         lines += ["", *_peers(found["peers"]["found"])]
     if "overload" in found:
@@ -124,6 +127,19 @@ def _shares(part: str, own: Mapping[str, Any]) -> list[str]:
     forward = median(rounds, "forward_ms")
     told = f"Offline {rate:.0f} rows/s, {spent:.2f} ms of processor a row; a bare forward of one row takes"
     return [*lines, "", f"{told} {forward:.1f} ms."]
+
+
+def _layers(dtype: str, rounds: Rounds) -> list[str]:
+    """Return the table of what one row takes, layer after layer around the model."""
+    base = next(iter(rounds[0]))
+    lines = [f"## What a row takes, {dtype}, {len(rounds)} round(s)", ""]
+    lines += ["| what answers | rows/s | share of the first | ms a row: model's thread | not running | other threads |"]
+    lines += ["|---|" + "---:|" * 5]
+    for key in rounds[0]:
+        each = [median(rounds, key, what) for what in ("rows_per_second", "model_ms", "still_ms", "other_ms")]
+        kept = statistics.median(one[key]["rows_per_second"] / one[base]["rows_per_second"] for one in rounds)
+        lines.append(f"| {key} | {each[0]:.0f} | {kept:.2f} | {each[1]:.2f} | {each[2]:.2f} | {each[3]:.2f} |")
+    return lines
 
 
 def _peers(rounds: Rounds) -> list[str]:
