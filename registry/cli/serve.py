@@ -27,7 +27,7 @@ from registry.validation import printable, require
 if TYPE_CHECKING:
     from registry.serving.answering import Answering
 
-_NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+_NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _KEEP_ALIVE = 75  # seconds that a connection may be idle: longer than proxies keep theirs
 _RESTART_SECONDS = 1.0  # between two starts of a worker that has ended

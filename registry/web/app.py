@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from starlette import requests as web
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -167,7 +168,7 @@ def create_app(engine: Answering, settings: AppSettings | None = None) -> FastAP
         yield
         await asyncio.to_thread(engine.close, 1.0)
 
-    app = FastAPI(title="adapter-registry", version=__version__, description=_ABOUT, lifespan=lifespan)
+    app = FastAPIOffline(title="adapter-registry", version=__version__, description=_ABOUT, lifespan=lifespan)
     app.state.telemetry = telemetry
     _add_routes(
         app,

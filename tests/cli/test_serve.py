@@ -21,13 +21,13 @@ WITHOUT = """
 import sys  # huggingface_hub brings httpx2 along, so it can only be called missing
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"fastapi", "starlette", "uvicorn", "prometheus_client"}:
+        if name.split(".")[0] in {"fastapi", "fastapi_offline", "starlette", "uvicorn", "prometheus_client"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in (
-    "fastapi", "uvicorn", "prometheus_client", "httpx2") else found(name, package)
+    "fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "httpx2") else found(name, package)
 """
 
 
@@ -41,7 +41,8 @@ def test_without_the_extra_one_line_says_what_to_install(store: Path) -> None:
     """``serve`` names the missing packages and the extra; a client does too."""
     done = run_python(f"{WITHOUT}\nfrom registry.cli.main import main\nmain(['--store', {str(store)!r}, 'serve'])")
     assert (2, 1) == (done.returncode, len(done.stderr.splitlines())), done.stderr
-    assert "expected fastapi, uvicorn, prometheus_client to be installed, found 'no fastapi" in done.stderr
+    needed = "fastapi, fastapi_offline, uvicorn, prometheus_client"
+    assert f"expected {needed} to be installed, found 'no fastapi" in done.stderr
     assert "pip install 'adapter-registry[serve]'" in done.stderr
     done = run_python(f"{WITHOUT}\nimport registry\nregistry.Client('http://127.0.0.1:1')")
     assert "pip install 'adapter-registry[serve]'" in done.stderr.splitlines()[-1]

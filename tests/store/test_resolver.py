@@ -80,7 +80,7 @@ def test_a_stamp_of_this_moment_is_not_trusted(store: Store) -> None:
 
 
 def test_a_change_that_no_stamp_tells_is_seen_soon(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a disk whose stamps tell nothing, a change is seen after some seconds; what has not changed is not read again."""
+    """Where stamps tell nothing, a change is seen after some seconds; what has not changed is not read again."""
     monkeypatch.setattr(Resolver, "STAMPED_SECONDS", 0.05)
     resolver = Resolver(store)
     for reference in ("mrpc", "mrpc@best", "mrpc:1"):

@@ -138,6 +138,15 @@ def test_nothing_else_may_run_or_be_asked(browser: Browser, site: Served) -> Non
     )
 
 
+def test_the_documentation_comes_from_the_server_alone(browser: Browser, site: Served) -> None:
+    """The page of the routes shows them without a request to anybody else, so that a closed network has it."""
+    browser.open(f"{site.url}/docs")
+    browser.wait_until("document.body.innerText.includes('/v1/adapters/{reference}/predict')")
+    assert [] == browser.complaints()
+    asked = [address for address in browser.requests() if not address.startswith("data:")]
+    assert {site.url} == {"/".join(address.split("/")[:3]) for address in asked}
+
+
 def test_sets_answer_side_by_side(browser: Browser, site: Served, store: Registry) -> None:
     """One call for all chosen sets, a card each, beside each other, with the predictor's labels and probabilities."""
     open_playground(browser, site.url, "many", "task0")
