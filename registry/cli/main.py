@@ -38,9 +38,14 @@ from registry.errors import RegistryError, closest
 from registry.validation import printable
 from registry.version import __version__
 
-# oneDNN keeps what it compiled for a shape, 1,024 of them by default. Packed batches hardly ever have a shape again, so
-# most are kept for nothing; torch reads these when it is imported.
-_KERNEL_CACHES, _KEPT_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), "128"
+# What torch's libraries read when they are imported, unless the caller has set it. oneDNN keeps what it compiled for a
+# shape, 1,024 of them by default; packed batches hardly ever have a shape again, so most are kept for nothing. OpenMP's
+# threads spin while they wait for each other; where a core is busy otherwise, that is most of the time.
+_BEFORE_TORCH = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "LRU_CACHE_CAPACITY": "128",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 class Commands(click.Group):
@@ -168,8 +173,8 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit with the code that tells what happened."""
     if not isinstance(sys.stderr, _Stderr):
         sys.stderr = _Stderr(sys.stderr)
-    for cache in _KERNEL_CACHES:
-        os.environ.setdefault(cache, _KEPT_KERNELS)
+    for name, value in _BEFORE_TORCH.items():
+        os.environ.setdefault(name, value)
     try:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
