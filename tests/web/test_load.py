@@ -8,10 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from registry.serving.engine import Engine
+from registry.serving.predictor import Predictor
+from registry.store.registry import Registry
 from tests.support.scripts import load_script
 from tests.support.server import Served
 
@@ -48,6 +52,28 @@ def test_the_committed_report_is_made_of_its_figures() -> None:
     docs = (HERE / "docs" / "serving.md").read_text(encoding="utf-8")
     for line in report.sizes(found["sizes"]["found"])[2:]:
         assert line in docs
+
+
+def test_layers_count_the_rows_of_the_engine_and_the_processor_of_its_thread(registry: Registry) -> None:
+    """Rows in flight are all answered and counted, and what the model's thread had is told apart from the others'."""
+    shares = load_script("serving/shares.py")
+    engine = Engine(Predictor(registry.backbone, registry))
+    answered: list[int] = []
+    engine.observe = lambda report: answered.append(len(report.references))
+    engine.start()
+    (model,) = (thread.native_id for thread in threading.enumerate() if thread.name == "engine")
+    rows = itertools.cycle([("task0", "good"), ("task2", "bad")])
+    counted: list[int] = []
+
+    def run() -> int:
+        counted.append(shares.through_engine(engine, rows, 4, 0.5))
+        return counted[-1]
+
+    told = shares.measure(run, os.getpid(), model)
+    engine.close(5)
+    assert [sum(answered)] == counted
+    assert told["model_ms"] + told["still_ms"] == pytest.approx(1e3 / told["rows_per_second"])
+    assert told["model_ms"] > 0
 
 
 def test_a_report_tells_each_target_beside_what_was_found() -> None:
