@@ -52,11 +52,15 @@ def scores_table(summary: pd.DataFrame) -> PageTable:
     return PageTable(titles, groups)
 
 
+def shown_totals(totals: pd.DataFrame, tasks: int) -> pd.DataFrame:
+    """Return the rows of methods with settings of their own, and of the swept settings that ran on all tasks."""
+    return totals[totals.index.isin(unswept(totals).index) | (totals["tasks"] == tasks)]
+
+
 def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     """Return one row per method: one backbone and a set for each of so many tasks against as many full models.
 
-    Swept settings are left out where there are others: they are hardly ever run on all tasks. Times of other tasks do
-    not compare, so only methods that ran on all have a share of full fine-tuning's.
+    Times of other tasks do not compare, so only methods that ran on all have a share of full fine-tuning's.
     """
     titles = (
         "method",
@@ -70,7 +74,7 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     )
     seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
     rows = []
-    for row in unswept(totals).to_dict("records"):
+    for row in shown_totals(totals, tasks).to_dict("records"):
         method, whole = row["method"], row["full_models_bytes"]
         full = None if is_reference(method) or method not in seconds else seconds.get(reference_of(method))
         sets = "" if row["base_method"] == FULL else _ratio(row["bytes"], whole)

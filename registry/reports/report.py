@@ -39,6 +39,7 @@ from registry.reports.numbers import (
     worse_on,
 )
 from registry.reports.page import render_report_page
+from registry.reports.page_tables import shown_totals
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
 from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import LOWER_IS_BETTER
@@ -200,11 +201,12 @@ def _texts(evidence: ReportContent, wanted: Sequence[str]) -> dict[str, str]:
     """Return the report's text files that are wanted, by name."""
     warning, remarks = notice(evidence.records), notes(evidence.records, evidence.measured)
     lead, tables = sentences(evidence.summary, evidence.totals), _tables(evidence)
+    tasks = len(task_names(evidence.records))
     shown = {
         "Scores": display_table(unswept(evidence.summary)),
         "Swept settings": display_table(swept(evidence.summary)),
         "Differences to full fine-tuning": display_comparisons(tables["comparisons"]),
-        "All tasks together": display_totals(unswept(evidence.totals), len(task_names(evidence.records))),
+        "All tasks together": display_totals(shown_totals(evidence.totals, tasks), tasks),
     }
     shown = {heading: frame for heading, frame in shown.items() if len(frame)}
     files: dict[str, str] = {}

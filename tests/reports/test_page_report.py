@@ -29,6 +29,7 @@ from registry.reports.mistakes import MOST_ROWS, read_texts
 from registry.reports.numbers import p_value
 from registry.reports.page import page_content, render_report_page
 from registry.reports.page_tables import PageCell, PageTable
+from registry.reports.report import write_report
 from registry.stats.predictions import Predictions
 from registry.tasks.loading import load_task
 from registry.tasks.metrics import score
@@ -116,6 +117,20 @@ def test_totals_over_other_tasks_do_not_compare(tmp_path: Path) -> None:
     head, pfeiffer = row_of(totals, "", "head_only"), row_of(totals, "", "pfeiffer")
     assert ("1 of 2", "", "–") == (head["tasks"].text, head["training"].detail, head["worse on"].text)
     assert ("2 of 2", "", "0 of 1") == (pfeiffer["tasks"].text, pfeiffer["training"].detail, pfeiffer["worse on"].text)
+
+
+def test_totals_have_the_swept_settings_that_ran_on_all_tasks(tmp_path: Path) -> None:
+    """On the page and in Markdown alike: a setting of one task alone is no row there."""
+    for task in ("mrpc", "sst2"):
+        for method in ("full_fine_tuning", "pfeiffer", "pfeiffer-rf16"):
+            write_run(tmp_path, task, method, 0)
+    write_run(tmp_path, "sst2", "pfeiffer-rf2", 0)
+    evidence = read_evidence(tmp_path)
+    (_, rows), *_ = page_content(evidence)["totals"].groups
+    assert {"full_fine_tuning", "pfeiffer", "pfeiffer-rf16"} == {row[0].text for row in rows if row[1].text == "2 of 2"}
+    write_report(tmp_path, evidence, ["markdown"])
+    told = (tmp_path / "report.md").read_text(encoding="utf-8").split("## All tasks together")[1].split("\n## ")[0]
+    assert (True, False) == ("| pfeiffer-rf16 " in told, "pfeiffer-rf2 " in told)
 
 
 def test_failed_and_missing_runs_are_told_beside_the_scores(content: dict[str, Any]) -> None:
