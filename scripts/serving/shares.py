@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import multiprocessing
 import os
 import queue
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -37,6 +38,8 @@ def told(self):
     run(self)
 e.Engine._run = told
 """
+# Ends with who started it.
+SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
 
 
 def measure(run: Callable[[], int], pid: int, thread: int) -> dict[str, float]:
@@ -86,18 +89,12 @@ def through_engine(engine: Engine, rows: Rows, in_flight: int, seconds: float) -
 @contextmanager
 def busy_neighbour() -> Iterator[None]:
     """Keep another core busy with Python that touches little memory."""
-    process = multiprocessing.get_context("spawn").Process(target=_spin, args=(os.getpid(),), daemon=True)
-    process.start()
+    process = subprocess.Popen([sys.executable, "-c", SPIN])
     try:
         yield
     finally:
         process.kill()
-        process.join()
-
-
-def _spin(parent: int) -> None:
-    while os.getppid() == parent:
-        sum(range(100_000))
+        process.wait()
 
 
 def _asked(ask: Any, server: Any, rows: Rows, in_flight: int, seconds: float) -> int:
