@@ -198,7 +198,7 @@ class TaskRows:
         task: its name.
         title: what it is called: rows of another split are another thing.
         metric: the main one.
-        rows: of the summary, without swept settings where there are others.
+        rows: of the summary, without swept settings where there are others, or with those that ran on all tasks.
     """
 
     task: str
@@ -212,10 +212,26 @@ class TaskRows:
         return [row for row in self.rows if not math.isnan(main_score(row)[0])]
 
 
-def task_rows(summary: pd.DataFrame) -> list[TaskRows]:
-    """Return the tasks of a summary in its order."""
+def beside_methods(frame: pd.DataFrame, tasks: int, ran: pd.Series) -> pd.DataFrame:
+    """Return the rows of methods with settings of their own, and of swept settings that ran on all of several tasks.
+
+    Those with fewer training rows stay out, as they are compared with others.
+
+    Args:
+        frame: with the columns ``method`` and ``swept``.
+        tasks: how many there are.
+        ran: on how many of them each row's method ran.
+    """
+    everywhere = (ran == tasks) & (tasks > 1) & (frame["method"].map(reference_of) == FULL)
+    return frame[everywhere | frame.index.isin(unswept(frame).index)]
+
+
+def task_rows(summary: pd.DataFrame, *, beside: bool = False) -> list[TaskRows]:
+    """Return the tasks of a summary in its order; ``beside`` methods stand the swept settings that ran on all tasks."""
     keys = operator.itemgetter("task", "split", "main_metric")
-    grouped = itertools.groupby(unswept(summary).to_dict("records"), keys)
+    ran = summary["method"].map(summary[summary["seeds"] > 0].groupby("method")["task"].nunique())
+    shown = beside_methods(summary, summary["task"].nunique(), ran) if beside else unswept(summary)
+    grouped = itertools.groupby(shown.to_dict("records"), keys)
     return [TaskRows(task, f"{task} ({split})", metric, tuple(rows)) for (task, split, metric), rows in grouped]
 
 

@@ -89,7 +89,7 @@ def render_report_page(evidence: ReportContent, texts: Mapping[str, RowTexts] | 
 def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None = None) -> dict[str, Any]:
     """Return everything that the template of the page asks for, by name; see ``render_report_page``."""
     records, summary, measured = evidence.records, evidence.summary, evidence.measured
-    tasks, caveats = task_rows(summary), missing_and_failed(records)
+    tasks, drawn, caveats = task_rows(summary), task_rows(summary, beside=True), missing_and_failed(records)
     bottlenecks, amounts = bottleneck_curves(records, measured), amount_curves(records, measured)
     swept_methods = dict.fromkeys(method for curve in (*bottlenecks, *amounts) for method, _ in curve.lines)
     styles = {method: index for index, method in enumerate(swept_methods)}
@@ -100,7 +100,7 @@ def page_content(evidence: ReportContent, texts: Mapping[str, RowTexts] | None =
         "reading": READING if measured.intervals else "",
         "caveats": caveats,
         "totals": totals_table(evidence.totals, summary["task"].nunique()),
-        "parameters": [_scatter(task, f"scatter-{index}") for index, task in enumerate(tasks) if task.scored],
+        "parameters": [_scatter(task, f"scatter-{index}") for index, task in enumerate(drawn) if task.scored],
         "bottlenecks": [_sizes(curve, f"bottleneck-{index}", styles) for index, curve in enumerate(bottlenecks)],
         "amounts": [_sizes(curve, f"amount-{index}", styles) for index, curve in enumerate(amounts)],
         "differences": list(filter(None, (_forest(task, evidence, f"forest-{i}") for i, task in enumerate(tasks)))),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from registry.bench.results import FULL, is_reference, reference_of
+from registry.reports.content import beside_methods
 from registry.reports.frames import NOT_RUN, score_in, swept, unswept
 from registry.reports.numbers import DASH, number, p_value, readable_bytes, readable_seconds, share, signed, worse_on
 
@@ -52,11 +53,6 @@ def scores_table(summary: pd.DataFrame) -> PageTable:
     return PageTable(titles, groups)
 
 
-def shown_totals(totals: pd.DataFrame, tasks: int) -> pd.DataFrame:
-    """Return the rows of methods with settings of their own, and of the swept settings that ran on all tasks."""
-    return totals[totals.index.isin(unswept(totals).index) | (totals["tasks"] == tasks)]
-
-
 def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     """Return one row per method: one backbone and a set for each of so many tasks against as many full models.
 
@@ -74,7 +70,7 @@ def totals_table(totals: pd.DataFrame, tasks: int) -> PageTable:
     )
     seconds = {row["method"]: row["train_seconds"] for row in totals.to_dict("records") if row["tasks"] == tasks}
     rows = []
-    for row in shown_totals(totals, tasks).to_dict("records"):
+    for row in beside_methods(totals, tasks, totals["tasks"]).to_dict("records"):
         method, whole = row["method"], row["full_models_bytes"]
         full = None if is_reference(method) or method not in seconds else seconds.get(reference_of(method))
         sets = "" if row["base_method"] == FULL else _ratio(row["bytes"], whole)

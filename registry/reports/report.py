@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.bench.records import write_file
-from registry.reports.content import ReportContent, task_rows
+from registry.reports.content import ReportContent, beside_methods, task_rows
 from registry.reports.figures import score_picture
 from registry.reports.frames import NOT_RUN, comparison_table, runs_table, score_in, swept, task_names, unswept
 from registry.reports.mistakes import RowTexts
@@ -39,7 +39,6 @@ from registry.reports.numbers import (
     worse_on,
 )
 from registry.reports.page import render_report_page
-from registry.reports.page_tables import shown_totals
 from registry.reports.sentences import missing_and_failed, notes, notice, sentences
 from registry.schema import REPORT_FORMATS
 from registry.tasks.spec import LOWER_IS_BETTER
@@ -185,7 +184,7 @@ def write_report(
         if texts:  # in a file of its own, so that the page that is checked and passed on never has any
             files["report-with-text.html"] = render_report_page(evidence, texts).encode()
     files[_PICTURE] = score_picture(
-        [task for task in task_rows(evidence.summary) if task.scored], notice(evidence.records)
+        [task for task in task_rows(evidence.summary, beside=True) if task.scored], notice(evidence.records)
     ).encode()
     for name, content in files.items():
         write_file(Path(out) / name, content)
@@ -201,12 +200,12 @@ def _texts(evidence: ReportContent, wanted: Sequence[str]) -> dict[str, str]:
     """Return the report's text files that are wanted, by name."""
     warning, remarks = notice(evidence.records), notes(evidence.records, evidence.measured)
     lead, tables = sentences(evidence.summary, evidence.totals), _tables(evidence)
-    tasks = len(task_names(evidence.records))
+    tasks, totals = len(task_names(evidence.records)), evidence.totals
     shown = {
         "Scores": display_table(unswept(evidence.summary)),
         "Swept settings": display_table(swept(evidence.summary)),
         "Differences to full fine-tuning": display_comparisons(tables["comparisons"]),
-        "All tasks together": display_totals(shown_totals(evidence.totals, tasks), tasks),
+        "All tasks together": display_totals(beside_methods(totals, tasks, totals["tasks"]), tasks),
     }
     shown = {heading: frame for heading, frame in shown.items() if len(frame)}
     files: dict[str, str] = {}
@@ -215,7 +214,7 @@ def _texts(evidence: ReportContent, wanted: Sequence[str]) -> dict[str, str]:
     if "json" in wanted:
         plain = {name: _plain(frame) for name, frame in tables.items() if name != "runs"}
         told = {"notice": warning, "notes": remarks, "summary": lead}
-        files["table.json"] = _to_json({**told, **plain, "totals": _plain(evidence.totals)})
+        files["table.json"] = _to_json({**told, **plain, "totals": _plain(totals)})
     if "markdown" in wanted:
         files["report.md"] = to_markdown(warning, lead, shown, _PICTURE, remarks)
     if "latex" in wanted:

@@ -23,6 +23,7 @@ from registry.reports.content import (
     bottleneck_curves,
     gather_evidence,
     read_evidence,
+    task_rows,
 )
 from registry.reports.frames import summary_table, total_table
 from registry.reports.mistakes import MOST_ROWS, read_texts
@@ -120,9 +121,9 @@ def test_totals_over_other_tasks_do_not_compare(tmp_path: Path) -> None:
 
 
 def test_totals_have_the_swept_settings_that_ran_on_all_tasks(tmp_path: Path) -> None:
-    """On the page and in Markdown alike: a setting of one task alone is no row there."""
+    """On the page and in Markdown alike; one of a single task, or of fewer training rows, is no row there."""
     for task in ("mrpc", "sst2"):
-        for method in ("full_fine_tuning", "pfeiffer", "pfeiffer-rf16"):
+        for method in ("full_fine_tuning", "pfeiffer", "pfeiffer-rf16", "pfeiffer-n100"):
             write_run(tmp_path, task, method, 0)
     write_run(tmp_path, "sst2", "pfeiffer-rf2", 0)
     evidence = read_evidence(tmp_path)
@@ -130,7 +131,9 @@ def test_totals_have_the_swept_settings_that_ran_on_all_tasks(tmp_path: Path) ->
     assert {"full_fine_tuning", "pfeiffer", "pfeiffer-rf16"} == {row[0].text for row in rows if row[1].text == "2 of 2"}
     write_report(tmp_path, evidence, ["markdown"])
     told = (tmp_path / "report.md").read_text(encoding="utf-8").split("## All tasks together")[1].split("\n## ")[0]
-    assert (True, False) == ("| pfeiffer-rf16 " in told, "pfeiffer-rf2 " in told)
+    assert (True, False, False) == tuple(f"| pfeiffer-{end} " in told for end in ("rf16", "rf2", "n100"))
+    drawn = {row["method"] for task in task_rows(evidence.summary, beside=True) for row in task.rows if row["seeds"]}
+    assert {"full_fine_tuning", "pfeiffer", "pfeiffer-rf16"} == drawn
 
 
 def test_failed_and_missing_runs_are_told_beside_the_scores(content: dict[str, Any]) -> None:
