@@ -97,8 +97,18 @@ def busy_neighbour() -> Iterator[None]:
         process.wait()
 
 
-def _asked(ask: Any, server: Any, rows: Rows, in_flight: int, seconds: float) -> int:
-    return len(asyncio.run(ask(server, rows, in_flight, seconds)).waits)
+def through_server(ask: Any, server: Any, rows: Rows, in_flight: int, seconds: float) -> int:
+    """Keep so many requests in flight at a server for some seconds; return how many were answered, the last ones too."""
+    asked = 0
+
+    def counted() -> Rows:
+        nonlocal asked
+        for row in rows:
+            asked += 1
+            yield row
+
+    asyncio.run(ask(server, counted(), in_flight, seconds))
+    return asked
 
 
 def measure_layers(predictor: Predictor, rows: Rows, seconds: float, rounds: int, serve: Any, ask: Any) -> Any:
@@ -126,7 +136,7 @@ def measure_layers(predictor: Predictor, rows: Rows, seconds: float, rounds: int
                     told[f"engine, {n} in flight"] = measure(engine_alone, me, model)
                     with busy_neighbour():
                         told[f"engine, {n} in flight, the other core busy"] = measure(engine_alone, me, model)
-                    asked = partial(_asked, ask, server, rows, n, seconds)
+                    asked = partial(through_server, ask, server, rows, n, seconds)
                     told[f"server, {n} in flight"] = measure(asked, server.process.pid, theirs)
                 with busy_neighbour():
                     told["predictor, 64 rows at a time, the other core busy"] = measure(
