@@ -98,7 +98,7 @@ def busy_neighbour() -> Iterator[None]:
 
 
 def through_server(ask: Any, server: Any, rows: Rows, in_flight: int, seconds: float) -> int:
-    """Keep so many requests in flight at a server for some seconds; return how many were answered, the last ones too."""
+    """Keep so many requests in flight at a server for some seconds; return how many were answered, the last too."""
     asked = 0
 
     def counted() -> Rows:

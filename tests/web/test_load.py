@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,19 @@ def test_layers_count_the_rows_of_the_engine_and_the_processor_of_its_thread(reg
     assert [sum(answered)] == counted
     assert told["model_ms"] + told["still_ms"] == pytest.approx(1e3 / told["rows_per_second"])
     assert told["model_ms"] > 0
+
+
+def test_layers_count_every_request_that_the_server_answered(served: Served) -> None:
+    """Those that were still in flight when the time was over are among them, as their time is."""
+    load, shares = load_script("serving/load.py"), load_script("serving/shares.py")
+    port = int(served.url.rpartition(":")[2])
+
+    async def ask(server: Served, rows: Any, in_flight: int, seconds: float) -> Any:
+        return await load.keep_in_flight(port, "/v1/predict", load.row_bodies(rows), in_flight, seconds)
+
+    counted = shares.through_server(ask, served, itertools.cycle([("task0", "good")]), 4, 0.3)
+    line = 'adapter_registry_requests_total{route="/v1/predict",status="200"} '
+    assert f"{line}{counted}.0" in served.http.get("/metrics").text.splitlines()
 
 
 def test_a_report_tells_each_target_beside_what_was_found() -> None:
