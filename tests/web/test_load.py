@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,10 @@ def test_layers_count_every_request_that_the_server_answered(served: Served) -> 
         return await load.keep_in_flight(port, "/v1/predict", load.row_bodies(rows), in_flight, seconds)
 
     counted = shares.through_server(ask, served, itertools.cycle([("task0", "good")]), 4, 0.3)
-    line = 'adapter_registry_requests_total{route="/v1/predict",status="200"} '
-    assert f"{line}{counted}.0" in served.http.get("/metrics").text.splitlines()
+    line = f'adapter_registry_requests_total{{route="/v1/predict",status="200"}} {counted}.0'
+    until = time.monotonic() + 10
+    while line not in served.http.get("/metrics").text.splitlines():  # a request is counted once it is answered
+        assert time.monotonic() < until
 
 
 def test_a_report_tells_each_target_beside_what_was_found() -> None:
