@@ -23,10 +23,10 @@ from typing import Any
 
 import psutil
 import torch
+from layers import measure_layers
 from load import Outcome, keep_in_flight, keep_rate, peer_bodies, row_bodies
 from report import LABELS, render
 from scene import draw_rows, make_store, name_of, read_texts
-from shares import measure_layers
 
 from registry.model.backbone import Backbone
 from registry.provenance import code_version, hardware
@@ -175,7 +175,7 @@ def measure_shares(registry: Registry, texts: list[str], sets: int, length: Leng
     return found
 
 
-def measure_within(registry: Registry, dtype: str, texts: list[str], sets: int, length: Length) -> Any:
+def measure_inside(registry: Registry, dtype: str, texts: list[str], sets: int, length: Length) -> Any:
     """Measure what the server's share is made of, in one precision."""
     backbone = registry.backbone if dtype == "float32" else Backbone.load("embedded", device="cpu", dtype=dtype)
     store = Path(registry.store.root)
@@ -281,7 +281,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     machine = hardware(torch.get_num_threads(), None)
     about = {"processor": machine.processor, "threads": machine.threads, "code": code_version(), "quick": wanted.quick}
-    about["texts"] = len(texts)
+    about |= {"texts": len(texts), "seconds": length.seconds}
     with tempfile.TemporaryDirectory() as name:
         plain = Backbone.load("embedded", device="cpu", dtype="float32")
         registry = make_store(Path(name) / "store", plain, wanted.sets)
@@ -298,7 +298,7 @@ def main() -> None:
             elif part == "sizes":
                 told = measure_sizes(registry, wanted.sets)
             elif part == "layers":
-                told = {dtype: measure_within(registry, dtype, texts, wanted.sets, length) for dtype in DTYPES}
+                told = {dtype: measure_inside(registry, dtype, texts, wanted.sets, length) for dtype in DTYPES}
             elif part == "peers":
                 told = measure_peers(registry, texts, wanted.sets, length)
             else:

@@ -74,10 +74,11 @@ def render(found: Mapping[str, Any]) -> str:
     lines = ["# How fast a server answers", ""]
     about = next(iter(found.values()))
     codes = ", ".join(dict.fromkeys(part["code"] for part in found.values()))
+    lengths = ", ".join(f"{part} {one['seconds']:g} s" for part, one in found.items() if "seconds" in one)
     lines += [
         f"`scripts/serve-load`, {about['processor']}, {about['threads']} thread(s) of torch in each process, the load "
         f"generator on the same machine, code {codes}. Rows of SST-2, one a request, sets drawn as Zipf's law "
-        "has it; medians over rounds, ratios within a round.",
+        "has it; medians over rounds, ratios within a round." + (f" Each measurement: {lengths}." if lengths else ""),
         "",
     ]
     if any(part["quick"] for part in found.values()):

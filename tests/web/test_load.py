@@ -58,7 +58,7 @@ def test_the_committed_report_is_made_of_its_figures() -> None:
 
 def test_layers_count_the_rows_of_the_engine_and_the_processor_of_its_thread(registry: Registry) -> None:
     """Rows in flight are all answered and counted, and what the model's thread had is told apart from the others'."""
-    shares = load_script("serving/shares.py")
+    layers = load_script("serving/layers.py")
     engine = Engine(Predictor(registry.backbone, registry))
     answered: list[int] = []
     engine.observe = lambda report: answered.append(len(report.references))
@@ -68,10 +68,10 @@ def test_layers_count_the_rows_of_the_engine_and_the_processor_of_its_thread(reg
     counted: list[int] = []
 
     def run() -> int:
-        counted.append(shares.through_engine(engine, rows, 4, 0.5))
+        counted.append(layers.through_engine(engine, rows, 4, 0.5))
         return counted[-1]
 
-    told = shares.measure(run, os.getpid(), model)
+    told = layers.measure(run, os.getpid(), model)
     engine.close(5)
     assert [sum(answered)] == counted
     assert told["model_ms"] + told["still_ms"] == pytest.approx(1e3 / told["rows_per_second"])
@@ -80,13 +80,13 @@ def test_layers_count_the_rows_of_the_engine_and_the_processor_of_its_thread(reg
 
 def test_layers_count_every_request_that_the_server_answered(served: Served) -> None:
     """Those that were still in flight when the time was over are among them, as their time is."""
-    load, shares = load_script("serving/load.py"), load_script("serving/shares.py")
+    load, layers = load_script("serving/load.py"), load_script("serving/layers.py")
     port = int(served.url.rpartition(":")[2])
 
     async def ask(server: Served, rows: Any, in_flight: int, seconds: float) -> Any:
         return await load.keep_in_flight(port, "/v1/predict", load.row_bodies(rows), in_flight, seconds)
 
-    counted = shares.through_server(ask, served, itertools.cycle([("task0", "good")]), 4, 0.3)
+    counted = layers.through_server(ask, served, itertools.cycle([("task0", "good")]), 4, 0.3)
     line = f'adapter_registry_requests_total{{route="/v1/predict",status="200"}} {counted}.0'
     until = time.monotonic() + 10
     while line not in served.http.get("/metrics").text.splitlines():  # a request is counted once it is answered
@@ -100,7 +100,7 @@ def test_a_report_tells_each_target_beside_what_was_found() -> None:
     round_ = {"offline": offline, "offline_after": {**offline, "rows_per_second": 80.0}, "forward_ms": 16.0}
     round_ |= dict.fromkeys(("1", "8", "32", "128", "8 rows x 4"), FIGURES)
     other = {"32": FIGURES, "128": {**FIGURES, "rows_per_second": 45.0}}
-    about = {"processor": "P", "threads": 1, "code": "c", "quick": False, "sets": 64}
+    about = {"processor": "P", "threads": 1, "code": "c", "quick": False, "sets": 64, "seconds": 20.0}
     found = {
         "float32": {**about, "found": [round_]},
         "peers": {**about, "found": [{"ours": {"32": FIGURES, "128": FIGURES}, "peft": other}]},
@@ -112,6 +112,7 @@ def test_a_report_tells_each_target_beside_what_was_found() -> None:
     assert told["rows/s at 128 over litserve_32"] is None
     page = report.render(found)
     assert "| bfloat16: share of offline, 32 in flight | 0.90 | not measured |" in page
+    assert "Each measurement: float32 20 s, peers 20 s." in page
     assert "A quick run" not in page
 
 
