@@ -118,7 +118,7 @@ def test_a_report_tells_each_target_beside_what_was_found() -> None:
 
 @pytest.mark.slow
 def test_no_answer_is_anothers_while_aliases_move(tmp_path: Path) -> None:
-    """The quick form of a million rows: two thousand, each the answer of the version that it names."""
+    """The quick form of a million rows: each is the answer of the version that it names, and every version answers."""
     command = [
         sys.executable,
         str(HERE / "scripts" / "serving" / "moving.py"),
