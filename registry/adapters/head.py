@@ -70,7 +70,12 @@ def label_tensor(head: HeadConfig, labels: Sequence[object], device: torch.devic
 
 
 def loss_of(
-    problem_type: str, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
+    problem_type: str,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    reduction: str = "mean",
 ) -> Tensor:
     """Return the mean loss: cross-entropy, binary cross-entropy over labels, or squared error.
 
@@ -80,13 +85,15 @@ def loss_of(
         labels: see ``label_tensor``.
         weights: (C,) of the classes, the mean being weighted too; of several labels that of a row that has the label.
         smoothing: share of the target that goes to all classes alike; of each of several labels to yes and no.
+        reduction: ``none`` gives (B,) or (B, C) losses, of which the mean is one weighted by ``weights[labels]`` where
+            classes have weights.
     """
     if problem_type == "classification":
-        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing, reduction=reduction)
     if problem_type == "multi_label":
         smoothed = labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
-        return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
-    return F.mse_loss(logits, labels)
+        return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights, reduction=reduction)
+    return F.mse_loss(logits, labels, reduction=reduction)
 
 
 def probabilities_of(head: HeadConfig, logits: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def attend(
     if prefix is not None:
         query, key, value = qkv.chunk(3, dim=1)
         return _attend_after(prefix, query, key, value, batch, heads, batch.row_tokens, bias, dropout)
-    if bias is None and _has_varlen_kernel(qkv) and dropout == 0.0:
+    if bias is None and has_varlen_kernel(qkv) and dropout == 0.0:
         query, key, value = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # (N, heads, D) each
         starts, longest = batch.row_starts, batch.longest
         return _attend_varlen(query, key, value, starts, starts, longest, longest)
@@ -84,7 +84,7 @@ def attend_from_first(
     if prefix is not None:
         key, value = key_value.chunk(2, dim=1)
         return _attend_after(prefix, query, key, value, batch, heads, (1,) * len(query), bias)
-    if bias is None and _has_varlen_kernel(key_value):
+    if bias is None and has_varlen_kernel(key_value):
         key, value = key_value.view(len(key_value), 2, heads, -1).unbind(1)  # (N, heads, D) each
         rows = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
         first = query.view(len(query), heads, -1)
@@ -132,7 +132,7 @@ def _attend_after(
         (Q, H), in the dtype of ``query``.
     """
     dtype = query.dtype
-    if bias is None and _has_varlen_kernel(query) and dropout == 0.0:
+    if bias is None and has_varlen_kernel(query) and dropout == 0.0:
         order, starts = _prefix_order(prefix.counts, batch.row_tokens)
         place = torch.from_numpy(order).to(query.device)
         keys, values = (
@@ -283,7 +283,8 @@ def _prefix_order(
     return numpy.concatenate(pieces), numpy.cumsum([0, *(own + tokens)]).astype(numpy.int32)
 
 
-def _has_varlen_kernel(states: Tensor) -> bool:
+def has_varlen_kernel(states: Tensor) -> bool:
+    """Return whether one kernel attends over rows of any lengths where these states are."""
     half = states.dtype in (torch.bfloat16, torch.float16)
     return states.is_cuda and half and torch.cuda.get_device_capability(states.device) >= (8, 0)
 

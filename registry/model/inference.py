@@ -47,9 +47,9 @@ class AnsweringSet(Protocol):
         ...
 
 
-def logits_of(encoder: Encoder, adapter_set: AdapterSet, batch: Batch) -> Tensor:
+def logits_of(encoder: Encoder, adapter_set: AnsweringSet, batch: Batch) -> Tensor:
     """Return (B, C) float32 logits in packed order for a batch whose rows all belong to ``adapter_set``."""
-    pooling = adapter_set.head_config.pooling
+    pooling = adapter_set.head.config.pooling
     logits: Tensor = adapter_set.head(encoder.pooled(batch, adapter_set.adapter, (pooling,))[pooling])
     return logits.float()
 

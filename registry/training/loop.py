@@ -17,6 +17,8 @@ from torch import Tensor, distributed, nn
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
+from registry.graphs.capture import Capture, can_capture
+from registry.graphs.step import GraphedSteps
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
@@ -77,6 +79,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     loss: Loss | None = None,
     ranks: Ranks | None = None,
+    capture: Capture | None = None,
 ) -> TrainingResult:
     """Train ``adapter_set`` (and the encoder, where it is not frozen) in place.
 
@@ -95,6 +98,7 @@ def train(
         loss: an own one, of (B, C) logits and their labels: (B,) classes, (B, C) zeros and ones, (B, 1) scores.
         ranks: the processes that do this together; each calls this with the same arguments on its own device, and
             the first alone writes checkpoints.
+        capture: records steps, to be taken in one go (see ``train_together``).
 
     Raises:
         ConfigError: no held-out rows for scores on them, or a metric to select by that does not fit.
@@ -103,7 +107,9 @@ def train(
         CheckpointError: the state there was made by other settings or is damaged.
     """
     job = TrainingJob(adapter_set, rows, config, held_out, checkpoint, observe, loss)
-    (result,) = train_together(encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop, ranks=ranks)
+    (result,) = train_together(
+        encoder, [job], autocast_dtype=autocast_dtype, should_stop=should_stop, ranks=ranks, capture=capture
+    )
     if isinstance(result, NonFiniteLossError):
         raise result
     return result
@@ -116,6 +122,7 @@ def train_together(
     autocast_dtype: torch.dtype | None = None,
     should_stop: Callable[[], bool] | None = None,
     ranks: Ranks | None = None,
+    capture: Capture | None = None,
 ) -> list[TrainingResult | NonFiniteLossError]:
     """Train several sets in place, the rows of all of them in each batch of the encoder.
 
@@ -128,6 +135,9 @@ def train_together(
         autocast_dtype: mixed precision for an unfrozen encoder.
         should_stop: asked after every step; True writes all checkpoints and raises.
         ranks: the processes that train one set together.
+        capture: records the steps of a set that trains alone, in one process, on a frozen encoder that ``can_capture``
+            allows, from the first layer on, by a usual loss and without gradient accumulation; all other steps are
+            taken the usual way, as are all without it. Dropout draws other masks than it does without.
 
     Raises:
         ConfigError: no held-out rows for scores on them, a metric to select by that does not fit, or several sets with
@@ -154,7 +164,7 @@ def train_together(
             run.adapter_set.train()
             run.adapter_set.draw_dropout_from(run.generator)
         try:
-            _Pass(encoder, runs, autocast_dtype, ranks).loop(should_stop)
+            _Pass(encoder, runs, autocast_dtype, ranks, capture).loop(should_stop)
         finally:
             encoder.train(modes[0])
             for run, mode in zip(runs, modes[1], strict=True):
@@ -172,6 +182,7 @@ class _Pass:
         runs: Sequence[TrainingState],
         autocast_dtype: torch.dtype | None,
         ranks: Ranks | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.encoder, self.runs, self.autocast_dtype, self.ranks = encoder, runs, autocast_dtype, ranks
         self.device = encoder.embeddings.word.weight.device
@@ -181,6 +192,10 @@ class _Pass:
         self.layer = min((run.adapter_set.lowest_layer for run in through), default=0) if frozen else 0
         if not CachedStates.fits(encoder, {id(run.job.rows.tokens): run.job.rows.tokens for run in through}.values()):
             self.layer = 0
+        self.graphed: GraphedSteps | None = None
+        alone = frozen and ranks is None and len(runs) == len(through) == 1 and self.layer == 0
+        if capture is not None and alone and can_capture(encoder, runs[0].adapter_set.adapter):
+            self.graphed = _graphed_steps(runs[0], capture)
         self.prefixes: dict[int, CachedStates] = {}  # by the identity of the rows, which seeds of one task share
 
     def loop(self, should_stop: Callable[[], bool] | None) -> None:
@@ -236,6 +251,8 @@ class _Pass:
             return
         if self.ranks is not None:
             parts = {run: self.ranks.part(part) for run, part in parts.items()}
+        if self.graphed is not None and self._learned_at_once(parts, self.graphed, values):
+            return
         own = {run: part for run, part in parts.items() if part}
         losses = {run: run.loss(logits, own[run]) for run, logits in self._logits(own).items()}
         shares = {run: run.share(own[run], chosen[run]) for run in losses}
@@ -250,6 +267,19 @@ class _Pass:
         if learning:
             scaled = [losses[run] if shares[run] == 1.0 else losses[run] * shares[run] for run in learning]
             torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _learned_at_once(
+        self, parts: dict[TrainingState, list[int]], graphed: GraphedSteps, values: dict[TrainingState, float]
+    ) -> bool:
+        """Return whether the only run's batch went through a graph, which does what ``_accumulate`` says."""
+        ((run, rows),) = parts.items()
+        loss = graphed.learn_from(run.job.rows.tokens.take(rows), [run.job.rows.labels[i] for i in rows])
+        if loss is None:
+            return False
+        value = float(loss)
+        if run.accept(value):
+            values[run] = value
+        return True
 
     def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
@@ -301,6 +331,15 @@ class _Pass:
         if id(rows) not in self.prefixes:
             self.prefixes[id(rows)] = CachedStates(self.encoder, rows, self.layer)
         return self.prefixes[id(rows)]
+
+
+def _graphed_steps(run: TrainingState, capture: Capture) -> GraphedSteps | None:
+    """Return what takes a run's steps through graphs, None where one is several batches or has a loss of its own."""
+    config = run.config
+    if run.job.loss is not None or config.gradient_accumulation_steps > 1:
+        return None
+    weights, smoothing = run.class_weights, config.label_smoothing
+    return GraphedSteps(run.encoder, run.adapter_set, weights, smoothing, run.generator, capture)
 
 
 def _join(parts: Sequence[TokenRows]) -> TokenRows:

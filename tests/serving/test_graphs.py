@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from registry.config import HeadConfig, MethodConfig
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows
-from registry.model.families import FAMILIES
 from registry.model.inference import mixed_logits
-from registry.serving.graphs import (
-    TOKENS,
-    Bucket,
-    GraphedAnswers,
-    _Graph,
-    _is_plain,
-    _Template,
-    bucket_of,
-)
+from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import ResidentSet
-from tests.support.stock_models import encoder_of, random_rows
+from tests.support.recorded_ops import attend_as_on_cuda, record
+from tests.support.stock_models import random_rows
 from tests.support.stored_sets import new_manifest
-from tests.support.tiny_backbone import tiny_model
 from tests.support.toy_task import ADAPTER, METHODS, randomise
 
 HEAD = HeadConfig(label_names=("no", "maybe", "yes"))
@@ -50,35 +40,42 @@ def ungraphed(backbone: Backbone, one: ResidentSet, rows: TokenRows) -> Tensor:
     return batch.restore(logits[torch.argsort(torch.tensor(packed, device=logits.device))])
 
 
+@pytest.fixture
+def graphed(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> GraphedAnswers:
+    """Answers through what stands in for graphs on a CPU."""
+    attend_as_on_cuda(monkeypatch)
+    return GraphedAnswers(tiny_backbone.encoder, record)
+
+
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
-@torch.inference_mode()
 def test_a_padded_batch_answers_as_the_rows_alone(
-    tiny_backbone: Backbone, lengths: tuple[int, ...], pooling: str
+    tiny_backbone: Backbone, graphed: GraphedAnswers, lengths: tuple[int, ...], pooling: str
 ) -> None:
     """What fills a bucket up reaches no row, in whatever order and number they come, and again for other rows."""
-    one, size = resident(tiny_backbone, 0, pooling=pooling), bucket_of(lengths)
-    assert size is not None
-    bucket = _Graph(tiny_backbone.encoder, _Template(one), size)
-    for seed in (0, 1):
-        rows = random_rows(lengths, seed)
-        expected = ungraphed(tiny_backbone, one, rows)
-        assert float((bucket.answer(one, rows) - expected).abs().max()) <= 1e-5
+    one = resident(tiny_backbone, 0, pooling=pooling)
+    for seed, shown in enumerate((lengths, lengths, lengths[::-1])):
+        rows = random_rows(shown, seed)
+        found = graphed.logits(one, rows)
+        assert found is not None
+        assert float((found - ungraphed(tiny_backbone, one, rows)).abs().max()) <= 1e-5
+    assert 1 == len(graphed._graphs)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("prefix")])
-@torch.inference_mode()
-def test_a_bucket_answers_as_whichever_set_is_asked(tiny_backbone: Backbone, method: str) -> None:
-    """Two sets of one structure take turns in one bucket, of every method, and each answers as itself."""
+def test_a_graph_answers_as_whichever_set_is_asked(
+    tiny_backbone: Backbone, graphed: GraphedAnswers, method: str
+) -> None:
+    """Two sets of one structure take turns in one graph, of every method, and each answers as itself."""
     sets = [resident(tiny_backbone, seed, METHODS[method]) for seed in (1, 2)]
     assert sets[0].structure == sets[1].structure
     rows = random_rows((5, 9))
-    size = bucket_of((5, 9))
-    assert size is not None
-    bucket = _Graph(tiny_backbone.encoder, _Template(sets[0]), size)
     expected = [ungraphed(tiny_backbone, one, rows) for one in sets]
     for index in (0, 1, 1, 0):
-        assert float((bucket.answer(sets[index], rows) - expected[index]).abs().max()) <= 1e-5
+        found = graphed.logits(sets[index], rows)
+        assert found is not None
+        assert float((found - expected[index]).abs().max()) <= 1e-5
+    assert 1 == len(graphed._graphs)
 
 
 def test_sets_that_compute_otherwise_have_other_structures(tiny_backbone: Backbone) -> None:
@@ -93,92 +90,60 @@ def test_sets_that_compute_otherwise_have_other_structures(tiny_backbone: Backbo
     assert first.structure == resident(tiny_backbone, 5).structure
 
 
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=128))
-def test_buckets_hold_the_rows_and_at_least_one_more(lengths: list[int]) -> None:
-    """A bucket has the tokens and rows that are there, and rows that fill it up, none empty and none too long."""
-    bucket = bucket_of(lengths)
-    if bucket is None:
-        assert sum(lengths) > TOKENS[-2] or len(lengths) == 128
-        return
-    padded = bucket.lengths(lengths)
-    assert padded[: len(lengths)] == lengths
-    assert (bucket.tokens, bucket.rows) == (sum(padded), len(padded))
-    assert len(padded) > len(lengths)
-    assert 1 <= min(padded) <= max(padded) <= bucket.longest
-
-
-def test_large_batches_have_no_bucket() -> None:
-    """16,384 tokens have a bucket, more have none, nor have rows beyond 512 tokens."""
-    assert bucket_of([128] * 128) == Bucket(16_512, 256, 128)
-    assert bucket_of([16]) == Bucket(32, 2, 32)
-    assert bucket_of([512] * 33) is None
-    assert bucket_of([513]) is None
-
-
 def test_on_a_cpu_nothing_is_graphed(tiny_backbone: Backbone) -> None:
     """Where there is no CUDA the usual way is taken, without a word."""
     one = resident(tiny_backbone, 0)
     assert GraphedAnswers(tiny_backbone.encoder).logits(one, random_rows((3,))) is None
 
 
-@pytest.fixture
-def uncaptured(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> GraphedAnswers:
-    """What would go through graphs on CUDA, computed on the CPU each time for want of them."""
-    monkeypatch.setattr(_Graph, "capture", lambda *_: None)
-    graphed = GraphedAnswers(tiny_backbone.encoder)
-    graphed._applies = True
-    return graphed
-
-
-def test_sets_of_one_structure_share_a_template(tiny_backbone: Backbone, uncaptured: GraphedAnswers) -> None:
+def test_sets_of_one_structure_share_a_template(tiny_backbone: Backbone, graphed: GraphedAnswers) -> None:
     """Sets in turn, through buckets that share one template, answer each as itself."""
     sets = [resident(tiny_backbone, seed) for seed in (1, 2)]
     for lengths in ((5, 9), (1,), (40, 3), (5, 9)):
         for one in sets:
             rows = random_rows(lengths)
-            found = uncaptured.logits(one, rows)
+            found = graphed.logits(one, rows)
             assert found is not None
             assert float((found - ungraphed(tiny_backbone, one, rows)).abs().max()) <= 1e-5
-    assert (1, 3) == (len(uncaptured._templates), len(uncaptured._graphs))
+    assert (1, 3) == (len(graphed._templates), len(graphed._graphs))
 
 
 @pytest.mark.parametrize("method", ["prefix", "prefix-some"])
-def test_prefixes_are_not_graphed(tiny_backbone: Backbone, uncaptured: GraphedAnswers, method: str) -> None:
+def test_prefixes_are_not_graphed(tiny_backbone: Backbone, graphed: GraphedAnswers, method: str) -> None:
     """Sets with a prefix, and batches beyond the buckets, go the usual way, and nothing is kept for them."""
-    assert uncaptured.logits(resident(tiny_backbone, 0, METHODS[method]), random_rows((3,))) is None
-    assert uncaptured.logits(resident(tiny_backbone, 0), random_rows((513,))) is None
-    assert {} == uncaptured._templates
+    assert graphed.logits(resident(tiny_backbone, 0, METHODS[method]), random_rows((3,))) is None
+    assert graphed.logits(resident(tiny_backbone, 0), random_rows((513,))) is None
+    assert {} == graphed._templates
 
 
-def test_a_capture_that_fails_is_told_once(
-    tiny_backbone: Backbone, uncaptured: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_that_fails_is_told_once(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be captured goes the usual way: one line says so the first time, and it is not tried again."""
     tries: list[object] = []
 
-    def fail(*given: object) -> None:
+    def fail(*given: object) -> Any:
         tries.append(given)
         raise RuntimeError("operation not permitted\nsome advice on debugging")
 
-    monkeypatch.setattr(_Graph, "capture", fail)
+    attend_as_on_cuda(monkeypatch)
+    graphed = GraphedAnswers(tiny_backbone.encoder, fail)
     one, rows = resident(tiny_backbone, 0), random_rows((3,))
     with pytest.warns(RuntimeWarning, match=r"like those of set0:1 go without a CUDA graph: operation not permitted$"):
-        assert uncaptured.logits(one, rows) is None
-    assert uncaptured.logits(one, rows) is None
+        assert graphed.logits(one, rows) is None
+    assert graphed.logits(one, rows) is None
     assert 1 == len(tries)
 
 
 def test_the_least_recently_used_graphs_leave(
-    tiny_backbone: Backbone, uncaptured: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
+    tiny_backbone: Backbone, graphed: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most so many graphs are kept, those used last, and no template that none of them reads."""
     monkeypatch.setattr("registry.serving.graphs.MOST_GRAPHS", 2)
     first, second = resident(tiny_backbone, 0), resident(tiny_backbone, 0, METHODS["lora"])
     for one, length in ((first, 3), (second, 3), (first, 3), (second, 40)):
-        assert uncaptured.logits(one, random_rows((length,))) is not None
-    assert [first.structure, second.structure] == [structure for structure, _ in uncaptured._graphs]
-    assert uncaptured.logits(second, random_rows((3,))) is not None
-    assert [second.structure] == list(uncaptured._templates)
+        assert graphed.logits(one, random_rows((length,))) is not None
+    assert [first.structure, second.structure] == [structure for structure, _ in graphed._graphs]
+    assert graphed.logits(second, random_rows((3,))) is not None
+    assert [second.structure] == list(graphed._templates)
 
 
 @pytest.mark.gpu
@@ -229,10 +194,3 @@ def resident_on(backbone: Backbone, seed: int, adapter: MethodConfig, pooling: s
     config = msgspec.structs.replace(HEAD, pooling=pooling)
     one = randomise(backbone.new_adapter_set(adapter, config), seed).to(backbone.device).eval()
     return ResidentSet(f"set{seed}:1", new_manifest("set"), one, backbone.dtype)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_only_plain_encoders_are_graphed(family: str) -> None:
-    """Encoders with relative positions or windows ask the host for each length, so they go the usual way."""
-    plain = [_is_plain(layer) for layer in encoder_of(tiny_model(family)).layers]
-    assert plain == [family not in ("mpnet", "deberta-v2", "modernbert")] * len(plain)

@@ -30,7 +30,7 @@ from registry.store.store import Store
 from registry.store.tensors import save_set
 from registry.training.loop import train
 from registry.training.state import TrainingResult
-from tests.support import stored_sets
+from tests.support import stock_models, stored_sets
 
 ADAPTER = AdapterConfig(placement="houlsby", reduction_factor=4, dropout=0.1)
 HEAD = HeadConfig(label_names=("bad", "good"), dropout=0.1)
@@ -84,6 +84,17 @@ def toy_rows(
     return LabelledRows(backbone.tokenize(texts, max_length=16), labels)
 
 
+def labelled(backbone: Backbone, head: HeadConfig, seed: int) -> LabelledRows:
+    """Return 40 rows with labels of the head's problem type."""
+    rows, labels = toy_rows(backbone, seed=seed), len(head.label_names)
+    if head.problem_type == "multi_label":
+        both = tuple(tuple(int(row % (label + 2) == 0) for label in range(labels)) for row in range(40))
+        return LabelledRows(rows.tokens, both)
+    if head.problem_type == "regression":
+        return LabelledRows(rows.tokens, tuple(row % 5 * 0.5 for row in range(40)))
+    return LabelledRows(rows.tokens, tuple(row % labels for row in range(40)))
+
+
 def train_fresh(
     backbone: Backbone, config: TrainingConfig = TRAINING, adapter: MethodConfig | None = ADAPTER, **options: object
 ) -> tuple[AdapterSet, TrainingResult]:
@@ -96,6 +107,15 @@ def same_weights(one: AdapterSet, other: AdapterSet) -> bool:
     """Return whether two sets have the same tensors, bit for bit."""
     left, right = one.state_dict(), other.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def moved(one: AdapterSet, other: AdapterSet) -> float:
+    """Return the largest difference of two sets' weights, biases of keys left out.
+
+    Such a bias moves all scores of a query alike, which a softmax does not see: its gradient is rounding alone.
+    """
+    seen = [name for name in one.state_dict() if not (name.startswith("adapter.biases") and name.endswith("_key"))]
+    return stock_models.difference(*([each.state_dict()[name] for name in seen] for each in (one, other)))
 
 
 def randomise(adapter_set: AdapterSet, seed: int = 0, std: float = 0.2) -> AdapterSet:

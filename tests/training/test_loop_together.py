@@ -9,7 +9,6 @@ import msgspec
 import pytest
 import torch
 
-from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Dropout
 from registry.config import AdapterConfig, HeadConfig, MethodConfig, TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
@@ -21,7 +20,18 @@ from registry.training.checkpoint import Checkpoint
 from registry.training.loop import train, train_together
 from registry.training.state import StepReport, TrainingJob, TrainingResult
 from tests.support.stock_models import difference, random_rows
-from tests.support.toy_task import ADAPTER, HEAD, METHODS, TRAINING, randomise, same_weights, stop_at, toy_rows
+from tests.support.toy_task import (
+    ADAPTER,
+    HEAD,
+    METHODS,
+    TRAINING,
+    labelled,
+    moved,
+    randomise,
+    same_weights,
+    stop_at,
+    toy_rows,
+)  # fmt: skip
 
 SETTINGS = "5" * 64
 TOLERANCE = 1e-6
@@ -41,17 +51,6 @@ HOULSBY = AdapterConfig(placement="houlsby", reduction_factor=1, dropout=0.3, la
 def changed(**fields: object) -> TrainingConfig:
     """Return the configuration of these tests with other fields."""
     return msgspec.structs.replace(TRAINING, **{"epochs": 4, **fields})
-
-
-def labelled(backbone: Backbone, head: HeadConfig, seed: int) -> LabelledRows:
-    """Return 40 rows with labels of the head's problem type."""
-    rows, labels = toy_rows(backbone, seed=seed), len(head.label_names)
-    if head.problem_type == "multi_label":
-        both = tuple(tuple(int(row % (label + 2) == 0) for label in range(labels)) for row in range(40))
-        return LabelledRows(rows.tokens, both)
-    if head.problem_type == "regression":
-        return LabelledRows(rows.tokens, tuple(row % 5 * 0.5 for row in range(40)))
-    return LabelledRows(rows.tokens, tuple(row % labels for row in range(40)))
 
 
 KINDS: tuple[tuple[MethodConfig | None, HeadConfig, TrainingConfig], ...] = (
@@ -92,15 +91,6 @@ def together(
 ) -> list[TrainingResult | NonFiniteLossError]:
     """Return what comes of all jobs in one pass."""
     return train_together(backbone.encoder, jobs, should_stop=should_stop)
-
-
-def moved(one: AdapterSet, other: AdapterSet) -> float:
-    """Return the largest difference of two sets' weights, biases of keys left out.
-
-    Such a bias moves all scores of a query alike, which a softmax does not see: its gradient is rounding alone.
-    """
-    seen = [name for name in one.state_dict() if not (name.startswith("adapter.biases") and name.endswith("_key"))]
-    return difference(*([each.state_dict()[name] for name in seen] for each in (one, other)))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,86 @@
+"""CUDA graphs: what a function launches on a GPU is recorded once, and launched again in one go."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from registry.adapters.interface import SetAdapter
+from registry.model.attention import has_varlen_kernel
+from registry.model.encoder import Encoder, EncoderLayer
+
+Result = TypeVar("Result")
+Replay = Callable[[], object]
+# Of a function and the generators that it draws from: what it returned, whose tensors a replay fills, and the replay.
+Capture = Callable[[Callable[[], Any], Sequence[torch.Generator]], tuple[Any, Replay]]
+
+_WARM_UPS = 2
+_CAPTURING = threading.Lock()  # torch allows one capture at a time in a process
+
+
+class CudaCapture:
+    """Captures on one GPU; all of them share one memory, so one is replayed at a time, on one stream.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.cuda.graph_pool_handle()
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, work: Callable[[], Result], generators: Sequence[torch.Generator] = ()) -> tuple[Result, Replay]:
+        """Record ``work``, after it has run often enough for what it sets up to be there.
+
+        Args:
+            work: reads and writes tensors that stay where they are, and asks the host nothing.
+            generators: that it draws from; captures leave them as they were, and each replay draws anew.
+
+        Raises:
+            RuntimeError: it does what a graph cannot hold.
+        """
+        with _CAPTURING:
+            states = [each.get_state() for each in generators]
+            usual = torch.cuda.current_stream(self._device)
+            with torch.cuda.stream(usual):  # its GPU is the current one here; torch leaves its own set after a failure
+                warm: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+                warm.wait_stream(usual)
+                with torch.cuda.stream(warm):
+                    for _ in range(_WARM_UPS):
+                        work()
+                usual.wait_stream(warm)
+                for each, state in zip(generators, states, strict=True):
+                    each.set_state(state)
+                graph = torch.cuda.CUDAGraph()
+                for each in generators:
+                    graph.register_generator_state(each)
+                # Other threads may go on meanwhile: only what this one does must be fit for a graph.
+                with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
+                    result = work()
+        return result, graph.replay
+
+
+def can_capture(encoder: Encoder, adapter: SetAdapter | None = None) -> bool:
+    """Return whether the forward of an encoder, with a set of this adapter, asks the host nothing.
+
+    It is so on CUDA in half precision, where one kernel attends over all rows, without relative positions, windows and
+    prefixes.
+    """
+    layers = range(len(encoder.layers))
+    plain = all(
+        isinstance(layer, EncoderLayer) and layer.relative is None and layer.disentangled is None
+        for layer in encoder.layers
+    )
+    has_prefix = adapter is not None and any(adapter.keys_and_values(layer) is not None for layer in layers)
+    return plain and not has_prefix and has_varlen_kernel(encoder.embeddings.word.weight)
+
+
+def tell_failure(what: str, err: RuntimeError) -> None:
+    """Warn that something goes the usual way from now on, as it could not be captured."""
+    why = str(err).partition("\n")[0]  # CUDA adds advice on debugging, over several lines
+    warnings.warn(f"{what} without a CUDA graph: {why}", RuntimeWarning, stacklevel=5)

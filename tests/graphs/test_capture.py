@@ -1,0 +1,48 @@
+"""What can be captured: forwards that ask the host nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from registry.graphs.capture import can_capture
+from registry.model.backbone import Backbone
+from registry.model.families import FAMILIES
+from tests.support.recorded_ops import attend_as_on_cuda, record
+from tests.support.stock_models import encoder_of
+from tests.support.tiny_backbone import tiny_model
+from tests.support.toy_task import HEAD, METHODS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_plain_encoders_are_captured(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders with relative positions or windows ask the host for each length, so they go the usual way."""
+    attend_as_on_cuda(monkeypatch)
+    assert can_capture(encoder_of(tiny_model(family))) == (family not in ("mpnet", "deberta-v2", "modernbert"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sets_with_prefixes_are_not_captured(
+    tiny_backbone: Backbone, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where prefixes stand depends on every length, which Python works out; no other method asks the host anything."""
+    attend_as_on_cuda(monkeypatch)
+    adapter = tiny_backbone.new_adapter_set(METHODS[method], HEAD).adapter
+    assert can_capture(tiny_backbone.encoder, adapter) == (not method.startswith("prefix"))
+
+
+def test_nothing_is_captured_on_a_cpu(tiny_backbone: Backbone) -> None:
+    """Where one kernel for rows of any lengths is missing, attention asks for them."""
+    assert not can_capture(tiny_backbone.encoder)
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
+    """Reading a number while recording fails, and what Python made then is what it was at every replay."""
+    with pytest.raises(RuntimeError, match="asks the host"):
+        record(lambda: float(torch.ones(2).sum()))
+    place, given = torch.zeros(2), [1.0]
+    result, replay = record(lambda: place + torch.tensor(given))
+    place.fill_(5.0)
+    given[0] = 7.0
+    replay()
+    assert [6.0, 6.0] == result.tolist()
