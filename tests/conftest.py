@@ -11,6 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported, which chooses then
+
 from registry.model.backbone import Backbone
 from tests.support.tiny_backbone import save_tiny_checkpoint
 

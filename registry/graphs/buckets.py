@@ -13,6 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from registry.graphs.staged import Staged
 from registry.model.batching import Batch, LengthGroup, TokenRows
 
 # Doubling, then in quarters of that; the largest takes a batch of 16,384 tokens and what must be spare.
@@ -64,34 +65,26 @@ class PaddedRows:
 
     def __init__(self, bucket: Bucket, device: torch.device) -> None:
         self.bucket = bucket
-        on_gpu = device.type == "cuda"
         # Ids, types, positions, where rows begin and how many are real, in one tensor, so that they travel in one copy.
-        self._staging = torch.zeros(3 * bucket.tokens + bucket.rows + 2, dtype=torch.long, pin_memory=on_gpu)
-        self._numbers = self._staging.to(device, copy=True)
-        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._numbers = Staged((3 * bucket.tokens + bucket.rows + 2,), torch.long, device)
         self._lengths: list[int] = []
         self.put(TokenRows([[0]], [[0]]))
 
     def put(self, rows: TokenRows) -> None:
         """Take these rows in the place of those before, in the order of the current stream."""
-        if self._copied is not None:
-            self._copied.synchronize()  # the last copy from the staging tensor may still be under way
         own, tokens = [len(ids) for ids in rows.input_ids], self.bucket.tokens
         self._lengths = self.bucket.lengths(own)
         real, count = sum(own), len(own)
-        numbers = self._staging.numpy()
-        ids, types, positions = numbers[: 3 * tokens].reshape(3, tokens)
-        starts = numbers[3 * tokens : -1]
-        starts[0], numbers[-1] = 0, count
-        numpy.cumsum(self._lengths, out=starts[1:])
-        for place, given in ((ids, rows.input_ids), (types, rows.type_ids)):
-            place[:real] = numpy.fromiter(chain.from_iterable(given), numpy.int64, real)
-            place[real:] = 0
-        positions[:real] = numpy.arange(real) - numpy.repeat(starts[:count], own)
-        positions[real:] = 0
-        self._numbers.copy_(self._staging, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record(torch.cuda.current_stream(self._numbers.device))
+        with self._numbers.writing() as numbers:
+            ids, types, positions = numbers[: 3 * tokens].reshape(3, tokens)
+            starts = numbers[3 * tokens : -1]
+            starts[0], numbers[-1] = 0, count
+            numpy.cumsum(self._lengths, out=starts[1:])
+            for place, given in ((ids, rows.input_ids), (types, rows.type_ids)):
+                place[:real] = numpy.fromiter(chain.from_iterable(given), numpy.int64, real)
+                place[real:] = 0
+            positions[:real] = numpy.arange(real) - numpy.repeat(starts[:count], own)
+            positions[real:] = 0
 
     @property
     def batch(self) -> Batch:
@@ -100,8 +93,9 @@ class PaddedRows:
         Only attention on a CPU asks for the lengths, which are those of now.
         """
         tokens, count, longest = self.bucket
-        ids, types, positions = self._numbers[: 3 * tokens].view(3, tokens)
-        starts = self._numbers[3 * tokens : -1]
+        numbers = self._numbers.tensor
+        ids, types, positions = numbers[: 3 * tokens].view(3, tokens)
+        starts = numbers[3 * tokens : -1]
         return Batch(
             input_ids=ids,
             type_ids=types,
@@ -118,5 +112,5 @@ class PaddedRows:
     @property
     def is_real(self) -> Tensor:
         """Return (rows,) whether each row is one that was put, and not one that fills up."""
-        places = torch.arange(self.bucket.rows, device=self._numbers.device)
-        return places < self._numbers[-1]
+        numbers = self._numbers.tensor
+        return torch.arange(self.bucket.rows, device=numbers.device) < numbers[-1]

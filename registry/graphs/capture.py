@@ -80,7 +80,7 @@ def can_capture(encoder: Encoder, adapter: SetAdapter | None = None) -> bool:
     return plain and not has_prefix and has_varlen_kernel(encoder.embeddings.word.weight)
 
 
-def tell_failure(what: str, err: RuntimeError) -> None:
+def tell_failure(what: str, err: Exception) -> None:
     """Warn that something goes the usual way from now on, as it could not be captured."""
     why = str(err).partition("\n")[0]  # CUDA adds advice on debugging, over several lines
     warnings.warn(f"{what} without a CUDA graph: {why}", RuntimeWarning, stacklevel=5)

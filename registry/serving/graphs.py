@@ -11,7 +11,6 @@ import copy
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
 
 import torch
 from torch import Tensor
@@ -39,9 +38,9 @@ class GraphedAnswers:
         self._capture: Capture | None = None
         if can_capture(encoder):
             self._capture = capture or CudaCapture(encoder.embeddings.word.weight.device)
-        self._templates: dict[Hashable, _Template] = {}
+        self._templates: dict[str, _Template] = {}
         # The least recently used first; None where a capture failed.
-        self._graphs: OrderedDict[tuple[Hashable, Bucket], _Graph | None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[str, Bucket], _Graph | None] = OrderedDict()
         self._lock = threading.Lock()
 
     @torch.inference_mode()

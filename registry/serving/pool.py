@@ -120,12 +120,12 @@ class ResidentSet:
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @cached_property
-    def structure(self) -> Hashable:
+    def structure(self) -> str:
         """Return what two sets have in common that differ in nothing but numbers and names."""
         head = self.head.config
-        sizes = tuple((tensor.shape, tensor.dtype) for tensor in self.tensors)
-        config = self.adapter.config
-        return None if config is None else to_json(config), head.form, head.pooling, head.bias, sizes
+        sizes = [(tuple(tensor.shape), tensor.dtype) for tensor in self.tensors]
+        config = None if self.adapter.config is None else to_json(self.adapter.config)
+        return repr((config, head.form, head.pooling, head.bias, sizes))  # a text, whose hash is worked out once
 
 
 def _detach_seam(seam: Seam, dtype: torch.dtype) -> Seam:
@@ -149,7 +149,8 @@ def _detach_change(change: Change, dtype: torch.dtype) -> Change:
 
 
 def _detach_squeeze(squeeze: Squeeze, dtype: torch.dtype) -> Squeeze:
-    weights = BottleneckWeights(*(tensor.detach().to(dtype, copy=True) for tensor in squeeze.weights))
+    copied = (tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format) for tensor in squeeze.weights)
+    weights = BottleneckWeights(*copied)
     return Squeeze(weights, squeeze.activation)
 
 

@@ -25,7 +25,7 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, mixed_logits
 from registry.schema import Manifest, join_members, members_of
-from registry.serving.graphs import GraphedAnswers
+from registry.serving.mixed_graphs import GraphedBatches
 from registry.serving.pool import GIBIBYTE, AdapterPool, ResidentSet
 from registry.store.reader import StoredVersion
 from registry.store.registry import Registry
@@ -72,6 +72,7 @@ class Predictor:
         registry: where sets come from; a bare name or an alias is looked up at every call.
         capacity: bytes of adapter sets kept in memory; beyond it the least recently used leave.
         threshold: probability from which on multi-label sets say a label, in the place of their own.
+        graph_mixed: whether CUDA graphs take mixed batches too, and not only those of one set; not yet run on a GPU.
 
     Raises:
         ConfigError: a threshold that is no share, or a capacity below zero.
@@ -84,17 +85,20 @@ class Predictor:
         *,
         capacity: int = 2 * GIBIBYTE,
         threshold: float | None = None,
+        graph_mixed: bool = False,
     ) -> None:
         require(threshold is None or 0 < threshold < 1, "threshold", "a share between 0 and 1", threshold)
         self.backbone = backbone
         self.registry = registry
         self.threshold = threshold
         self.pool: AdapterPool[StoredVersion] = AdapterPool(self._load, capacity)
-        self._graphs = GraphedAnswers(backbone.encoder)
+        self._graphs = GraphedBatches(backbone.encoder, mixed=graph_mixed)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open store and backbone again in another process, or for a copy."""
-        return partial(Predictor, capacity=self.pool.capacity, threshold=self.threshold), (self.backbone, self.registry)
+        capacity, threshold, mixed = self.pool.capacity, self.threshold, self._graphs.mixed
+        again = partial(Predictor, capacity=capacity, threshold=threshold, graph_mixed=mixed)
+        return again, (self.backbone, self.registry)
 
     def __repr__(self) -> str:
         return f"Predictor({self.registry!r})"
@@ -254,9 +258,8 @@ class Predictor:
     ) -> tuple[list[list[float]], list[bool]]:
         """Return what ``read`` makes of the logits of each row, and whether the row was cut."""
         tokens, truncated = self._tokenize(rows, [sets[owner] for owner in owners])
-        lengths = [len(ids) for ids in tokens.input_ids]
         numbers: list[list[float]] = [[]] * len(rows)
-        for indices in sorted_batches(lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
+        for indices in sorted_batches(tokens.lengths, EVALUATION_TOKENS[self.backbone.device.type], EVALUATION_ROWS):
             for place, answer in self.batch_numbers(tokens.take(indices), [owners[i] for i in indices], sets, read):
                 numbers[indices[place]] = answer
         return numbers, truncated
@@ -266,15 +269,15 @@ class Predictor:
         self, rows: TokenRows, owners: Sequence[int], sets: Sequence[ResidentSet], read: Read
     ) -> Iterable[tuple[int, list[float]]]:
         """Return what ``read`` makes of the logits of each row of one batch, and its place among the rows."""
-        graphed = self._graphs.logits(sets[owners[0]], rows) if len(set(owners)) == 1 else None
-        if graphed is not None:
-            return enumerate(read(sets[owners[0]].manifest.head, graphed).tolist())
-        batch = Batch.pack(rows, owners, self.backbone.device)
-        order = batch.order.tolist()
+        answered = self._graphs.logits(sets, owners, rows)
+        if answered is None:
+            batch = Batch.pack(rows, owners, self.backbone.device)
+            order = batch.order.tolist()
+            packed = mixed_logits(self.backbone.encoder, sets, batch)
+            answered = {owner: ([order[row] for row in own], logits) for owner, (own, logits) in packed.items()}
         answers: list[tuple[int, list[float]]] = []
-        for owner, (packed, logits) in mixed_logits(self.backbone.encoder, sets, batch).items():
-            each = read(sets[owner].manifest.head, logits).tolist()
-            answers += [(order[row], numbers) for row, numbers in zip(packed, each, strict=True)]
+        for owner, (own, logits) in answered.items():
+            answers += zip(own, read(sets[owner].manifest.head, logits).tolist(), strict=True)
         return answers
 
     def _tokenize(self, rows: Sequence[Request], owners: Sequence[ResidentSet]) -> tuple[TokenRows, list[bool]]:

@@ -1,16 +1,17 @@
 """One Triton kernel for the thin products of several sets over states sorted by set, for answers on a GPU.
 
 A tile of states of one set is read once: down, activation and up happen where the tile is, so no inner states are
-written and no weights are gathered or copied. Where each set's tensors lie is told in a table of addresses, so their
-ranks may differ. An experiment: on an H200 it was no faster than the grouped products that the package uses
-(reports/gpu.md), so it stands here and not there.
+written and no weights are gathered or copied. Where each set's tensors lie, and which states are a tile's, is told in
+tables on the device, so a CUDA graph that holds the kernel answers for other sets once they say so.
 
 Source of the idea: the segmented kernels of Punica and S-LoRA; addresses in a table as in Triton's grouped products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy
 import torch
@@ -18,18 +19,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from registry.adapters.formulas import of_states
-from registry.adapters.interface import BottleneckWeights, Squeeze
-from registry.model.grouped import Indices, sorting_of
+from registry.adapters.interface import BottleneckWeights
 
-LEAST_TILE, MOST_TILE = 16, 64  # states of one program
+ALIGNED = 16  # bytes; where all rows begin at such an address, a thread reads that much at once
 _CHUNK = 64  # elements of the width read or written at a time
-_ALIGNED = 16  # bytes; where all rows begin at such an address, a thread reads that much at once
-_CODES = {"identity": 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4}
+KERNEL_ACTIVATIONS: Mapping[str, int] = MappingProxyType({"identity": 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4})
 
 
-@triton.jit
-def _squeeze_tiles(
+@triton.jit  # type: ignore[untyped-decorator]
+def _squeeze_tiles(  # type: ignore[no-untyped-def]
     hidden, added, sets, tiles, stride_hidden,
     WIDE: tl.constexpr, OUT: tl.constexpr, RANK: tl.constexpr, ACTIVATION: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, IS_ALIGNED: tl.constexpr,
@@ -40,6 +38,8 @@ def _squeeze_tiles(
     owner = tl.load(tiles + 3 * which)
     first = tl.load(tiles + 3 * which + 1).to(tl.int64)
     end = tl.load(tiles + 3 * which + 2).to(tl.int64)
+    if first >= end:
+        return  # one of the tiles that a batch leaves empty
     own = sets + 5 * owner  # addresses of down, its bias, up and its bias, and the rank
     down = tl.load(own).to(tl.pointer_type(kind))
     down_bias = tl.load(own + 1).to(tl.pointer_type(kind))
@@ -84,76 +84,64 @@ def _squeeze_tiles(
                  mask=is_row[:, None] & is_place[None, :])  # fmt: skip
 
 
-class Fused:
-    """Both products of all sets in one launch.
+def addresses_of(weights: BottleneckWeights) -> tuple[int, int, int, int, int]:
+    """Return a set's row in the table: where its four tensors lie, and its rank.
+
+    The tensors are contiguous, begin where torch's allocators begin and have the dtype of the states; they must outlive
+    the launch.
+    """
+    down, down_bias, up, up_bias = (tensor.data_ptr() for tensor in weights)
+    return down, down_bias, up, up_bias, len(weights.down_bias)
+
+
+def is_aligned(dtype: torch.dtype, wide: int, rank: int) -> bool:
+    """Return whether all rows of a set's matrices begin where 16 bytes do, as its tensors themselves always do."""
+    row = ALIGNED // dtype.itemsize  # elements
+    return wide % row == 0 and rank % max(row, 8) == 0
+
+
+def tiles_of(counts: Sequence[int], tile: int, room: int) -> numpy.typing.NDArray[numpy.int32]:
+    """Return (room, 3): of each tile the set, its first state and where the states of the set end; the rest is empty.
 
     Args:
-        states: for each set the places of its states; together all of them.
-        device: where the states are.
+        counts: states of each set, side by side in that order.
+        tile: states of a tile.
+        room: tiles, at least as many as the sets can want.
     """
-
-    def __init__(self, states: Sequence[Indices], device: torch.device) -> None:
-        counts = [len(own) for own in states]
-        self._tile = tile_for(counts)
-        self._tiles = tiles_of(counts, self._tile).to(device)
-        self._gather, self._scatter = sorting_of(states, device)
-
-    def squeeze(self, hidden: Tensor, squeezes: Sequence[Squeeze]) -> Tensor:
-        """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``."""
-        ordered = hidden.contiguous() if self._gather is None else hidden.index_select(0, self._gather)
-        weights = [_in_rows(of_states(one.weights, hidden)) for one in squeezes]
-        added = squeeze_tiles(ordered, weights, self._tiles, self._tile, squeezes[0].activation)
-        return added if self._scatter is None else added.index_select(0, self._scatter)
-
-
-def _in_rows(weights: BottleneckWeights) -> BottleneckWeights:
-    """Return the weights as the kernel reads them; asked of the matrices alone, as it is asked at every seam."""
-    if weights.down.is_contiguous() and weights.up.is_contiguous():
-        return weights
-    return BottleneckWeights(*(tensor.contiguous() for tensor in weights))
-
-
-def tile_for(counts: Sequence[int]) -> int:
-    """Return how many states a tile has: small ones for small sets, so that few are empty and many run at once."""
-    return min(MOST_TILE, max(LEAST_TILE, int(triton.next_power_of_2(sum(counts) // len(counts)))))
-
-
-def tiles_of(counts: Sequence[int], tile: int) -> Tensor:
-    """Return (P, 3) int32: of each tile the set, its first state and where the states of the set end."""
     ends = numpy.cumsum(counts)
     tiles = [
         (owner, first, end)
         for owner, (count, end) in enumerate(zip(counts, ends.tolist(), strict=True))
         for first in range(end - count, end, tile)
     ]
-    return torch.tensor(tiles, dtype=torch.int32)
+    found = numpy.zeros((room, 3), dtype=numpy.int32)
+    found[: len(tiles)] = tiles
+    return found
 
 
+@torch.library.custom_op("adapter_registry::squeeze_tiles", mutates_args=())
 def squeeze_tiles(
-    hidden: Tensor, weights: Sequence[BottleneckWeights], tiles: Tensor, tile: int, activation: str
+    hidden: Tensor, sets: Tensor, tiles: Tensor, tile: int, out: int, rank: int, activation: str, aligned: bool
 ) -> Tensor:
     """Return what each state's own set adds to it, (N, out) in the dtype of ``hidden``.
 
     Args:
-        hidden: (N, in), sorted by set, its last dimension contiguous.
-        weights: of each set, contiguous, in the dtype of ``hidden`` and on its device; they must outlive the launch.
-        tiles: see ``tiles_of``, on the same device.
+        hidden: (N, in), sorted by set, its last dimension contiguous; a state of no tile gets anything.
+        sets: (K, 5) int64 of ``addresses_of``, on the device of ``hidden``.
+        tiles: (P, 3) int32 of ``tiles_of``, on the same device.
         tile: states of one tile.
-        activation: between the two products.
+        out: elements of a result.
+        rank: the largest of a set.
+        activation: between the two products, of ``KERNEL_ACTIVATIONS``.
+        aligned: whether ``is_aligned`` says so of all sets.
     """
-    table = [(*(tensor.data_ptr() for tensor in one), len(one.down_bias)) for one in weights]
-    numbers = numpy.array(table, dtype=numpy.int64)
-    sets = torch.from_numpy(numbers)
-    if hidden.is_cuda:
-        sets = sets.pin_memory().to(hidden.device, non_blocking=True)
-    wide, out = weights[0].down.shape[1], len(weights[0].up_bias)
     added = torch.empty(len(hidden), out, dtype=hidden.dtype, device=hidden.device)
-    rank = max(16, triton.next_power_of_2(max(own[-1] for own in table)))
-    row = _ALIGNED // hidden.element_size()  # elements
-    is_aligned = not ((numbers[:, :4] % _ALIGNED).any() or (numbers[:, 4] % max(row, 8)).any() or wide % row)
+    padded = max(16, triton.next_power_of_2(rank))
     precision = "ieee" if hidden.dtype == torch.float32 else "tf32"
+    options: dict[str, Any] = {"num_warps": 8 if padded >= 128 else 4}
     _squeeze_tiles[(len(tiles),)](
-        hidden, added, sets, tiles, hidden.stride(0), WIDE=wide, OUT=out, RANK=rank, ACTIVATION=_CODES[activation],
-        TILE=tile, CHUNK=_CHUNK, PRECISION=precision, IS_ALIGNED=bool(is_aligned), num_warps=8 if rank >= 128 else 4,
+        hidden, added, sets, tiles, hidden.stride(0), WIDE=hidden.shape[1], OUT=out, RANK=padded,
+        ACTIVATION=KERNEL_ACTIVATIONS[activation], TILE=tile, CHUNK=_CHUNK, PRECISION=precision, IS_ALIGNED=aligned,
+        **options,
     )  # fmt: skip
     return added
