@@ -9,21 +9,14 @@ Source of the idea: the segmented kernels of Punica and S-LoRA; addresses in a t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
-
-import numpy
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from registry.adapters.interface import BottleneckWeights
+from registry.graphs.set_tables import TABLED_ACTIVATIONS
 
-ALIGNED = 16  # bytes; where all rows begin at such an address, a thread reads that much at once
 _CHUNK = 64  # elements of the width read or written at a time
-KERNEL_ACTIVATIONS: Mapping[str, int] = MappingProxyType({"identity": 0, "relu": 1, "gelu": 2, "silu": 3, "tanh": 4})
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -84,41 +77,6 @@ def _squeeze_tiles(  # type: ignore[no-untyped-def]
                  mask=is_row[:, None] & is_place[None, :])  # fmt: skip
 
 
-def addresses_of(weights: BottleneckWeights) -> tuple[int, int, int, int, int]:
-    """Return a set's row in the table: where its four tensors lie, and its rank.
-
-    The tensors are contiguous, begin where torch's allocators begin and have the dtype of the states; they must outlive
-    the launch.
-    """
-    down, down_bias, up, up_bias = (tensor.data_ptr() for tensor in weights)
-    return down, down_bias, up, up_bias, len(weights.down_bias)
-
-
-def is_aligned(dtype: torch.dtype, wide: int, rank: int) -> bool:
-    """Return whether all rows of a set's matrices begin where 16 bytes do, as its tensors themselves always do."""
-    row = ALIGNED // dtype.itemsize  # elements
-    return wide % row == 0 and rank % max(row, 8) == 0
-
-
-def tiles_of(counts: Sequence[int], tile: int, room: int) -> numpy.typing.NDArray[numpy.int32]:
-    """Return (room, 3): of each tile the set, its first state and where the states of the set end; the rest is empty.
-
-    Args:
-        counts: states of each set, side by side in that order.
-        tile: states of a tile.
-        room: tiles, at least as many as the sets can want.
-    """
-    ends = numpy.cumsum(counts)
-    tiles = [
-        (owner, first, end)
-        for owner, (count, end) in enumerate(zip(counts, ends.tolist(), strict=True))
-        for first in range(end - count, end, tile)
-    ]
-    found = numpy.zeros((room, 3), dtype=numpy.int32)
-    found[: len(tiles)] = tiles
-    return found
-
-
 @torch.library.custom_op("adapter_registry::squeeze_tiles", mutates_args=())
 def squeeze_tiles(
     hidden: Tensor, sets: Tensor, tiles: Tensor, tile: int, out: int, rank: int, activation: str, aligned: bool
@@ -132,16 +90,15 @@ def squeeze_tiles(
         tile: states of one tile.
         out: elements of a result.
         rank: the largest of a set.
-        activation: between the two products, of ``KERNEL_ACTIVATIONS``.
+        activation: between the two products, one of ``TABLED_ACTIVATIONS``.
         aligned: whether ``is_aligned`` says so of all sets.
     """
     added = torch.empty(len(hidden), out, dtype=hidden.dtype, device=hidden.device)
     padded = max(16, triton.next_power_of_2(rank))
     precision = "ieee" if hidden.dtype == torch.float32 else "tf32"
-    options: dict[str, Any] = {"num_warps": 8 if padded >= 128 else 4}
+    code = TABLED_ACTIVATIONS.index(activation)
     _squeeze_tiles[(len(tiles),)](
-        hidden, added, sets, tiles, hidden.stride(0), WIDE=hidden.shape[1], OUT=out, RANK=padded,
-        ACTIVATION=KERNEL_ACTIVATIONS[activation], TILE=tile, CHUNK=_CHUNK, PRECISION=precision, IS_ALIGNED=aligned,
-        **options,
+        hidden, added, sets, tiles, hidden.stride(0), WIDE=hidden.shape[1], OUT=out, RANK=padded, ACTIVATION=code,
+        TILE=tile, CHUNK=_CHUNK, PRECISION=precision, IS_ALIGNED=aligned, num_warps=8 if padded >= 128 else 4,
     )  # fmt: skip
     return added

@@ -38,6 +38,7 @@ from registry.adapters.interface import (
 )
 from registry.graphs.buckets import Bucket, PaddedRows, bucket_of
 from registry.graphs.capture import Capture, CudaCapture, can_capture, tell_failure
+from registry.graphs.set_tables import LEAST_TILE, MOST_TILE, TABLED_ACTIVATIONS, addresses_of, is_aligned, tiles_of
 from registry.graphs.staged import Staged
 from registry.model.batching import TokenRows
 from registry.model.encoder import NO_ADAPTERS, Encoder
@@ -47,8 +48,6 @@ from registry.serving.pool import ResidentSet
 
 MOST_MIXED_GRAPHS = 32
 SETS = (8, 32, 128, 512)  # that a graph has room for
-LEAST_TILE, MOST_TILE = 16, 64  # states that the kernel takes at once
-TABLED_ACTIVATIONS = ("identity", "relu", "gelu", "silu", "tanh")  # those that the kernel has
 Addresses = numpy.typing.NDArray[numpy.int64]
 Where = tuple[int, Place | Parts]  # a layer, and the seam or the product there
 
@@ -238,7 +237,7 @@ class _TabledAdapters:
         return join(found.kind, sub, residual, norm, partial(self._squeeze, place=found))
 
     def _squeeze(self, states: Tensor, place: _SqueezedPlace) -> Tensor:
-        from registry.graphs.squeeze_kernel import is_aligned, squeeze_tiles
+        from registry.graphs.squeeze_kernel import squeeze_tiles  # brings Triton, which a CPU need not load
 
         tiles, tile = self._tiles
         aligned = is_aligned(states.dtype, place.wide, place.rank)
@@ -304,8 +303,6 @@ class _MixedGraph:
 
     def _put(self, asked: _Asked) -> None:
         """Say which rows are asked, where their sets' tensors lie, and which states are whose."""
-        from registry.graphs.squeeze_kernel import tiles_of
-
         self._rows.put(asked.rows)
         with self._addresses.writing() as addresses:
             for place, one in enumerate(asked.sets):
@@ -323,8 +320,6 @@ class _MixedGraph:
 
     def _addresses_of(self, one: ResidentSet) -> Addresses:
         """Return (places, 5) of where the tensors of a set lie."""
-        from registry.graphs.squeeze_kernel import addresses_of
-
         if one not in self._known:
             squeezes = [squeeze for _, _, squeeze in _places(one.adapter, self._layers)]
             self._known[one] = numpy.array([addresses_of(each.weights) for each in squeezes if each is not None])

@@ -17,13 +17,8 @@ from registry.adapters.interface import BottleneckWeights, Squeeze
 
 pytest.importorskip("triton")  # which not every machine has
 
-from registry.graphs.squeeze_kernel import (
-    KERNEL_ACTIVATIONS,
-    addresses_of,
-    is_aligned,
-    squeeze_tiles,
-    tiles_of,
-)
+from registry.graphs.set_tables import TABLED_ACTIVATIONS, addresses_of, is_aligned, tiles_of
+from registry.graphs.squeeze_kernel import squeeze_tiles
 
 COUNTS = (1, 70, 130, 5)
 SPARE = 3  # states of no set
@@ -68,7 +63,7 @@ def largest_difference(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles here")
-@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
+@pytest.mark.parametrize("activation", TABLED_ACTIVATIONS)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_the_kernel_equals_the_formula_in_the_interpreter(activation: str, ranks: Sequence[int]) -> None:
     """Of every activation, of sets of several ranks and sizes, square and not, with empty tiles: within 1e-5."""
@@ -87,11 +82,12 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from registry.graphs.squeeze_kernel import KERNEL_ACTIVATIONS, _squeeze_tiles as kernel
+from registry.graphs.set_tables import TABLED_ACTIVATIONS
+from registry.graphs.squeeze_kernel import _squeeze_tiles as kernel
 sizes = {"WIDE": 768, "OUT": 768, "RANK": 64, "TILE": 64, "CHUNK": 64, "PRECISION": "tf32", "IS_ALIGNED": True}
 for capability in (80, 90):
     for dtype, activation in (("bf16", "gelu"), ("fp16", "relu")):
-        constants = {**sizes, "ACTIVATION": KERNEL_ACTIVATIONS[activation]}
+        constants = {**sizes, "ACTIVATION": TABLED_ACTIVATIONS.index(activation)}
         kinds = {"hidden": f"*{dtype}", "added": f"*{dtype}", "sets": "*i64", "tiles": "*i32", "stride_hidden": "i32"}
         signature = {**kinds, **dict.fromkeys(constants, "constexpr")}
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
@@ -111,7 +107,7 @@ def test_the_kernel_compiles_for_gpus_that_are_not_here(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
+@pytest.mark.parametrize("activation", TABLED_ACTIVATIONS)
 @pytest.mark.parametrize("ranks", RANKS)
 def test_the_kernel_on_cuda_is_near_the_formula(activation: str, ranks: Sequence[int]) -> None:
     """In bfloat16 on CUDA each state gets what float32 gives on the CPU, up to rounding."""
@@ -121,7 +117,7 @@ def test_the_kernel_on_cuda_is_near_the_formula(activation: str, ranks: Sequence
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("activation", KERNEL_ACTIVATIONS)
+@pytest.mark.parametrize("activation", TABLED_ACTIVATIONS)
 def test_the_kernel_hides_no_nan(activation: str) -> None:
     """What is no number gives no number, as with torch's activations, and stays in its row."""
     hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(1)).cuda()  # the interpreter keeps NaN anyway
