@@ -144,7 +144,9 @@ def test_gpu_page_is_made_of_its_figures() -> None:
     module = load_script("on_gpu/report.py")
     found = json.loads((HERE / "reports" / "gpu.json").read_text(encoding="utf-8"))
     assert module.page(found) == (HERE / "reports" / "gpu.md").read_text(encoding="utf-8")
+    graphs = found.get("graphs", {})
     measured = {f"{found['speed'][key]:.2f}" for _, key, _ in module.ROWS}
+    measured |= {f"{graphs[key]:.2f}" for _, key, _ in module.GRAPH_ROWS if key in graphs}
     in_docs = TEXTS["docs/speed.md"].split("## On a GPU")[1].split("\n## ")[0]
     in_brief = README.split("## Speed")[1].split("\n## ")[0]
     for text, rows in ((in_docs, 7), (in_brief, 7)):

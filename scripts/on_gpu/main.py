@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import graphs
 import parity
 import profiles
 import report
@@ -24,7 +25,7 @@ import torch
 import transformers
 
 HERE = Path(__file__).parents[2]
-PARTS = ("tests", "parity", "speed", "profile", "scores")
+PARTS = ("tests", "parity", "speed", "graphs", "profile", "scores")
 
 
 def main() -> None:
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace, until: float) -> None:
             "tests": lambda: run_tests(options.out / "gpu.log"),
             "parity": lambda: parity.measure(folder, options.device),
             "speed": lambda: speed.measure(folder, options.device, quick, note),
+            "graphs": lambda: graphs.measure(folder, options.device, quick, note),
             "profile": lambda: profiles.measure(folder, options.device, quick),
             "scores": lambda: scores.measure(folder, options.carried, options.device, until, quick, note),
         }

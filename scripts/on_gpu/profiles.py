@@ -17,9 +17,13 @@ from gpu import random_checkpoint, random_rows, seconds_of
 from torch.profiler import ProfilerActivity, profile
 
 from registry.config import TrainingConfig
+from registry.graphs.capture import CudaCapture
+from registry.graphs.step import GraphedSteps
 from registry.model.backbone import Backbone
+from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
 from registry.serving.graphs import GraphedAnswers
+from registry.serving.mixed_graphs import GraphedMixed
 from registry.training.loop import train
 
 KERNELS = 14
@@ -36,12 +40,23 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
     batches = [list(range(count))]
     owners = [[row % sets for row in range(count)]]
 
-    def step_of(tokens: Any) -> Callable[[], object]:
+    def step_of(tokens: TokenRows) -> Callable[[], object]:
         learned = LabelledRows(tokens, tuple(row % 2 for row in range(len(tokens))))
         config = TrainingConfig(epochs=1, batch_size=len(tokens), learning_rate=1e-3)
         return lambda: train(backbone.encoder, one, learned, config)
 
-    graphed = GraphedAnswers(backbone.encoder)
+    def graphed_pass(tokens: TokenRows) -> Callable[[], object]:
+        generator = torch.Generator(backbone.device)
+        steps = GraphedSteps(backbone.encoder, one.train(), None, 0.0, generator, CudaCapture(backbone.device))
+        labels = [row % 2 for row in range(len(tokens))]
+        steps.learn_from(tokens, labels)  # a bucket has a graph when it comes again
+        return lambda: steps.learn_from(tokens, labels)
+
+    def mixed_by_graph() -> object:
+        with pool.hold(list(range(sets))) as resident_sets:
+            return graphed_mixed.logits(resident_sets, owners[0], rows)
+
+    graphed, graphed_mixed = GraphedAnswers(backbone.encoder), GraphedMixed(backbone.encoder)
     plain, resident = (ours.resident_set(backbone, each) for each in (backbone.new_adapter_set(None, ours.HEAD), one))
     works: dict[str, Callable[[], object]] = {
         "bare answers, 16k tokens": lambda: ours.ask_bare(backbone, rows, batches),
@@ -52,6 +67,12 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
         "training step, 16k tokens": step_of(rows),
         "training step, 2k tokens": step_of(small),
     }
+    if backbone.device.type == "cuda":
+        works |= {
+            f"mixed batch over {sets} sets through a graph, 16k tokens": mixed_by_graph,
+            "forwards and backwards through a graph, 16k tokens": graphed_pass(rows),
+            "forwards and backwards through a graph, 2k tokens": graphed_pass(small),
+        }
     return {name: profile_of(work, backbone.device) for name, work in works.items()}
 
 

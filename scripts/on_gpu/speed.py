@@ -19,7 +19,6 @@ from gpu import random_checkpoint, random_rows, seconds_of
 from profiling import forward_flops
 
 from registry.config import LoraConfig
-from registry.model import mixed
 from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, mixed_logits
@@ -51,7 +50,6 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
     backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
     for name, work in (
         ("graphs", lambda: graphed_shares(backbone, rounds, found["matmul_rate"])),
-        ("fused", lambda: fused_share(backbone, 4 if quick else gpu.MIXED_SETS, rounds)),
         ("zipf", lambda: zipf_share(backbone, 8 if quick else ours.RESIDENT_SETS, rounds)),
         ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
         ("peers", lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512)),
@@ -84,19 +82,6 @@ def graphed_shares(backbone: Backbone, rounds: int, rate: float, batches: int = 
         "graphed_pfeiffer_share_of_bare": statistics.median(turn[0] / turn[1] for turn in turns),
         "graphed_after_layer_share_of_bare": statistics.median(turn[0] / turn[2] for turn in turns),
     }
-
-
-def fused_share(backbone: Backbone, sets: int, rounds: int) -> dict[str, Any]:
-    """Return what the Triton kernel makes of the mixed batch over so many sets."""
-    from fused import Fused  # imports Triton, without which the other rows are measured
-
-    owners = [torch.randperm(gpu.ROWS, generator=torch.Generator().manual_seed(0)).remainder(sets).tolist()]
-    usual = mixed.group_sets
-    mixed.group_sets = lambda states, device, weights: Fused(states, device)
-    try:
-        return {"fused_share_of_bare": mixed_share(backbone, ours.fill_pool(backbone, sets), owners, rounds)}
-    finally:
-        mixed.group_sets = usual
 
 
 def zipf_share(backbone: Backbone, resident: int, rounds: int) -> dict[str, Any]:
@@ -154,12 +139,10 @@ def latency(backbone: Backbone, checkpoint: Path, repeats: int) -> dict[str, Any
 
 def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) -> dict[str, Any]:
     """Return how many times faster one set trains and answers than peft's LoRA and a stock model with hooks."""
-    lengths = torch.randint(24, 84, (count,), generator=torch.Generator().manual_seed(0)).tolist()  # mean 53, as MRPC's
-    ids = [random_rows(backbone, 1, length).input_ids[0] for length in lengths]
-    rows = TokenRows(ids, [[0] * length for length in lengths])
-    learned = LabelledRows(rows, tuple(index % 2 for index in range(count)))
+    learned = peer_rows(backbone, count)
+    rows = learned.tokens.take(range(count))
     graphed = GraphedAnswers(backbone.encoder)
-    found: dict[str, Any] = {"peer_rows": count, "peer_mean_tokens": statistics.mean(lengths)}
+    found: dict[str, Any] = {"peer_rows": count, "peer_mean_tokens": statistics.mean(rows.lengths)}
     for name, adapter in (("bottleneck", ours.AFTER_LAYER), ("lora", LORA)):
         adapter_set = backbone.new_adapter_set(adapter, ours.HEAD)
         resident = ours.resident_set(backbone, adapter_set)
@@ -175,6 +158,13 @@ def beside_peers(backbone: Backbone, checkpoint: Path, rounds: int, count: int) 
             found[f"{name}_{kind}_rows_per_second"] = count / statistics.median(us for us, _ in turns)
             found[f"{name}_{kind}_peer_rows_per_second"] = count / statistics.median(theirs for _, theirs in turns)
     return found
+
+
+def peer_rows(backbone: Backbone, count: int) -> LabelledRows:
+    """Return rows of random words and MRPC's lengths."""
+    lengths = torch.randint(24, 84, (count,), generator=torch.Generator().manual_seed(0)).tolist()  # mean 53, as MRPC's
+    ids = [random_rows(backbone, 1, length).input_ids[0] for length in lengths]
+    return LabelledRows(TokenRows(ids, [[0] * length for length in lengths]), tuple(row % 2 for row in range(count)))
 
 
 @torch.inference_mode()
