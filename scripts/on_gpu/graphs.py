@@ -18,7 +18,7 @@ import ours
 import peers
 import torch
 from gpu import random_checkpoint, random_rows, seconds_of, square_rate
-from profiling import training_flops
+from profiling import forward_flops, training_flops
 from speed import LORA, Note, peer_rows
 
 from registry.adapters.adapter_set import AdapterSet
@@ -27,6 +27,7 @@ from registry.graphs.capture import Capture, CudaCapture
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
+from registry.serving.graphs import GraphedAnswers
 from registry.serving.mixed_graphs import GraphedMixed
 from registry.serving.pool import AdapterPool
 from registry.training.loop import train, train_together
@@ -52,7 +53,7 @@ def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any
         ("mixed", lambda: mixed_shares(backbone, gpu.MIXED_SETS, resident, rounds)),
         ("together", lambda: together(backbone, rounds)),
         ("epochs", lambda: epochs(backbone, checkpoint, 1 if quick else 3, 64 if quick else EPOCH_ROWS)),
-        ("compiled", lambda: compiled_step(backbone, rate)),
+        ("compiled", lambda: compiled_shares(backbone, rate)),
     ):
         try:
             figures = work()
@@ -171,23 +172,40 @@ def epochs(backbone: Backbone, checkpoint: Path, rounds: int, count: int) -> dic
     return found
 
 
-def compiled_step(backbone: Backbone, rate: float) -> dict[str, Any]:
-    """Return what a graphed step of 16k tokens takes once ``torch.compile`` has made the kernels of each layer."""
+def compiled_shares(backbone: Backbone, rate: float) -> dict[str, Any]:
+    """Return what graphs of 16k tokens make of the rate once ``torch.compile`` has made the kernels of each layer."""
+    on_gpu = backbone.device.type == "cuda"
     before = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = 64  # each layer's index makes a graph of its own
+    began = time.perf_counter()
     try:
         for layer in backbone.encoder.layers:
-            layer.compile(dynamic=False)
-        began = time.perf_counter()
-        seconds, _ = step_seconds(backbone, gpu.ROWS, new_capture(backbone))
-        whole = time.perf_counter() - began
+            layer.compile(dynamic=True, backend="inductor" if on_gpu else "aot_eager")
+        forward = bare_seconds(backbone)
+        training, _ = step_seconds(backbone, gpu.ROWS, new_capture(backbone))
     finally:
         torch._dynamo.config.recompile_limit = before
         for layer in backbone.encoder.layers:
             layer._compiled_call_impl = None
-    flops = training_flops(backbone, [gpu.LENGTH] * gpu.ROWS)
+    lengths = [gpu.LENGTH] * gpu.ROWS
     return {
-        "compiled_step_ms": 1e3 * seconds,
-        "compiled_training_share": flops / seconds / rate,
-        "compiling_seconds": whole,
+        "compiled_forward_share": forward_flops(backbone, lengths, with_adapter=False) / forward / rate,
+        "compiled_training_share": training_flops(backbone, lengths) / training / rate,
+        "compiling_seconds": time.perf_counter() - began,
     }
+
+
+def bare_seconds(backbone: Backbone, batches: int = 8) -> float:
+    """Return the seconds of the bare model's answers to 16k tokens through a graph, batch after batch."""
+    rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
+    one = ours.resident_set(backbone, backbone.new_adapter_set(None, ours.HEAD))
+    graphed = GraphedAnswers(backbone.encoder)
+
+    def ask() -> None:
+        for _ in range(batches):
+            if graphed.logits(one, rows) is None:
+                if backbone.device.type == "cuda":
+                    raise RuntimeError("no graph was captured")
+                ours.ask_bare(backbone, rows, [list(range(len(rows)))])
+
+    return statistics.median(seconds_of(ask, backbone.device, 5)) / batches
