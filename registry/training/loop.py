@@ -10,60 +10,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.graphs.capture import Capture, can_capture
-from registry.graphs.step import GraphedSteps
+from registry.graphs.step import Examples, GraphedSteps
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
 from registry.training.cached_states import MOST_BYTES, CachedStates, packed_order
 from registry.training.checkpoint import Checkpoint
+from registry.training.gradients import Ranks, clip
 from registry.training.state import Loss, StepReport, TrainingJob, TrainingResult, TrainingState
-
-
-class Ranks:
-    """The processes of a torch process group that train one set together, each on its part of every batch.
-
-    All hold the encoder and the set. What they send each other are the set's gradients, summed once a step, and one
-    number a batch, its loss: too little for the buckets that ``DistributedDataParallel`` would fill while it goes back.
-    Dropout is drawn on each rank anew; without any, the set learns what it learns in one process.
-
-    Args:
-        group: the default one when None, which ``torch.distributed.init_process_group`` made.
-    """
-
-    def __init__(self, group: distributed.ProcessGroup | None = None) -> None:
-        self._group = group
-        self.rank, self.count = distributed.get_rank(group), distributed.get_world_size(group)
-
-    def part(self, rows: list[int]) -> list[int]:
-        """Return this rank's rows of a batch; of the last one there may be none."""
-        return rows[self.rank :: self.count]
-
-    def sum(self, value: float, device: torch.device) -> float:
-        """Return the sum of a number over all ranks."""
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        distributed.all_reduce(total, group=self._group)
-        return float(total)
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give each parameter the sum of its gradients over all ranks, those of a rank without rows being zero."""
-        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        together = torch.cat([gradient.reshape(-1) for gradient in own])
-        distributed.all_reduce(together, group=self._group)
-        for parameter, total in zip(parameters, torch.split(together, [each.numel() for each in own]), strict=True):
-            parameter.grad = total.view_as(parameter).clone()
-
-    def start_alike(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give all ranks the weights of the first."""
-        for parameter in parameters:
-            distributed.broadcast(parameter.data, group_src=0, group=self._group)
 
 
 def train(
@@ -196,6 +159,8 @@ class _Pass:
         alone = frozen and ranks is None and len(runs) == len(through) == 1 and self.layer == 0
         if capture is not None and alone and can_capture(encoder, runs[0].adapter_set.adapter):
             self.graphed = _graphed_steps(runs[0], capture)
+        self.norm: float | None = None  # of the gradients of a step that went through a graph, which clips them
+        self.ahead: tuple[list[int], Examples] | None = None  # the rows of the next step, where they were taken before
         self.prefixes: dict[int, CachedStates] = {}  # by the identity of the rows, which seeds of one task share
 
     def loop(self, should_stop: Callable[[], bool] | None) -> None:
@@ -219,6 +184,7 @@ class _Pass:
         started = time.perf_counter()
         chosen = {run: run.next_rows() for run in active}
         values = dict.fromkeys(active, 0.0)
+        self.norm = None
         for run in active:
             run.optimizer.zero_grad(set_to_none=True)
         for place in range(max(run.config.gradient_accumulation_steps for run in active)):
@@ -233,7 +199,8 @@ class _Pass:
             run.seconds += passed * tokens[run] / sum(tokens.values())
         for run in learning:
             began = time.perf_counter()
-            report = run.learn(values[run], len(chosen[run]))
+            norm = float(clip(run.parameters, run.config.clip_norm)) if self.norm is None else self.norm
+            report = run.learn(values[run], len(chosen[run]), norm)
             run.seconds += time.perf_counter() - began
             if report is not None and run.job.observe is not None:
                 run.job.observe(run.timed(report))
@@ -271,15 +238,23 @@ class _Pass:
     def _learned_at_once(
         self, parts: dict[TrainingState, list[int]], graphed: GraphedSteps, values: dict[TrainingState, float]
     ) -> bool:
-        """Return whether the only run's batch went through a graph, which does what ``_accumulate`` says."""
+        """Return whether the only run's batch went through a graph, which does what ``_accumulate`` says, and clips."""
         ((run, rows),) = parts.items()
-        loss = graphed.learn_from(run.job.rows.tokens.take(rows), [run.job.rows.labels[i] for i in rows])
-        if loss is None:
+        taken = self.ahead is not None and self.ahead[0] == rows
+        examples = self.ahead[1] if self.ahead is not None and taken else _examples(run, rows)
+        found = graphed.learn_from(examples, lambda: self._take_ahead(run))
+        if found is None:
             return False
-        value = float(loss)
-        if run.accept(value):
-            values[run] = value
+        loss, self.norm = found
+        if run.accept(loss):
+            values[run] = loss
         return True
+
+    def _take_ahead(self, run: TrainingState) -> Examples | None:
+        """Return the rows of the run's next step, which is asked while the device is at work."""
+        rows = run.rows_of(run.step + 1) if run.step + 1 < run.steps else None
+        self.ahead = None if rows is None else (rows, _examples(run, rows))
+        return None if self.ahead is None else self.ahead[1]
 
     def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
@@ -338,8 +313,12 @@ def _graphed_steps(run: TrainingState, capture: Capture) -> GraphedSteps | None:
     config = run.config
     if run.job.loss is not None or config.gradient_accumulation_steps > 1:
         return None
-    weights, smoothing = run.class_weights, config.label_smoothing
-    return GraphedSteps(run.encoder, run.adapter_set, weights, smoothing, run.generator, capture)
+    weights, clipped = (run.class_weights, config.label_smoothing), partial(clip, most=config.clip_norm)
+    return GraphedSteps(run.encoder, run.adapter_set, *weights, clipped, run.generator, capture)
+
+
+def _examples(run: TrainingState, rows: Sequence[int]) -> Examples:
+    return Examples(run.job.rows.tokens.take(rows), [run.job.rows.labels[row] for row in rows])
 
 
 def _join(parts: Sequence[TokenRows]) -> TokenRows:

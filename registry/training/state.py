@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.head import check_labels, find_class_weights, label_tensor, loss_of
@@ -26,7 +26,7 @@ from registry.schema import SetInfo
 from registry.tasks.metrics import check_metrics, score
 from registry.tasks.spec import LOWER_IS_BETTER, METRICS
 from registry.training.checkpoint import Checkpoint, Snapshot
-from registry.training.optimizer import learning_rate_at, make_optimizer
+from registry.training.gradients import learning_rate_at, make_optimizer
 from registry.validation import require
 
 _RECENT_STEPS = 20
@@ -169,12 +169,15 @@ class TrainingState:
 
     def next_rows(self) -> list[int]:
         """Return the indices of the rows of the next step."""
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        if self._epoch[0] != epoch:
-            batches = shuffled_batches(self.lengths, self.config.step_rows, self.config.seed, epoch)
-            self._epoch = (epoch, batches)
-        if place == 0:
+        if self.step % self.steps_per_epoch == 0:
             self.losses = []
+        return self.rows_of(self.step)
+
+    def rows_of(self, step: int) -> list[int]:
+        """Return the indices of the rows of the step that comes after so many; later steps are asked later."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, shuffled_batches(self.lengths, self.config.step_rows, self.config.seed, epoch)
         return list(map(int, self._epoch[1][place]))
 
     def loss(self, logits: Tensor, indices: Sequence[int]) -> Tensor:
@@ -212,15 +215,15 @@ class TrainingState:
         """Return the learning rate of the next step."""
         return learning_rate_at(self.step, self.steps, self.config)
 
-    def learn(self, loss: float, rows: int) -> StepReport | None:
-        """Take the optimizer's step with the gradients that are there; score, remember, and return what to report."""
+    def learn(self, loss: float, rows: int, norm: float) -> StepReport | None:
+        """Take the optimizer's step with the gradients that are there; score, remember, and return what to report.
+
+        The gradients are clipped, and ``norm`` was theirs before.
+        """
         rate = self.learning_rate
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not math.isfinite(float(norm)):
-            self.error = NonFiniteLossError(self.step + 1, float(norm), rate, "gradient norm")
+        if not math.isfinite(norm):
+            self.error = NonFiniteLossError(self.step + 1, norm, rate, "gradient norm")
             return None
-        if self.config.clip_norm > 0:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -229,7 +232,7 @@ class TrainingState:
         self.losses.append(loss)
         self.first_loss = loss if self.step == 1 else self.first_loss
         scores = self._score_held_out()
-        return StepReport(self.step, self.steps, loss, rows, rate, float(norm), self.seconds, scores)
+        return StepReport(self.step, self.steps, loss, rows, rate, norm, self.seconds, scores)
 
     def timed(self, report: StepReport) -> StepReport:
         """Return the report of the last step with its time, which is known only when the step is over."""

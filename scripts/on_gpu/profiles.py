@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from registry.config import TrainingConfig
 from registry.graphs.capture import CudaCapture
-from registry.graphs.step import GraphedSteps
+from registry.graphs.step import Examples, GraphedSteps
 from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.mixed_graphs import GraphedMixed
+from registry.training.gradients import clip
 from registry.training.loop import train
 
 KERNELS = 14
@@ -47,10 +49,11 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
 
     def graphed_pass(tokens: TokenRows) -> Callable[[], object]:
         generator = torch.Generator(backbone.device)
-        steps = GraphedSteps(backbone.encoder, one.train(), None, 0.0, generator, CudaCapture(backbone.device))
-        labels = [row % 2 for row in range(len(tokens))]
-        steps.learn_from(tokens, labels)  # a bucket has a graph when it comes again
-        return lambda: steps.learn_from(tokens, labels)
+        capture, clipped = CudaCapture(backbone.device), partial(clip, most=1.0)
+        steps = GraphedSteps(backbone.encoder, one.train(), None, 0.0, clipped, generator, capture)
+        examples = Examples(tokens, [row % 2 for row in range(len(tokens))])
+        steps.learn_from(examples)  # a bucket has a graph when it comes again
+        return lambda: steps.learn_from(examples)
 
     def mixed_by_graph() -> object:
         with pool.hold(list(range(sets))) as resident_sets:

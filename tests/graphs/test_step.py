@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from registry.config import AdapterConfig, HeadConfig, MethodConfig, TrainingCon
 from registry.errors import NonFiniteLossError
 from registry.graphs.buckets import bucket_of
 from registry.graphs.capture import Capture, CudaCapture
+from registry.graphs.step import Examples, GraphedSteps
 from registry.model.backbone import Backbone
+from registry.training.gradients import clip
 from registry.training.loop import train
+from registry.training.state import StepReport
 from tests.support.recorded_ops import attend_as_on_cuda, record
+from tests.support.stock_models import random_rows
 from tests.support.toy_task import ADAPTER, METHODS, TRAINING, labelled, moved, randomise, same_weights
 
 STILL = AdapterConfig(placement="houlsby", reduction_factor=4)  # without dropout, which draws one mask more or less
@@ -63,14 +68,26 @@ def trained(
     config: TrainingConfig = TRAINING,
     capture: Capture | None = None,
     **options: Any,
-) -> tuple[AdapterSet, list[float]]:
-    """Return a set of small random numbers after a training, and the losses of the steps."""
+) -> tuple[AdapterSet, list[tuple[float, float]]]:
+    """Return a set of small random numbers after a training, and the loss and the gradients' norm of each step."""
     fresh = randomise(backbone.new_adapter_set(adapter, head, seed=1), 1, 0.05)
     rows = options.pop("rows", None) or labelled(backbone, head, 0)
-    losses: list[float] = []
-    train(backbone.encoder, fresh, rows, config, observe=lambda report: losses.append(report.loss),
-          capture=capture, **options)  # fmt: skip
-    return fresh, losses
+    steps: list[tuple[float, float]] = []
+
+    def observe(report: StepReport) -> None:
+        steps.append((report.loss, report.gradient_norm))
+
+    train(backbone.encoder, fresh, rows, config, observe=observe, capture=capture, **options)
+    return fresh, steps
+
+
+def assert_alike(
+    usual: Sequence[tuple[float, float]], graphed: Sequence[tuple[float, float]], tolerance: float = 1e-5
+) -> None:
+    """Check that losses and norms of all steps are the same but for rounding."""
+    assert len(usual) == len(graphed)
+    for expected, found in zip(usual, graphed, strict=True):
+        assert expected == pytest.approx(found, abs=tolerance, rel=tolerance)
 
 
 @pytest.mark.parametrize("method", ["bottleneck", *METHODS])
@@ -82,9 +99,9 @@ def test_graphs_teach_what_the_usual_way_teaches(tiny_backbone: Backbone, captur
     adapter = STILL if method == "bottleneck" else METHODS[method]
     if hasattr(adapter, "dropout"):
         adapter = msgspec.structs.replace(adapter, dropout=0.0)
-    usual, usual_losses = trained(tiny_backbone, adapter)
-    graphed, losses = trained(tiny_backbone, adapter, capture=capture)
-    assert usual_losses == pytest.approx(losses, abs=1e-5)
+    usual, usual_steps = trained(tiny_backbone, adapter)
+    graphed, steps = trained(tiny_backbone, adapter, capture=capture)
+    assert_alike(usual_steps, steps)
     assert moved(usual, graphed) <= 1e-5
     goes_usually = method.startswith("prefix") or method in ("lora-some", "fusion-some")
     assert (capture.count == 0) == goes_usually
@@ -106,11 +123,29 @@ def test_losses_of_every_kind(
 ) -> None:
     """Rows that fill up count nothing, whatever the problem type, the classes' weights, smoothing and pooling."""
     config = changed(**fields)
-    usual, usual_losses = trained(tiny_backbone, STILL, head, config)
-    graphed, losses = trained(tiny_backbone, STILL, head, config, capture)
+    usual, usual_steps = trained(tiny_backbone, STILL, head, config)
+    graphed, steps = trained(tiny_backbone, STILL, head, config, capture)
     assert capture.count > 0
-    assert usual_losses == pytest.approx(losses, abs=1e-5)
+    assert_alike(usual_steps, steps)
     assert moved(usual, graphed) <= 1e-5
+
+
+def test_rows_put_ahead_are_known_by_identity(tiny_backbone: Backbone, capture: Counted) -> None:
+    """Whatever was put in place for the next step, a step learns from the rows that it is asked."""
+    one = randomise(tiny_backbone.new_adapter_set(STILL, HEAD, seed=1), 1, 0.05).train()
+    clipped = partial(clip, most=1.0)
+    steps = GraphedSteps(tiny_backbone.encoder, one, None, 0.0, clipped, torch.Generator(), capture)
+    first, second = (Examples(random_rows((5, 9, 3), seed), [0, 1, 1]) for seed in (1, 2))
+    assert steps.learn_from(first) is None
+    alone = [steps.learn_from(each) for each in (first, second)]
+    assert alone[0] != alone[1]
+    assert [alone[0], alone[1], alone[0], alone[0], alone[1]] == [
+        steps.learn_from(first, lambda: second),
+        steps.learn_from(second, lambda: second),  # the same again, and then other rows
+        steps.learn_from(first, lambda: first),
+        steps.learn_from(first, lambda: None),
+        steps.learn_from(second, lambda: Examples(random_rows((600,)), [0])),
+    ]
 
 
 def test_a_bucket_is_recorded_when_it_comes_again(tiny_backbone: Backbone, capture: Counted) -> None:
@@ -221,8 +256,22 @@ def test_cuda_graphs_teach_what_the_usual_way_teaches(tiny_folder: Path, method:
     if hasattr(adapter, "dropout"):
         adapter = msgspec.structs.replace(adapter, dropout=0.0)
     head = msgspec.structs.replace(HEAD, pooling=pooling)
-    _, usual_losses = trained(backbone, adapter, head)
+    _, usual = trained(backbone, adapter, head)
     captured = Counted(CudaCapture(backbone.device))
-    _, losses = trained(backbone, adapter, head, capture=captured)
+    _, graphed = trained(backbone, adapter, head, capture=captured)
     assert captured.count > 0
-    assert usual_losses == pytest.approx(losses, abs=3e-2)
+    assert_alike(usual, graphed, 5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_dropout_draws_anew_at_each_replay_on_cuda(tiny_folder: Path) -> None:
+    """Replays of one batch drop other elements each time, and the same seed drops the same again."""
+    backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
+    head = msgspec.structs.replace(HEAD, dropout=0.5)
+    config = changed(epochs=6, batch_size=40, learning_rate=1e-12)
+    one, steps = trained(backbone, ADAPTER, head, config, CudaCapture(backbone.device))
+    other, again = trained(backbone, ADAPTER, head, config, CudaCapture(backbone.device))
+    assert len(steps) == len(set(steps)) == 6
+    assert_alike(steps, again, 1e-3)
+    assert moved(one, other) <= 1e-6

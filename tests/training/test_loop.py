@@ -17,8 +17,8 @@ from registry.model.backbone import Backbone
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows, predict_probabilities
 from registry.tasks.metrics import score
+from registry.training.gradients import learning_rate_at, make_optimizer
 from registry.training.loop import train
-from registry.training.optimizer import learning_rate_at, make_optimizer
 from registry.training.state import StepReport, TrainingJob, TrainingState
 from tests.support.toy_task import ADAPTER, HEAD, METHODS, TRAINING, same_weights, toy_rows, train_fresh
 

@@ -15,7 +15,8 @@ from registry.config import AdapterConfig, HeadConfig, LoraConfig, MethodConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.model.backbone import Backbone
 from registry.training.checkpoint import Checkpoint
-from registry.training.loop import Ranks, train, train_together
+from registry.training.gradients import Ranks
+from registry.training.loop import train, train_together
 from registry.training.state import TrainingJob
 from tests.support.toy_task import TRAINING, stop_at, toy_rows
 
