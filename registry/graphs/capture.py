@@ -50,18 +50,29 @@ class CudaCapture:
             with torch.cuda.stream(usual):  # its GPU is the current one here; torch leaves its own set after a failure
                 warm: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
                 warm.wait_stream(usual)
-                with torch.cuda.stream(warm):
-                    for _ in range(_WARM_UPS):
-                        work()
-                usual.wait_stream(warm)
-                for each, state in zip(generators, states, strict=True):
-                    each.set_state(state)
-                graph = torch.cuda.CUDAGraph()
-                for each in generators:
-                    graph.register_generator_state(each)
-                # Other threads may go on meanwhile: only what this one does must be fit for a graph.
-                with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-                    result = work()
+                try:
+                    with torch.cuda.stream(warm):
+                        for _ in range(_WARM_UPS):
+                            work()
+                    usual.wait_stream(warm)
+                finally:
+                    for each, state in zip(generators, states, strict=True):
+                        each.set_state(state)
+                return self._recorded(work, generators)
+
+    def _recorded(self, work: Callable[[], Result], generators: Sequence[torch.Generator]) -> tuple[Result, Replay]:
+        graph = torch.cuda.CUDAGraph()
+        for each in generators:
+            graph.register_generator_state(each)
+        try:
+            # Other threads may go on meanwhile: only what this one does must be fit for a graph.
+            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
+                result = work()
+        except RuntimeError:
+            # torch leaves all generators of a capture that failed as if it went on, and they would draw no more.
+            for each in (*generators, torch.cuda.default_generators[self._stream.device.index]):
+                each.graphsafe_set_state(each.clone_state())
+            raise
         return result, graph.replay
 
 

@@ -48,6 +48,7 @@ from registry.serving.pool import ResidentSet
 
 MOST_MIXED_GRAPHS = 32
 SETS = (8, 32, 128, 512)  # that a graph has room for
+CANNOT_CAPTURE = (ImportError, OSError, RuntimeError, SubprocessError)  # Triton or its compiler may be missing too
 Addresses = numpy.typing.NDArray[numpy.int64]
 Where = tuple[int, Place | Parts]  # a layer, and the seam or the product there
 
@@ -130,12 +131,7 @@ class GraphedMixed:
         if places is not None:
             try:
                 graph = _MixedGraph(self._encoder, places, bucket, room, asked, self._known, capture)
-            except (
-                ImportError,
-                OSError,
-                RuntimeError,
-                SubprocessError,
-            ) as err:  # Triton or its compiler may be missing
+            except CANNOT_CAPTURE as err:
                 tell_failure(f"mixed batches of sets like {first.reference} go", err)
         self._graphs[key] = graph
         while len(self._graphs) > MOST_MIXED_GRAPHS:
@@ -258,7 +254,7 @@ class _MixedGraph:
         known: (places, 5) of where the tensors of a set lie, for as long as it lives.
 
     Raises:
-        ImportError: there is no Triton here.
+        ImportError, OSError, SubprocessError: Triton is missing, or a compiler that it asks.
         RuntimeError: it cannot be captured.
     """
 

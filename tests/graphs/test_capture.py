@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from registry.graphs.capture import can_capture
+from registry.graphs.capture import CudaCapture, can_capture
 from registry.model.backbone import Backbone
 from registry.model.families import FAMILIES
 from tests.support.recorded_ops import attend_as_on_cuda, record
@@ -46,3 +46,26 @@ def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
     given[0] = 7.0
     replay()
     assert [6.0, 6.0] == result.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_generators_draw_on_after_a_capture_that_failed() -> None:
+    """What asks the host is refused, and then the given and the default generator draw what they would have drawn."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    capture, generator = CudaCapture(device), torch.Generator(device).manual_seed(3)
+    torch.cuda.manual_seed(4)
+
+    def draw_and_ask() -> float:
+        drawn = torch.empty(8, device=device).bernoulli_(generator=generator)
+        return float(drawn.sum()) if torch.cuda.is_current_stream_capturing() else 0.0
+
+    with pytest.raises(RuntimeError):
+        capture(draw_and_ask, [generator])
+    expected = torch.empty(8, device=device).bernoulli_(generator=torch.Generator(device).manual_seed(3))
+    assert torch.equal(expected, torch.empty(8, device=device).bernoulli_(generator=generator))
+    assert torch.equal(torch.rand(8, device=device, generator=torch.Generator(device).manual_seed(4)),
+                       torch.rand(8, device=device))  # fmt: skip
+    result, replay = capture(lambda: torch.empty(8, device=device).bernoulli_(generator=generator), [generator])
+    replay()
+    assert set(result.tolist()) <= {0.0, 1.0}
