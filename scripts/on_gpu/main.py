@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "reports", help="where gpu.json, gpu.md and gpu.log go")
     parser.add_argument("--carried", type=Path, default=HERE / ".gpu", help="what on_gpu/carry.py made")
     parser.add_argument("--minutes", type=float, default=8.0, help="scores end when the whole run would take longer")
+    parser.add_argument("--graphs", action="store_true", help="scores train through CUDA graphs, seed after seed")
     parser.add_argument("--device", default="cuda", help="cpu tries the parts out, with sizes that mean nothing")
     options = parser.parse_args()
     unknown = sorted(set(options.parts) - set(PARTS))
@@ -67,7 +68,9 @@ def run(options: argparse.Namespace, until: float) -> None:
             "speed": lambda: speed.measure(folder, options.device, quick, note),
             "graphs": lambda: graphs.measure(folder, options.device, quick, note),
             "profile": lambda: profiles.measure(folder, options.device, quick),
-            "scores": lambda: scores.measure(folder, options.carried, options.device, until, quick, note),
+            "scores": lambda: scores.measure(
+                folder, options.carried, options.device, until, quick, options.graphs, note
+            ),
         }
         for part in options.parts or PARTS:
             began = time.monotonic()

@@ -3,6 +3,7 @@
 Settings are the recipes', which were chosen on held-out rows for batches of 16. SST-2 and IMDB have larger batches,
 which keep a GPU busy, at a rate that grew by the root of that, and at most two epochs: none of this was tuned. Scores
 are of MRPC's test, SST-2's validation and IMDB's test rows. Cells that the minutes do not hold are left out and named.
+With graphs the seeds are trained one after another through them, where the method allows it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from carry import LENGTHS, SPLITS, unpacked, unpacked_encoder
 
 from registry.config import TrainingConfig
+from registry.graphs.capture import Capture, CudaCapture, can_capture
 from registry.model.backbone import Backbone
 from registry.model.inference import LabelledRows, predict_probabilities
 from registry.tasks.metrics import score
@@ -28,13 +30,16 @@ SEEDS = range(5)
 BATCH, MOST_EPOCHS = {"mrpc": 16, "sst2": 64, "imdb": 32}, {"mrpc": 99, "sst2": 2, "imdb": 2}
 
 
-def measure(folder: Path, carried: Path, device: str, until: float, quick: bool, note: Any) -> dict[str, Any]:
+def measure(
+    folder: Path, carried: Path, device: str, until: float, quick: bool, graphs: bool, note: Any
+) -> dict[str, Any]:
     """Return by task and method the scores of each seed, the seconds, and what was left out."""
     if not (carried / "embedded").is_dir():
         return {"left_out": [f"all: no folder {carried.name}/embedded; make it with scripts/on_gpu/carry.py"]}
     encoder = unpacked_encoder(carried / "embedded", folder / "embedded")
     backbone = Backbone.load(str(encoder), device=device, dtype="float32" if quick else "bfloat16")
-    found: dict[str, Any] = {"left_out": [], "tasks": {}, "rows": {}}
+    capture = CudaCapture(backbone.device) if graphs and not quick else None
+    found: dict[str, Any] = {"left_out": [], "tasks": {}, "rows": {}, "graphs": graphs}
     spent = 0.0
     for task, (first, second) in SPLITS.items():
         if not (carried / f"{task}-{second}.npz").exists():
@@ -52,7 +57,9 @@ def measure(folder: Path, carried: Path, device: str, until: float, quick: bool,
                 found["left_out"].append(f"{task} {method}")
                 continue
             began = time.monotonic()
-            found["tasks"].setdefault(task, {})[method] = cell(backbone, task, name, learned, tested, expected, quick)
+            found["tasks"].setdefault(task, {})[method] = cell(
+                backbone, task, name, learned, tested, expected, quick, capture
+            )
             spent = time.monotonic() - began
             note("scores", found)
             print(task, method, found["tasks"][task][method], flush=True)
@@ -60,9 +67,16 @@ def measure(folder: Path, carried: Path, device: str, until: float, quick: bool,
 
 
 def cell(
-    backbone: Backbone, task: str, name: str, learned: LabelledRows, tested: Any, expected: Any, quick: bool
+    backbone: Backbone,
+    task: str,
+    name: str,
+    learned: LabelledRows,
+    tested: Any,
+    expected: Any,
+    quick: bool,
+    capture: Capture | None,
 ) -> dict[str, Any]:
-    """Return what five seeds of one method score, trained in one pass."""
+    """Return what five seeds of one method score, trained in one pass, or one after another through graphs."""
     recipe = read_recipe(name)
     base = recipe.training_for(task, recipe.adapter.name)
     head = recipe.head.for_task(LABELS[task], "classification", ())
@@ -72,7 +86,10 @@ def cell(
     for seed in SEEDS:
         config: TrainingConfig = training_of(base, task, seed, quick)
         jobs.append(TrainingJob(backbone.new_adapter_set(adapter, head, seed=seed), learned, config))
-    results = train_together(backbone.encoder, jobs)
+    if capture is not None and can_capture(backbone.encoder, jobs[0].adapter_set.adapter):
+        results = [train_together(backbone.encoder, [job], capture=capture)[0] for job in jobs]
+    else:
+        results = train_together(backbone.encoder, jobs)
     trained = time.monotonic() - began
     scores = [
         score(
