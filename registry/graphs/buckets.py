@@ -21,6 +21,9 @@ _DOUBLING = (512, 1_024, 2_048, 4_096, 8_192)
 TOKENS = (32, 64, 128, 256, *(size * part // 4 for size in _DOUBLING for part in range(4, 8)), 16_512)
 ROWS = (2, 4, 8, 16, 32, 64, 128, 256)
 LONGEST = (32, 64, 128, 256, 512)
+# Fewer, where each is captured for one use alone and its tokens are too few to keep a GPU busy in any case.
+FEW_TOKENS = (32, 128, 256, 384, 512, 768, 1_024, 1_536, 2_048, 3_072, *(size for size in TOKENS if size >= 4_096))
+FEW_LONGEST = (128, 256, 512)
 
 
 class Bucket(NamedTuple):
@@ -37,17 +40,17 @@ class Bucket(NamedTuple):
         return [*own, *[each + 1] * more, *[each] * (fillers - more)]
 
 
-def bucket_of(lengths: Sequence[int]) -> Bucket | None:
-    """Return what rows of these lengths are padded to, None where that is beyond the largest.
+def bucket_of(lengths: Sequence[int], *, few: bool = False) -> Bucket | None:
+    """Return what rows of these lengths are padded to, of many sizes or of few, None where that is beyond the largest.
 
     At least one row fills up, and each of those has a token and is no longer than the longest of its bucket: the kernel
     of attention has work to do for every place that a row could have.
     """
     count, total = len(lengths), sum(lengths)
-    longest = next((size for size in LONGEST if size >= max(lengths)), None)
+    longest = next((size for size in (FEW_LONGEST if few else LONGEST) if size >= max(lengths)), None)
     if longest is None:
         return None
-    for tokens in TOKENS:
+    for tokens in FEW_TOKENS if few else TOKENS:
         spare = tokens - total
         fitting = (size for size in ROWS if count + -(-spare // longest) <= size <= count + spare)
         if spare > 0 and (rows := next(fitting, None)) is not None:

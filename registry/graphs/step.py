@@ -90,14 +90,14 @@ class GraphedSteps:
 
     def _put_ahead(self, examples: Examples | None) -> None:
         """Put the rows of the next step in their place, where they have a graph."""
-        bucket = None if examples is None else bucket_of(examples.tokens.lengths)
+        bucket = None if examples is None else bucket_of(examples.tokens.lengths, few=True)
         graph = None if bucket is None else self._graphs.get(bucket)
         self._in_place = None if graph is None else examples
         if examples is not None and graph is not None:
             graph.put(examples)
 
     def _graph(self, asked: Examples) -> _GraphedStep | None:
-        bucket = bucket_of(asked.tokens.lengths)
+        bucket = bucket_of(asked.tokens.lengths, few=True)
         if bucket is None or not self._is_wanted(bucket):
             return None
         if bucket not in self._graphs:

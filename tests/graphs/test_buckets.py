@@ -6,17 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.graphs.buckets import TOKENS, Bucket, PaddedRows, bucket_of
+from registry.graphs.buckets import FEW_TOKENS, TOKENS, Bucket, PaddedRows, bucket_of
 from registry.model.batching import Batch
 from tests.support.stock_models import random_rows
 
 
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=128))
-def test_buckets_hold_the_rows_and_at_least_one_more(lengths: list[int]) -> None:
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=128), st.booleans())
+def test_buckets_hold_the_rows_and_at_least_one_more(lengths: list[int], few: bool) -> None:
     """A bucket has the tokens and rows that are there, and rows that fill it up, none empty and none too long."""
-    bucket = bucket_of(lengths)
+    bucket = bucket_of(lengths, few=few)
     if bucket is None:
-        assert sum(lengths) > TOKENS[-2] or len(lengths) == 128
+        assert sum(lengths) > (FEW_TOKENS if few else TOKENS)[-2] or len(lengths) == 128
         return
     padded = bucket.lengths(lengths)
     assert padded[: len(lengths)] == lengths
