@@ -31,8 +31,9 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._memory = torch.cuda.graph_pool_handle()
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._memory: Any = None
+        self._keeper: torch.cuda.CUDAGraph | None = None  # torch shares the memory of a graph that is there
 
     def __call__(self, work: Callable[[], Result], generators: Sequence[torch.Generator] = ()) -> tuple[Result, Replay]:
         """Record ``work``, after it has run often enough for what it sets up to be there.
@@ -58,22 +59,34 @@ class CudaCapture:
                 finally:
                     for each, state in zip(generators, states, strict=True):
                         each.set_state(state)
-                return self._recorded(work, generators)
+                if self._keeper is None:
+                    self._take_memory(())
+                try:
+                    result, graph = self._record(work, generators)
+                except RuntimeError:
+                    self._take_memory(generators)
+                    raise
+        return result, graph.replay
 
-    def _recorded(self, work: Callable[[], Result], generators: Sequence[torch.Generator]) -> tuple[Result, Replay]:
+    def _take_memory(self, generators: Sequence[torch.Generator]) -> None:
+        """Take a new memory, and capture something in it that succeeds.
+
+        After a capture that failed torch goes on recording into its memory, and (torch 2.11) neither draws from its
+        generators nor replays graphs that do, until another capture with them has ended.
+        """
+        self._memory = torch.cuda.graph_pool_handle()
+        _, self._keeper = self._record(lambda: torch.zeros(1, device=self._device), generators)
+
+    def _record(
+        self, work: Callable[[], Result], generators: Sequence[torch.Generator]
+    ) -> tuple[Result, torch.cuda.CUDAGraph]:
         graph = torch.cuda.CUDAGraph()
         for each in generators:
             graph.register_generator_state(each)
-        try:
-            # Other threads may go on meanwhile: only what this one does must be fit for a graph.
-            with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
-                result = work()
-        except RuntimeError:
-            # torch leaves all generators of a capture that failed as if it went on, and they would draw no more.
-            for each in (*generators, torch.cuda.default_generators[self._stream.device.index]):
-                each.graphsafe_set_state(each.clone_state())
-            raise
-        return result, graph.replay
+        # Other threads may go on meanwhile: only what this one does must be fit for a graph.
+        with torch.cuda.graph(graph, pool=self._memory, stream=self._stream, capture_error_mode="thread_local"):
+            result = work()
+        return result, graph
 
 
 def can_capture(encoder: Encoder, adapter: SetAdapter | None = None) -> bool:

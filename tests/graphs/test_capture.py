@@ -50,22 +50,40 @@ def test_the_stand_in_refuses_what_a_gpu_refuses() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_generators_draw_on_after_a_capture_that_failed() -> None:
-    """What asks the host is refused, and then the given and the default generator draw what they would have drawn."""
+def test_a_capture_that_failed_disturbs_nothing_else() -> None:
+    """What asks the host is refused; then generators, older graphs and further captures do what they did before."""
     device = torch.device("cuda", torch.cuda.current_device())
     capture, generator = CudaCapture(device), torch.Generator(device).manual_seed(3)
+    drawn, replay = capture(lambda: torch.empty(8, device=device).bernoulli_(generator=generator), [generator])
     torch.cuda.manual_seed(4)
 
     def draw_and_ask() -> float:
-        drawn = torch.empty(8, device=device).bernoulli_(generator=generator)
-        return float(drawn.sum()) if torch.cuda.is_current_stream_capturing() else 0.0
+        mask = torch.empty(8, device=device).bernoulli_(generator=generator)
+        return float(mask.sum()) if torch.cuda.is_current_stream_capturing() else 0.0
 
     with pytest.raises(RuntimeError):
         capture(draw_and_ask, [generator])
-    expected = torch.empty(8, device=device).bernoulli_(generator=torch.Generator(device).manual_seed(3))
-    assert torch.equal(expected, torch.empty(8, device=device).bernoulli_(generator=generator))
-    assert torch.equal(torch.rand(8, device=device, generator=torch.Generator(device).manual_seed(4)),
-                       torch.rand(8, device=device))  # fmt: skip
-    result, replay = capture(lambda: torch.empty(8, device=device).bernoulli_(generator=generator), [generator])
-    replay()
-    assert set(result.tolist()) <= {0.0, 1.0}
+    expected = torch.Generator(device).manual_seed(3)
+    for _ in range(2):
+        assert torch.equal(torch.empty(8, device=device).bernoulli_(generator=expected),
+                           torch.empty(8, device=device).bernoulli_(generator=generator))  # fmt: skip
+    by_seed = torch.rand(8, device=device, generator=torch.Generator(device).manual_seed(4))
+    assert torch.equal(by_seed, torch.rand(8, device=device))
+    for again in (replay, capture(lambda: torch.ones(8, device=device).add_(1), [generator])[1]):
+        again()
+    assert set(drawn.tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_captures_go_on_after_all_graphs_have_left() -> None:
+    """One object captures for one training after another, though the graphs of the first are gone."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    capture, place = CudaCapture(device), torch.zeros(4, device=device)
+    for number in (1.0, 2.0, 3.0):
+        result, replay = capture(lambda number=number: place + number)
+        place.fill_(number)
+        replay()
+        assert [2 * number] * 4 == result.tolist()
+        place.zero_()
+        del result, replay
