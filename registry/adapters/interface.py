@@ -17,6 +17,7 @@ from registry.config import Placement, Target
 
 Place = Literal["attention", "ffn"]
 Parts = tuple[Target, ...]  # products of the same states that are done as one, their results side by side
+Where = tuple[int, Place | Parts]  # a layer, and its seam or product
 Map = Callable[[Tensor], Tensor]
 
 QUERY_KEY_VALUE: Parts = ("query", "key", "value")

@@ -2,6 +2,6 @@
 
 Reading order: ``staged`` (tensors that stay where they are and are written anew), ``buckets`` (rows padded to few
 sizes), ``capture`` (CUDA graphs), ``step`` (losses and gradients of a training); for mixed batches ``set_tables``
-(where sets lie, which states are whose) and ``squeeze_kernel`` (their thin products). To the left: ``model``. To the
-right: ``store``.
+(where sets lie, which states are whose), ``squeeze_kernel`` (their thin products) and ``tabled_adapters`` (what the
+encoder asks). To the left: ``model``. To the right: ``store``.
 """

@@ -1,11 +1,13 @@
-"""CUDA graphs: what a function launches on a GPU is recorded once, and launched again in one go."""
+"""CUDA graphs: what a function launches on a GPU is recorded once, launched again in one go, and kept by a key."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from subprocess import SubprocessError
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -14,10 +16,14 @@ from registry.model.attention import has_varlen_kernel
 from registry.model.encoder import Encoder, EncoderLayer
 
 Result = TypeVar("Result")
+_Key = TypeVar("_Key", bound=Hashable)
+_Kept = TypeVar("_Kept")
 Replay = Callable[[], object]
 # Of a function and the generators that it draws from: what it returned, whose tensors a replay fills, and the replay.
 Capture = Callable[[Callable[[], Any], Sequence[torch.Generator]], tuple[Any, Replay]]
 
+MOST_GRAPHS = 64
+CANNOT_CAPTURE = (ImportError, OSError, RuntimeError, SubprocessError)  # Triton or its compiler may be missing too
 _WARM_UPS = 2
 _CAPTURING = threading.Lock()  # torch allows one capture at a time in a process
 
@@ -104,7 +110,42 @@ def can_capture(encoder: Encoder, adapter: SetAdapter | None = None) -> bool:
     return plain and not has_prefix and has_varlen_kernel(encoder.embeddings.word.weight)
 
 
-def tell_failure(what: str, err: Exception) -> None:
-    """Warn that something goes the usual way from now on, as it could not be captured."""
-    why = str(err).partition("\n")[0]  # CUDA adds advice on debugging, over several lines
-    warnings.warn(f"{what} without a CUDA graph: {why}", RuntimeWarning, stacklevel=5)
+def capture_for(encoder: Encoder, given: Capture | None) -> Capture | None:
+    """Return what records forwards of an encoder: the given one, else its GPU; None where nothing can be captured."""
+    if not can_capture(encoder):
+        return None
+    return given or CudaCapture(encoder.embeddings.word.weight.device)
+
+
+class GraphCache(Generic[_Key, _Kept]):
+    """Graphs by key, the least recently used of which leave; for what could not be captured there is None."""
+
+    def __init__(self) -> None:
+        self._graphs: OrderedDict[_Key, _Kept | None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def known(self, key: _Key) -> _Kept | None:
+        """Return the graph of a key, None where there is none yet."""
+        return self._graphs.get(key)
+
+    def find(self, key: _Key, make: Callable[[], _Kept | None], what: str) -> _Kept | None:
+        """Return the graph of a key, made where the key is new; if it cannot be captured, a warning says so once.
+
+        Args:
+            key: tells apart what graphs are for.
+            make: captures one; None is returned where none applies.
+            what: goes the usual way if it fails.
+        """
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = make()
+            except CANNOT_CAPTURE as err:
+                self._graphs[key] = None
+                why = str(err).partition("\n")[0]  # CUDA adds advice on debugging, over several lines
+                warnings.warn(f"{what} without a CUDA graph: {why}", RuntimeWarning, stacklevel=4)
+        self._graphs.move_to_end(key)
+        while len(self._graphs) > MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        return self._graphs[key]

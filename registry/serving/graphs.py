@@ -10,19 +10,17 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections import OrderedDict
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from registry.graphs.buckets import Bucket, PaddedRows, bucket_of
-from registry.graphs.capture import Capture, CudaCapture, can_capture, tell_failure
+from registry.graphs.capture import Capture, GraphCache, can_capture, capture_for
 from registry.model.batching import TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import logits_of
 from registry.serving.pool import ResidentSet
-
-MOST_GRAPHS = 64
 
 
 class GraphedAnswers:
@@ -34,44 +32,29 @@ class GraphedAnswers:
     """
 
     def __init__(self, encoder: Encoder, capture: Capture | None = None) -> None:
-        self._encoder = encoder
-        self._capture: Capture | None = None
-        if can_capture(encoder):
-            self._capture = capture or CudaCapture(encoder.embeddings.word.weight.device)
-        self._templates: dict[str, _Template] = {}
-        # The least recently used first; None where a capture failed.
-        self._graphs: OrderedDict[tuple[str, Bucket], _Graph | None] = OrderedDict()
+        self._encoder, self._capture = encoder, capture_for(encoder, capture)
+        self._templates: WeakValueDictionary[str, _Template] = WeakValueDictionary()  # by structure, held by graphs
+        self._graphs: GraphCache[tuple[str, Bucket], _Graph] = GraphCache()
         self._lock = threading.Lock()
 
     @torch.inference_mode()
     def logits(self, one: ResidentSet, rows: TokenRows) -> Tensor | None:
         """Return (B, C) float32 logits of one set in the order of the rows, None where no graph applies."""
         bucket = None if self._capture is None else bucket_of(rows.lengths)
-        if bucket is None or self._capture is None:
+        if bucket is None:
             return None
         with self._lock:
-            graph = self._graph(one, bucket, self._capture)
+            what = f"answers like those of {one.reference} go"
+            graph = self._graphs.find((one.structure, bucket), lambda: self._captured(one, bucket), what)
             return None if graph is None else graph.answer(one, rows)
 
-    def _graph(self, one: ResidentSet, bucket: Bucket, capture: Capture) -> _Graph | None:
-        key = (one.structure, bucket)
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key]
-        graph = None
-        if can_capture(self._encoder, one.adapter):
-            try:
-                if one.structure not in self._templates:
-                    self._templates[one.structure] = _Template(one)
-                graph = _Graph(self._encoder, self._templates[one.structure], bucket, capture)
-            except RuntimeError as err:
-                tell_failure(f"answers like those of {one.reference} go", err)
-        self._graphs[key] = graph
-        while len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
-            used = {structure for structure, _ in self._graphs}
-            self._templates = {known: one for known, one in self._templates.items() if known in used}
-        return graph
+    def _captured(self, one: ResidentSet, bucket: Bucket) -> _Graph | None:
+        if self._capture is None or not can_capture(self._encoder, one.adapter):
+            return None
+        template = self._templates.get(one.structure)
+        if template is None:
+            template = self._templates[one.structure] = _Template(one)
+        return _Graph(self._encoder, template, bucket, self._capture)
 
 
 class _Template:

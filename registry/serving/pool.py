@@ -36,6 +36,7 @@ from registry.adapters.interface import (
     Place,
     Seam,
     Squeeze,
+    Where,
 )
 from registry.adapters.method import MethodAdapter
 from registry.schema import Manifest
@@ -74,6 +75,11 @@ class ResidentAdapter(MethodAdapter):
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in an order that only the configuration decides."""
         return list(_tensors_in([*self._seams.values(), *self._changes.values(), *self._prefixes.values()]))
+
+    @property
+    def acts(self) -> list[tuple[Where, Change | Seam]]:
+        """Return what this set does at each product and seam where it does anything, in the same order for its like."""
+        return [*self._changes.items(), *self._seams.items()]
 
     def change(self, layer: int, parts: Parts) -> Change | None:
         """Return what this set changes of frozen products, None where nothing."""

@@ -19,7 +19,7 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.config import TrainingConfig
 from registry.errors import ConfigError, NonFiniteLossError, TrainingInterrupted
 from registry.graphs.capture import Capture, can_capture
-from registry.graphs.step import Examples, GraphedSteps
+from registry.graphs.step import GraphedSteps
 from registry.model.batching import Batch, TokenRows
 from registry.model.encoder import Encoder
 from registry.model.inference import LabelledRows, mixed_logits, pool_rows
@@ -159,8 +159,6 @@ class _Pass:
         alone = frozen and ranks is None and len(runs) == len(through) == 1 and self.layer == 0
         if capture is not None and alone and can_capture(encoder, runs[0].adapter_set.adapter):
             self.graphed = _graphed_steps(runs[0], capture)
-        self.norm: float | None = None  # of the gradients of a step that went through a graph, which clips them
-        self.ahead: tuple[list[int], Examples] | None = None  # the rows of the next step, where they were taken before
         self.prefixes: dict[int, CachedStates] = {}  # by the identity of the rows, which seeds of one task share
 
     def loop(self, should_stop: Callable[[], bool] | None) -> None:
@@ -184,11 +182,11 @@ class _Pass:
         started = time.perf_counter()
         chosen = {run: run.next_rows() for run in active}
         values = dict.fromkeys(active, 0.0)
-        self.norm = None
+        clipped: float | None = None
         for run in active:
             run.optimizer.zero_grad(set_to_none=True)
         for place in range(max(run.config.gradient_accumulation_steps for run in active)):
-            self._accumulate(chosen, place, values)
+            clipped = self._accumulate(chosen, place, values)
         learning = [run for run in active if run.error is None]
         if self.ranks is not None:
             for run in learning:
@@ -199,7 +197,7 @@ class _Pass:
             run.seconds += passed * tokens[run] / sum(tokens.values())
         for run in learning:
             began = time.perf_counter()
-            norm = float(clip(run.parameters, run.config.clip_norm)) if self.norm is None else self.norm
+            norm = float(clip(run.parameters, run.config.clip_norm)) if clipped is None else clipped
             report = run.learn(values[run], len(chosen[run]), norm)
             run.seconds += time.perf_counter() - began
             if report is not None and run.job.observe is not None:
@@ -207,19 +205,27 @@ class _Pass:
 
     def _accumulate(
         self, chosen: dict[TrainingState, list[int]], place: int, values: dict[TrainingState, float]
-    ) -> None:
-        """Add the gradients of each run's ``place``-th batch of its step, and their part of the step's loss."""
+    ) -> float | None:
+        """Add the gradients of each run's ``place``-th batch of its step, and their part of the step's loss.
+
+        What is returned is their norm where they went through a graph, which is a whole step and clips them.
+        """
         parts: dict[TrainingState, list[int]] = {}
         for run, rows in chosen.items():
             part = rows[place * run.config.batch_size : (place + 1) * run.config.batch_size]
             if part and run.error is None:
                 parts[run] = part
         if not parts:
-            return
+            return None
         if self.ranks is not None:
             parts = {run: self.ranks.part(part) for run, part in parts.items()}
-        if self.graphed is not None and self._learned_at_once(parts, self.graphed, values):
-            return
+        if self.graphed is not None:
+            ((run, rows),) = parts.items()
+            at_once = self.graphed.learn_from(rows, run.rows_of(run.step + 1) if run.step + 1 < run.steps else None)
+            if at_once is not None:
+                values[run], norm = at_once
+                run.accept(values[run])
+                return norm
         own = {run: part for run, part in parts.items() if part}
         losses = {run: run.loss(logits, own[run]) for run, logits in self._logits(own).items()}
         shares = {run: run.share(own[run], chosen[run]) for run in losses}
@@ -234,27 +240,7 @@ class _Pass:
         if learning:
             scaled = [losses[run] if shares[run] == 1.0 else losses[run] * shares[run] for run in learning]
             torch.stack(scaled).sum().backward()  # type: ignore[no-untyped-call]
-
-    def _learned_at_once(
-        self, parts: dict[TrainingState, list[int]], graphed: GraphedSteps, values: dict[TrainingState, float]
-    ) -> bool:
-        """Return whether the only run's batch went through a graph, which does what ``_accumulate`` says, and clips."""
-        ((run, rows),) = parts.items()
-        taken = self.ahead is not None and self.ahead[0] == rows
-        examples = self.ahead[1] if self.ahead is not None and taken else _examples(run, rows)
-        found = graphed.learn_from(examples, lambda: self._take_ahead(run))
-        if found is None:
-            return False
-        loss, self.norm = found
-        if run.accept(loss):
-            values[run] = loss
-        return True
-
-    def _take_ahead(self, run: TrainingState) -> Examples | None:
-        """Return the rows of the run's next step, which is asked while the device is at work."""
-        rows = run.rows_of(run.step + 1) if run.step + 1 < run.steps else None
-        self.ahead = None if rows is None else (rows, _examples(run, rows))
-        return None if self.ahead is None else self.ahead[1]
+        return None
 
     def _logits(self, chosen: dict[TrainingState, list[int]]) -> dict[TrainingState, Tensor]:
         """Return the (B, C) logits of each run's rows in their order, ready for the backward pass."""
@@ -313,12 +299,9 @@ def _graphed_steps(run: TrainingState, capture: Capture) -> GraphedSteps | None:
     config = run.config
     if run.job.loss is not None or config.gradient_accumulation_steps > 1:
         return None
-    weights, clipped = (run.class_weights, config.label_smoothing), partial(clip, most=config.clip_norm)
-    return GraphedSteps(run.encoder, run.adapter_set, *weights, clipped, run.generator, capture)
-
-
-def _examples(run: TrainingState, rows: Sequence[int]) -> Examples:
-    return Examples(run.job.rows.tokens.take(rows), [run.job.rows.labels[row] for row in rows])
+    weights, smoothing, clipping = run.class_weights, config.label_smoothing, partial(clip, most=config.clip_norm)
+    rows, generator = run.job.rows, run.generator
+    return GraphedSteps(run.encoder, run.adapter_set, rows, weights, smoothing, clipping, generator, capture)
 
 
 def _join(parts: Sequence[TokenRows]) -> TokenRows:

@@ -16,10 +16,10 @@ from registry.adapters.adapter_set import AdapterSet
 from registry.adapters.interface import Dropout
 from registry.config import AdapterConfig, HeadConfig, MethodConfig, TrainingConfig
 from registry.errors import NonFiniteLossError
-from registry.graphs.buckets import bucket_of
 from registry.graphs.capture import Capture, CudaCapture
-from registry.graphs.step import Examples, GraphedSteps
+from registry.graphs.step import GraphedSteps
 from registry.model.backbone import Backbone
+from registry.model.inference import LabelledRows
 from registry.training.gradients import clip
 from registry.training.loop import train
 from registry.training.state import StepReport
@@ -71,7 +71,7 @@ def trained(
 ) -> tuple[AdapterSet, list[tuple[float, float]]]:
     """Return a set of small random numbers after a training, and the loss and the gradients' norm of each step."""
     fresh = randomise(backbone.new_adapter_set(adapter, head, seed=1), 1, 0.05)
-    rows = options.pop("rows", None) or labelled(backbone, head, 0)
+    rows = labelled(backbone, head, 0)
     steps: list[tuple[float, float]] = []
 
     def observe(report: StepReport) -> None:
@@ -79,6 +79,12 @@ def trained(
 
     train(backbone.encoder, fresh, rows, config, observe=observe, capture=capture, **options)
     return fresh, steps
+
+
+def still(method: str) -> MethodConfig:
+    """Return a method's configuration without dropout."""
+    adapter = STILL if method == "bottleneck" else METHODS[method]
+    return msgspec.structs.replace(adapter, dropout=0.0) if hasattr(adapter, "dropout") else adapter
 
 
 def assert_alike(
@@ -96,9 +102,7 @@ def test_graphs_teach_what_the_usual_way_teaches(tiny_backbone: Backbone, captur
 
     Sets with a prefix, or that begin above the first layer, go the usual way.
     """
-    adapter = STILL if method == "bottleneck" else METHODS[method]
-    if hasattr(adapter, "dropout"):
-        adapter = msgspec.structs.replace(adapter, dropout=0.0)
+    adapter = still(method)
     usual, usual_steps = trained(tiny_backbone, adapter)
     graphed, steps = trained(tiny_backbone, adapter, capture=capture)
     assert_alike(usual_steps, steps)
@@ -130,32 +134,31 @@ def test_losses_of_every_kind(
     assert moved(usual, graphed) <= 1e-5
 
 
-def test_rows_put_ahead_are_known_by_identity(tiny_backbone: Backbone, capture: Counted) -> None:
-    """Whatever was put in place for the next step, a step learns from the rows that it is asked."""
+def test_whatever_was_put_ahead_the_rows_asked_are_learned(tiny_backbone: Backbone, capture: Counted) -> None:
+    """A step learns from the rows that it is asked, whichever were put in place for it."""
     one = randomise(tiny_backbone.new_adapter_set(STILL, HEAD, seed=1), 1, 0.05).train()
+    rows = LabelledRows(random_rows((5, 9, 3, 7, 4, 6, 600)), (0, 1, 1, 0, 1, 0, 1))
     clipped = partial(clip, most=1.0)
-    steps = GraphedSteps(tiny_backbone.encoder, one, None, 0.0, clipped, torch.Generator(), capture)
-    first, second = (Examples(random_rows((5, 9, 3), seed), [0, 1, 1]) for seed in (1, 2))
+    steps = GraphedSteps(tiny_backbone.encoder, one, rows, None, 0.0, clipped, torch.Generator(), capture)
+    first, second = [0, 1, 2], [3, 4, 5]
     assert steps.learn_from(first) is None
     alone = [steps.learn_from(each) for each in (first, second)]
     assert alone[0] != alone[1]
     assert [alone[0], alone[1], alone[0], alone[0], alone[1]] == [
-        steps.learn_from(first, lambda: second),
-        steps.learn_from(second, lambda: second),  # the same again, and then other rows
-        steps.learn_from(first, lambda: first),
-        steps.learn_from(first, lambda: None),
-        steps.learn_from(second, lambda: Examples(random_rows((600,)), [0])),
+        steps.learn_from(first, second),
+        steps.learn_from(second, second),  # the same again, and then other rows
+        steps.learn_from(first, first),
+        steps.learn_from(first),
+        steps.learn_from(second, [6]),
     ]
 
 
 def test_a_bucket_is_recorded_when_it_comes_again(tiny_backbone: Backbone, capture: Counted) -> None:
     """What comes once is not recorded; what comes again is, once, and no step is taken twice."""
-    rows = labelled(tiny_backbone, HEAD, 0)
     one_batch = changed(epochs=1, batch_size=40)
     assert 1 == len(trained(tiny_backbone, STILL, HEAD, one_batch, capture)[1])
     assert 0 == capture.count
     assert 5 == len(trained(tiny_backbone, STILL, HEAD, changed(epochs=5, batch_size=40), capture)[1])
-    assert bucket_of(rows.tokens.lengths) is not None
     assert 1 == capture.count
 
 
@@ -163,10 +166,10 @@ def test_dropout_draws_anew_at_each_replay(tiny_backbone: Backbone, capture: Cou
     """Replays of one batch drop other elements each time, and the same seed drops the same again."""
     head = msgspec.structs.replace(HEAD, dropout=0.5)
     config = changed(epochs=6, batch_size=40, learning_rate=1e-12)
-    one, losses = trained(tiny_backbone, ADAPTER, head, config, capture)
+    one, steps = trained(tiny_backbone, ADAPTER, head, config, capture)
     other, again = trained(tiny_backbone, ADAPTER, head, config, capture)
-    assert len(losses) == len(set(losses)) == 6
-    assert losses == again
+    assert len(steps) == len(set(steps)) == 6
+    assert steps == again
     assert same_weights(one, other)
 
 
@@ -233,15 +236,17 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_weights(tiny_backbone: Ba
     assert all(torch.equal(kept[name], states[2][name]) for name in kept if name != "head.out.weight")
 
 
-def test_memory_is_not_taken_by_more_buckets_than_allowed(
+def test_graphs_that_left_are_captured_again(
     tiny_backbone: Backbone, capture: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So many buckets are recorded; batches of others go the usual way and teach the same."""
+    """With room for one graph alone steps of several buckets teach the same; what left is captured again."""
     config = changed(batch_size=3, epochs=4)
     usual, _ = trained(tiny_backbone, STILL, HEAD, config)
-    monkeypatch.setattr("registry.graphs.step.MOST_STEPS", 1)
+    trained(tiny_backbone, STILL, HEAD, config, capture)
+    roomy, capture.count = capture.count, 0
+    monkeypatch.setattr("registry.graphs.capture.MOST_GRAPHS", 1)
     limited, _ = trained(tiny_backbone, STILL, HEAD, config, capture)
-    assert 1 == capture.count
+    assert capture.count > roomy > 1
     assert moved(usual, limited) <= 1e-5
 
 
@@ -252,9 +257,7 @@ def test_memory_is_not_taken_by_more_buckets_than_allowed(
 def test_cuda_graphs_teach_what_the_usual_way_teaches(tiny_folder: Path, method: str, pooling: str) -> None:
     """In bfloat16 a graphed training has the losses of the usual one but for rounding, step by step."""
     backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
-    adapter = STILL if method == "bottleneck" else METHODS[method]
-    if hasattr(adapter, "dropout"):
-        adapter = msgspec.structs.replace(adapter, dropout=0.0)
+    adapter = still(method)
     head = msgspec.structs.replace(HEAD, pooling=pooling)
     _, usual = trained(backbone, adapter, head)
     captured = Counted(CudaCapture(backbone.device))

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor
 
-from registry.config import HeadConfig, MethodConfig
+from registry.config import MethodConfig
 from registry.model.backbone import Backbone
-from registry.model.batching import Batch, TokenRows
-from registry.model.inference import mixed_logits
+from registry.model.batching import TokenRows
 from registry.serving.graphs import GraphedAnswers
 from registry.serving.pool import ResidentSet
 from tests.support.recorded_ops import attend_as_on_cuda, record
+from tests.support.resident_sets import from_threads, new_resident, usual_logits
 from tests.support.stock_models import random_rows
-from tests.support.stored_sets import new_manifest
-from tests.support.toy_task import ADAPTER, METHODS, randomise
+from tests.support.toy_task import ADAPTER, METHODS
 
-HEAD = HeadConfig(label_names=("no", "maybe", "yes"))
 LENGTHS = [(1,), (3, 7), (64, 1, 12), (30,) * 17]
 
 
 def resident(backbone: Backbone, seed: int, adapter: MethodConfig | None = ADAPTER, **head: str) -> ResidentSet:
-    """Return a resident set of random numbers."""
-    one = randomise(backbone.new_adapter_set(adapter, msgspec.structs.replace(HEAD, **head)), seed).eval()
-    return ResidentSet(f"set{seed}:1", new_manifest("set"), one, backbone.dtype)
+    """Return a resident set of random numbers, of bottlenecks where nothing else is said."""
+    return new_resident(backbone, seed, adapter, **head)
 
 
-@torch.inference_mode()
 def ungraphed(backbone: Backbone, one: ResidentSet, rows: TokenRows) -> Tensor:
     """Return the (B, C) logits of the usual way, in the order of the rows."""
-    batch = Batch.pack(rows, device=backbone.device)
-    ((packed, logits),) = mixed_logits(backbone.encoder, [one], batch).values()
-    return batch.restore(logits[torch.argsort(torch.tensor(packed, device=logits.device))])
+    return usual_logits(backbone, [one], [0] * len(rows), rows)
 
 
 @pytest.fixture
@@ -137,11 +129,11 @@ def test_the_least_recently_used_graphs_leave(
     tiny_backbone: Backbone, graphed: GraphedAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most so many graphs are kept, those used last, and no template that none of them reads."""
-    monkeypatch.setattr("registry.serving.graphs.MOST_GRAPHS", 2)
+    monkeypatch.setattr("registry.graphs.capture.MOST_GRAPHS", 2)
     first, second = resident(tiny_backbone, 0), resident(tiny_backbone, 0, METHODS["lora"])
     for one, length in ((first, 3), (second, 3), (first, 3), (second, 40)):
         assert graphed.logits(one, random_rows((length,))) is not None
-    assert [first.structure, second.structure] == [structure for structure, _ in graphed._graphs]
+    assert [first.structure, second.structure] == [structure for structure, _ in graphed._graphs._graphs]
     assert graphed.logits(second, random_rows((3,))) is not None
     assert [second.structure] == list(graphed._templates)
 
@@ -154,7 +146,7 @@ def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, 
     """In bfloat16 sets in turn, rows of several lengths and several threads get the answers that they get ungraphed."""
     backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
     adapter = ADAPTER if method == "bottleneck" else METHODS[method]
-    sets = [resident_on(backbone, seed, adapter, pooling) for seed in (1, 2)]
+    sets = [resident(backbone, seed, adapter, pooling=pooling) for seed in (1, 2)]
     graphed = GraphedAnswers(backbone.encoder)
     wrong: list[float] = []
 
@@ -166,11 +158,7 @@ def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, 
                 assert found is not None
                 wrong.append(float((found - expected).abs().max() / expected.abs().max().clamp(min=1)))
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    from_threads(ask)
     assert len(wrong) == 4 * 3 * 2
     assert max(wrong) <= 3e-2
 
@@ -180,17 +168,10 @@ def test_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, 
 def test_graphs_on_another_gpu_than_the_current_one(tiny_folder: Path) -> None:
     """An encoder on the second GPU is captured there, while the first is the current one."""
     backbone = Backbone.load(str(tiny_folder), device="cuda:1", dtype="bfloat16")
-    one, graphed = resident_on(backbone, 1, ADAPTER, "mean"), GraphedAnswers(backbone.encoder)
+    one, graphed = resident(backbone, 1), GraphedAnswers(backbone.encoder)
     for seed in (0, 1, 2):
         rows = random_rows((5, 9), seed, words=100)
         found, expected = graphed.logits(one, rows), ungraphed(backbone, one, rows)
         assert found is not None
         assert float((found - expected).abs().max() / expected.abs().max().clamp(min=1)) <= 3e-2
     assert 0 == torch.cuda.current_device()
-
-
-def resident_on(backbone: Backbone, seed: int, adapter: MethodConfig, pooling: str) -> ResidentSet:
-    """Return a resident set with its tensors where the backbone is."""
-    config = msgspec.structs.replace(HEAD, pooling=pooling)
-    one = randomise(backbone.new_adapter_set(adapter, config), seed).to(backbone.device).eval()
-    return ResidentSet(f"set{seed}:1", new_manifest("set"), one, backbone.dtype)

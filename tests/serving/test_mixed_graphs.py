@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import copy
-import threading
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor
 
-from registry.config import AdapterConfig, HeadConfig, LoraConfig, MethodConfig
+from registry.config import AdapterConfig, LoraConfig, MethodConfig
 from registry.model.backbone import Backbone
-from registry.model.batching import Batch, TokenRows
-from registry.model.inference import mixed_logits
+from registry.model.batching import TokenRows
 from registry.serving.mixed_graphs import SETS, GraphedBatches, GraphedMixed
 from registry.serving.pool import ResidentSet
 from registry.serving.predictor import Predictor, Request
 from registry.store.registry import Registry
 from tests.support.recorded_ops import attend_as_on_cuda, record
+from tests.support.resident_sets import from_threads, in_order, new_resident, usual_logits
 from tests.support.served_sets import TEXTS, assert_close, requests, save_kind
 from tests.support.stock_models import random_rows
-from tests.support.stored_sets import new_manifest
-from tests.support.toy_task import METHODS, randomise
+from tests.support.toy_task import METHODS
 
 pytest.importorskip("triton")  # which not every machine has
 
-HEAD = HeadConfig(label_names=("no", "maybe", "yes"))
 ADAPTERS: dict[str, MethodConfig] = {
     "houlsby": AdapterConfig(placement="houlsby", reduction_factor=4),
     "pfeiffer": AdapterConfig(placement="pfeiffer", reduction_factor=2, activation="relu"),
@@ -40,33 +36,13 @@ ADAPTERS: dict[str, MethodConfig] = {
 }
 
 
-def resident(backbone: Backbone, seed: int, adapter: MethodConfig, **head: str) -> ResidentSet:
-    """Return a resident set of random numbers."""
-    one = randomise(backbone.new_adapter_set(adapter, msgspec.structs.replace(HEAD, **head)), seed)
-    return ResidentSet(f"set{seed}:1", new_manifest("set"), one.to(backbone.device).eval(), backbone.dtype)
-
-
-@torch.inference_mode()
-def usual(backbone: Backbone, sets: list[ResidentSet], owners: list[int], rows: TokenRows) -> Tensor:
-    """Return the (B, C) logits of the usual way, in the order of the rows."""
-    batch = Batch.pack(rows, owners, backbone.device)
-    order = batch.order.tolist()
-    found: dict[int, Tensor] = {}
-    for packed, logits in mixed_logits(backbone.encoder, sets, batch).values():
-        found.update(zip((order[row] for row in packed), logits, strict=True))
-    return torch.stack([found[row] for row in range(len(rows))])
-
-
 def by_graph(graphed: GraphedMixed, sets: list[ResidentSet], owners: list[int], rows: TokenRows) -> Tensor | None:
-    """Return the same through graphs, None where no graph applies."""
+    """Return the (B, C) logits through graphs in the order of the rows, None where no graph applies."""
     answers = graphed.logits(sets, owners, rows)
     if answers is None:
         return None
-    found: dict[int, Tensor] = {}
-    for owner, (own, logits) in answers.items():
-        assert all(owners[row] == owner for row in own)
-        found.update(zip(own, logits, strict=True))
-    return torch.stack([found[row] for row in range(len(rows))])
+    assert all(owners[row] == owner for owner, (own, _) in answers.items() for row in own)
+    return in_order(answers)
 
 
 @pytest.fixture
@@ -82,7 +58,7 @@ def test_each_row_is_answered_by_its_own_set(
     tiny_backbone: Backbone, graphed: GraphedMixed, method: str, pooling: str
 ) -> None:
     """One graph answers for other sets, rows, numbers of rows of each, and owners than it was captured with."""
-    sets = [resident(tiny_backbone, seed, ADAPTERS[method], pooling=pooling) for seed in range(5)]
+    sets = [new_resident(tiny_backbone, seed, ADAPTERS[method], pooling=pooling) for seed in range(5)]
     for seed, (lengths, owners) in enumerate((
         ((5, 9, 3), [0, 1, 0]),
         ((9, 3, 5), [4, 2, 3]),
@@ -92,30 +68,30 @@ def test_each_row_is_answered_by_its_own_set(
         rows = random_rows(lengths, seed)
         found = by_graph(graphed, sets, owners, rows)
         assert found is not None
-        assert float((found - usual(tiny_backbone, sets, owners, rows)).abs().max()) <= 1e-5
+        assert float((found - usual_logits(tiny_backbone, sets, owners, rows)).abs().max()) <= 1e-5
     assert 2 == len(graphed._graphs)  # of 32 tokens, and of 64
 
 
 def test_heads_of_two_layers_answer_too(tiny_backbone: Backbone, graphed: GraphedMixed) -> None:
     """Heads are no part of the graph, so those that are no one product are asked one after another."""
-    sets = [resident(tiny_backbone, seed, ADAPTERS["lora"], form="dense_tanh") for seed in range(3)]
+    sets = [new_resident(tiny_backbone, seed, ADAPTERS["lora"], form="dense_tanh") for seed in range(3)]
     rows = random_rows((5, 9, 3))
     found = by_graph(graphed, sets, [2, 0, 1], rows)
     assert found is not None
-    assert float((found - usual(tiny_backbone, sets, [2, 0, 1], rows)).abs().max()) <= 1e-5
+    assert float((found - usual_logits(tiny_backbone, sets, [2, 0, 1], rows)).abs().max()) <= 1e-5
 
 
 def test_a_set_that_was_loaded_again_is_found_where_it_is(tiny_backbone: Backbone, graphed: GraphedMixed) -> None:
     """Sets that left and came back, elsewhere in memory and with other numbers, are answered by the old graph."""
     rows = random_rows((5, 9))
     for seed in range(3):
-        sets = [resident(tiny_backbone, 10 * seed + place, ADAPTERS["houlsby"]) for place in range(2)]
+        sets = [new_resident(tiny_backbone, 10 * seed + place, ADAPTERS["houlsby"]) for place in range(2)]
         found = by_graph(graphed, sets, [1, 0], rows)
         assert found is not None
-        assert float((found - usual(tiny_backbone, sets, [1, 0], rows)).abs().max()) <= 1e-5
+        assert float((found - usual_logits(tiny_backbone, sets, [1, 0], rows)).abs().max()) <= 1e-5
         del sets
     assert 1 == len(graphed._graphs)
-    assert 0 == len(graphed._known)
+    assert 0 == len(graphed._addresses)
 
 
 @pytest.mark.parametrize("method", ["lora-all", "ia3", "bitfit", "prefix", "fusion", "norms", "mish"])
@@ -128,18 +104,18 @@ def test_what_the_kernel_does_not_do_goes_the_usual_way(
         "mish": AdapterConfig(placement="pfeiffer", reduction_factor=4, activation="mish"),
     }
     adapter = others.get(method) or METHODS[method]
-    sets = [resident(tiny_backbone, seed, adapter) for seed in range(2)]
+    sets = [new_resident(tiny_backbone, seed, adapter) for seed in range(2)]
     assert by_graph(graphed, sets, [0, 1], random_rows((5, 9))) is None
 
 
 def test_sets_of_several_structures_go_the_usual_way(tiny_backbone: Backbone, graphed: GraphedMixed) -> None:
     """A graph is of one structure, and has room for so many sets and tokens."""
-    sets = [resident(tiny_backbone, 0, ADAPTERS["lora"]), resident(tiny_backbone, 1, ADAPTERS["houlsby"])]
+    sets = [new_resident(tiny_backbone, 0, ADAPTERS["lora"]), new_resident(tiny_backbone, 1, ADAPTERS["houlsby"])]
     assert by_graph(graphed, sets, [0, 1], random_rows((5, 9))) is None
-    same = [resident(tiny_backbone, 0, ADAPTERS["lora"])] * (SETS[-1] + 1)
+    same = [new_resident(tiny_backbone, 0, ADAPTERS["lora"])] * (SETS[-1] + 1)
     assert by_graph(graphed, same, list(range(len(same))), random_rows((3,) * len(same))) is None
     assert by_graph(graphed, same, [0, 1], random_rows((5, 513))) is None
-    assert not graphed._graphs
+    assert 0 == len(graphed._graphs)
 
 
 def test_a_capture_that_fails_is_told_once(tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +126,7 @@ def test_a_capture_that_fails_is_told_once(tiny_backbone: Backbone, monkeypatch:
 
     attend_as_on_cuda(monkeypatch)
     graphed = GraphedMixed(tiny_backbone.encoder, fail)
-    sets, rows = [resident(tiny_backbone, seed, ADAPTERS["lora"]) for seed in range(2)], random_rows((5, 9))
+    sets, rows = [new_resident(tiny_backbone, seed, ADAPTERS["lora"]) for seed in range(2)], random_rows((5, 9))
     with pytest.warns(RuntimeWarning, match=r"like set0:1 go without a CUDA graph: no compiler was found$"):
         assert by_graph(graphed, sets, [0, 1], rows) is None
     assert by_graph(graphed, sets, [0, 1], rows) is None  # a second warning would be an error
@@ -179,21 +155,17 @@ def test_a_predictor_answers_alike_with_and_without(
 def test_mixed_graphs_on_cuda_answer_as_the_usual_way(tiny_folder: Path, method: str, pooling: str) -> None:
     """In bfloat16 sets in any mixture, rows of several lengths and several threads get their ungraphed answers."""
     backbone = Backbone.load(str(tiny_folder), device="cuda", dtype="bfloat16")
-    sets = [resident(backbone, seed, ADAPTERS[method], pooling=pooling) for seed in range(6)]
+    sets = [new_resident(backbone, seed, ADAPTERS[method], pooling=pooling) for seed in range(6)]
     graphed = GraphedMixed(backbone.encoder)
     wrong: list[float] = []
 
     def ask(seed: int) -> None:
         for lengths, owners in (((5, 9, 3), [0, 1, 0]), ((20, 3, 4, 7), [5, 4, 3, 2]), ((8, 8), [1, 2])):
             rows = random_rows(lengths, seed, words=100)
-            found, expected = by_graph(graphed, sets, owners, rows), usual(backbone, sets, owners, rows)
+            found, expected = by_graph(graphed, sets, owners, rows), usual_logits(backbone, sets, owners, rows)
             assert found is not None
             wrong.append(float((found - expected).abs().max() / expected.abs().max().clamp(min=1)))
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    from_threads(ask)
     assert len(wrong) == 4 * 3
     assert max(wrong) <= 3e-2
