@@ -144,9 +144,8 @@ def test_gpu_page_is_made_of_its_figures() -> None:
     module = load_script("on_gpu/report.py")
     found = json.loads((HERE / "reports" / "gpu.json").read_text(encoding="utf-8"))
     assert module.page(found) == (HERE / "reports" / "gpu.md").read_text(encoding="utf-8")
-    graphs = found.get("graphs", {})
-    measured = {f"{found['speed'][key]:.2f}" for _, key, _ in module.ROWS}
-    measured |= {f"{graphs[key]:.2f}" for _, key, _ in module.GRAPH_ROWS if key in graphs}
+    figures = (found.get(part, {}).get(key) for _, part, key, _ in module.ROWS)
+    measured = {f"{figure:.2f}" for figure in figures if figure is not None}
     in_docs = TEXTS["docs/speed.md"].split("## On a GPU")[1].split("\n## ")[0]
     in_brief = README.split("## Speed")[1].split("\n## ")[0]
     for text, rows in ((in_docs, 7), (in_brief, 7)):

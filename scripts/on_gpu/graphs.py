@@ -17,9 +17,9 @@ import gpu
 import ours
 import peers
 import torch
-from gpu import random_checkpoint, random_rows, seconds_of, square_rate
+from gpu import random_rows, seconds_of, square_rate
 from profiling import forward_flops, training_flops
-from speed import LORA, Note, peer_rows
+from speed import LORA, Note, measured, new_backbone, peer_rows, share_of_bare
 
 from registry.adapters.adapter_set import AdapterSet
 from registry.config import TrainingConfig
@@ -40,30 +40,17 @@ SMALL_BATCH = 16
 
 def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any]:
     """Return all rows by name; ``note`` is told each as soon as it is known."""
-    found: dict[str, Any] = {}
-    if quick:
-        gpu.ROWS, gpu.LENGTH, gpu.MIXED_SETS, gpu.JOINT_SETS, gpu.SQUARE = 8, 16, 4, 2, 256
-    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
-    checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
-    backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
+    checkpoint, backbone = new_backbone(folder, device, quick)
     rounds, resident = (1, 8) if quick else (5, ours.RESIDENT_SETS)
     rate = square_rate(backbone.device, gpu.SQUARE)
-    for name, work in (
-        ("steps", lambda: step_shares(backbone, rate)),
-        ("mixed", lambda: mixed_shares(backbone, gpu.MIXED_SETS, resident, rounds)),
-        ("together", lambda: together(backbone, rounds)),
-        ("epochs", lambda: epochs(backbone, checkpoint, 1 if quick else 3, 64 if quick else EPOCH_ROWS)),
-        ("compiled", lambda: compiled_shares(backbone, rate)),
-    ):
-        try:
-            figures = work()
-        except Exception as err:
-            figures = {f"{name}_failed": f"{type(err).__name__}: {err}"[:500]}
-        found.update(figures)
-        for key, value in figures.items():
-            print(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}", flush=True)
-        note("graphs", found)
-    return found
+    works = {
+        "steps": lambda: step_shares(backbone, rate),
+        "mixed": lambda: mixed_shares(backbone, gpu.MIXED_SETS, resident, rounds),
+        "together": lambda: together(backbone, rounds),
+        "epochs": lambda: epochs(backbone, checkpoint, 1 if quick else 3, 64 if quick else EPOCH_ROWS),
+        "compiled": lambda: compiled_shares(backbone, rate),
+    }
+    return measured(works, lambda figures: note("graphs", figures))
 
 
 def new_capture(backbone: Backbone) -> Capture | None:
@@ -117,25 +104,27 @@ def mixed_shares(backbone: Backbone, sets: int, resident: int, rounds: int) -> d
 
 def mixed_share(backbone: Backbone, pool: AdapterPool[int], owners: Sequence[int], rounds: int) -> float:
     """Return the rate of one batch of rows of several sets through a graph, as a share of the bare backbone's."""
-    rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
-    batches = [list(range(len(rows)))]
     graphed = GraphedMixed(backbone.encoder)
     keys = list(dict.fromkeys(owners))
     places = [keys.index(key) for key in owners]
 
-    def ask() -> None:
+    def ask(rows: TokenRows) -> None:
         with pool.hold(keys) as sets:
             if graphed.logits(sets, places, rows) is None:
-                if backbone.device.type == "cuda":
-                    raise RuntimeError("no graph was captured")
-                ours.ask_mixed(backbone, pool, rows, batches, [owners])
+                usual(backbone, lambda: ours.ask_mixed(backbone, pool, rows, [list(range(len(rows)))], [owners]))
 
-    turns = zip(
-        seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
-        seconds_of(ask, backbone.device, rounds),
-        strict=True,
-    )
-    return statistics.median(bare / several for bare, several in turns)
+    return share_of_bare(backbone, rounds, ask)
+
+
+def usual(backbone: Backbone, work: Callable[[], object]) -> None:
+    """Do what no graph did, on a CPU, where this is a trial.
+
+    Raises:
+        RuntimeError: there should have been a graph.
+    """
+    if backbone.device.type == "cuda":
+        raise RuntimeError("no graph was captured")
+    work()
 
 
 def together(backbone: Backbone, rounds: int) -> dict[str, float]:
@@ -204,8 +193,6 @@ def bare_seconds(backbone: Backbone, batches: int = 8) -> float:
     def ask() -> None:
         for _ in range(batches):
             if graphed.logits(one, rows) is None:
-                if backbone.device.type == "cuda":
-                    raise RuntimeError("no graph was captured")
-                ours.ask_bare(backbone, rows, [list(range(len(rows)))])
+                usual(backbone, lambda: ours.ask_bare(backbone, rows, [list(range(len(rows)))]))
 
     return statistics.median(seconds_of(ask, backbone.device, 5)) / batches

@@ -14,13 +14,13 @@ from typing import Any
 import gpu
 import ours
 import torch
-from gpu import random_checkpoint, random_rows, seconds_of
+from gpu import random_rows, seconds_of
+from speed import new_backbone
 from torch.profiler import ProfilerActivity, profile
 
 from registry.config import TrainingConfig
 from registry.graphs.capture import CudaCapture
-from registry.graphs.step import Examples, GraphedSteps
-from registry.model.backbone import Backbone
+from registry.graphs.step import GraphedSteps
 from registry.model.batching import TokenRows
 from registry.model.inference import LabelledRows
 from registry.serving.graphs import GraphedAnswers
@@ -33,9 +33,7 @@ KERNELS = 14
 
 def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
     """Return the profiles by name, and how far from its own rate each kind of kernel is."""
-    sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
-    checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
-    backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
+    _, backbone = new_backbone(folder, device, quick)
     count, sets = (8, 4) if quick else (gpu.ROWS, 64)
     rows, small = random_rows(backbone, count), random_rows(backbone, 16)
     pool, one = ours.fill_pool(backbone, sets), backbone.new_adapter_set(ours.ADAPTER, ours.HEAD)
@@ -48,12 +46,13 @@ def measure(folder: Path, device: str, quick: bool) -> dict[str, Any]:
         return lambda: train(backbone.encoder, one, learned, config)
 
     def graphed_pass(tokens: TokenRows) -> Callable[[], object]:
-        generator = torch.Generator(backbone.device)
-        capture, clipped = CudaCapture(backbone.device), partial(clip, most=1.0)
-        steps = GraphedSteps(backbone.encoder, one.train(), None, 0.0, clipped, generator, capture)
-        examples = Examples(tokens, [row % 2 for row in range(len(tokens))])
-        steps.learn_from(examples)  # a bucket has a graph when it comes again
-        return lambda: steps.learn_from(examples)
+        indices = list(range(len(tokens)))
+        learned = LabelledRows(tokens, tuple(row % 2 for row in indices))
+        generator, clipped = torch.Generator(backbone.device), partial(clip, most=1.0)
+        capture = CudaCapture(backbone.device)
+        steps = GraphedSteps(backbone.encoder, one.train(), learned, None, 0.0, clipped, generator, capture)
+        steps.learn_from(indices)  # a bucket has a graph when it comes again
+        return lambda: steps.learn_from(indices)
 
     def mixed_by_graph() -> object:
         with pool.hold(list(range(sets))) as resident_sets:

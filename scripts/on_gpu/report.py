@@ -6,40 +6,55 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-ROWS = (  # what, the key in the part "speed", at least
-    ("bert-base forward, 16k tokens a batch: share of the bfloat16 product rate", "forward_share", 0.55),
-    ("the same through CUDA graphs, batch after batch", "graphed_forward_share", 0.55),
-    ("bert-base adapter training, 16k tokens a batch: the same", "training_share", 0.45),
+ROWS = (  # what, the part that measures it, its key there, at least
+    ("bert-base forward, 16k tokens a batch: share of the bfloat16 product rate", "speed", "forward_share", 0.55),
+    ("the same through CUDA graphs, batch after batch", "speed", "graphed_forward_share", 0.55),
+    ("bert-base adapter training, 16k tokens a batch: the same", "speed", "training_share", 0.45),
     (
         "one set, training: times a stock model with the same bottleneck by hooks",
+        "speed",
         "bottleneck_training_times_the_peer",
         3,
     ),
-    ("one set, answers: times a stock model with the same bottleneck by hooks", "bottleneck_answers_times_the_peer", 3),
-    ("one set, training: times peft's LoRA of the same rank", "lora_training_times_the_peer", 3),
-    ("one set, answers: times peft's LoRA of the same rank", "lora_answers_times_the_peer", 3),
-    ("one set through graphs: share of the own bare model (pfeiffer)", "graphed_pfeiffer_share_of_bare", 0.95),
-    ("the same (after_layer)", "graphed_after_layer_share_of_bare", 0.95),
-    ("mixed batch over 64 sets: share of the own bare model", "mixed_share_of_bare", 0.95),
-    ("mixed batch, 1,000 resident sets, Zipf: share of the own bare model", "zipf_share_of_bare", 0.93),
-    ("8 sets trained together: times one after another, 16 rows of 128 tokens each", "joint_training", 3),
-    ("one short row: latency without graphs over with graphs", "graph_speedup", 3),
-)
-
-GRAPH_ROWS = (  # the same of the part "graphs"
-    ("bert-base adapter training, 16k tokens a batch, through graphs", "large_graphed_training_share", 0.45),
-    ("the same with the layers' kernels made by torch.compile", "compiled_training_share", 0.45),
-    ("forward through a graph, with the layers' kernels made by torch.compile", "compiled_forward_share", 0.55),
+    (
+        "one set, answers: times a stock model with the same bottleneck by hooks",
+        "speed",
+        "bottleneck_answers_times_the_peer",
+        3,
+    ),
+    ("one set, training: times peft's LoRA of the same rank", "speed", "lora_training_times_the_peer", 3),
+    ("one set, answers: times peft's LoRA of the same rank", "speed", "lora_answers_times_the_peer", 3),
+    ("one set through graphs: share of the own bare model (pfeiffer)", "speed", "graphed_pfeiffer_share_of_bare", 0.95),
+    ("the same (after_layer)", "speed", "graphed_after_layer_share_of_bare", 0.95),
+    ("mixed batch over 64 sets: share of the own bare model", "speed", "mixed_share_of_bare", 0.95),
+    ("mixed batch, 1,000 resident sets, Zipf: share of the own bare model", "speed", "zipf_share_of_bare", 0.93),
+    ("8 sets trained together: times one after another, 16 rows of 128 tokens each", "speed", "joint_training", 3),
+    ("one short row: latency without graphs over with graphs", "speed", "graph_speedup", 3),
+    ("bert-base adapter training, 16k tokens a batch, through graphs", "graphs", "large_graphed_training_share", 0.45),
+    ("the same with the layers' kernels made by torch.compile", "graphs", "compiled_training_share", 0.45),
+    (
+        "forward through a graph, with the layers' kernels made by torch.compile",
+        "graphs",
+        "compiled_forward_share",
+        0.55,
+    ),
     (
         "one set, training through graphs: times the stock model with hooks",
+        "graphs",
         "bottleneck_graphed_training_times_the_peer",
         3,
     ),
-    ("one set, training through graphs: times peft's LoRA", "lora_graphed_training_times_the_peer", 3),
-    ("mixed batch over 64 sets through a graph: share of the own bare model", "graphed_mixed_share_of_bare", 0.95),
-    ("mixed batch, 1,000 resident sets, Zipf, through a graph: the same", "graphed_zipf_share_of_bare", 0.93),
-    ("8 sets trained together: times one after another through graphs", "joint_training_over_graphed", 3),
+    ("one set, training through graphs: times peft's LoRA", "graphs", "lora_graphed_training_times_the_peer", 3),
+    (
+        "mixed batch over 64 sets through a graph: share of the own bare model",
+        "graphs",
+        "graphed_mixed_share_of_bare",
+        0.95,
+    ),
+    ("mixed batch, 1,000 resident sets, Zipf, through a graph: the same", "graphs", "graphed_zipf_share_of_bare", 0.93),
+    ("8 sets trained together: times one after another through graphs", "graphs", "joint_training_over_graphed", 3),
 )
+MISSING = {"speed": "not measured", "graphs": "not measured: written since this run"}  # where a part has not run
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -73,11 +88,10 @@ def _speed(speed: Mapping[str, Any], graphs: Mapping[str, Any]) -> list[str]:
     if not speed and not graphs:
         return ["Speed: not measured.", ""]
     lines = ["| what | at least | measured | |", "|---|---|---|---|"]
-    rows = [(*row, speed, "not measured") for row in ROWS]
-    rows += [(*row, graphs, "not measured" if graphs else "not measured: written since this run") for row in GRAPH_ROWS]
-    for title, key, least, measured, missing in rows:
-        value = measured.get(key)
-        told = missing if value is None else f"{value:.3g}"
+    parts = {"speed": speed, "graphs": graphs}
+    for title, part, key, least in ROWS:
+        value = parts[part].get(key)
+        told = f"{value:.3g}" if value is not None else "not measured" if parts[part] else MISSING[part]
         verdict = "" if value is None else "reached" if value >= least else "**below**"
         lines.append(f"| {title} | {least:g} | {told} | {verdict} |")
     if "matmul_rate" in speed:

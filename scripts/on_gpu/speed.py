@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from registry.model.backbone import Backbone
 from registry.model.batching import Batch, TokenRows, sorted_batches
 from registry.model.inference import EVALUATION_ROWS, EVALUATION_TOKENS, LabelledRows, mixed_logits
 from registry.serving.graphs import GraphedAnswers
-from registry.serving.pool import AdapterPool, ResidentSet
+from registry.serving.pool import ResidentSet
 from registry.training.loop import train
 
 SHORT_ROW = 16
@@ -33,31 +33,52 @@ Note = Callable[[str, Any], None]
 
 def measure(folder: Path, device: str, quick: bool, note: Note) -> dict[str, Any]:
     """Return all rows by name; ``note`` is told each as soon as it is known."""
-    found: dict[str, Any] = {}
+    checkpoint, backbone = new_backbone(folder, device, quick)
+    rounds = 1 if quick else 5
+    found = gpu.measure_gpu(folder, rounds, device)
+    works = {
+        "graphs": lambda: graphed_shares(backbone, rounds, found["matmul_rate"]),
+        "zipf": lambda: zipf_share(backbone, 8 if quick else ours.RESIDENT_SETS, rounds),
+        "latency": lambda: latency(backbone, checkpoint, 3 if quick else 200),
+        "peers": lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512),
+    }
+    return measured(works, lambda figures: note("speed", figures), found)
 
-    def keep(**figures: Any) -> None:
-        found.update(figures)
-        print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                        for key, value in figures.items()), flush=True)  # fmt: skip
-        note("speed", found)
 
+def new_backbone(folder: Path, device: str, quick: bool) -> tuple[Path, Backbone]:
+    """Return bert-base's shape with random weights in bfloat16, and its folder; a trial has sizes that mean nothing."""
     if quick:
         gpu.ROWS, gpu.LENGTH, gpu.MIXED_SETS, gpu.JOINT_SETS, gpu.SQUARE = 8, 16, 4, 2, 256
-    rounds = 1 if quick else 5
-    keep(**gpu.measure_gpu(folder, rounds, device))
     sizes = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
     checkpoint = random_checkpoint(folder, **(sizes if quick else {}))
-    backbone = Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
-    for name, work in (
-        ("graphs", lambda: graphed_shares(backbone, rounds, found["matmul_rate"])),
-        ("zipf", lambda: zipf_share(backbone, 8 if quick else ours.RESIDENT_SETS, rounds)),
-        ("latency", lambda: latency(backbone, checkpoint, 3 if quick else 200)),
-        ("peers", lambda: beside_peers(backbone, checkpoint, rounds, 32 if quick else 512)),
-    ):
+    return checkpoint, Backbone.load(str(checkpoint), device=device, dtype="bfloat16")
+
+
+def measured(
+    works: Mapping[str, Callable[[], dict[str, Any]]],
+    note: Callable[[dict[str, Any]], None],
+    found: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the figures of all works, after those that are there; one that fails is told and left.
+
+    Args:
+        works: by name.
+        note: told all figures so far, as soon as there are more.
+        found: figures that are there.
+    """
+    found = {} if found is None else found
+    for name, work in works.items():
+        note(found)
         try:
-            keep(**work())
+            figures = work()
         except Exception as err:
-            keep(**{f"{name}_failed": f"{type(err).__name__}: {err}"[:500]})
+            figures = {f"{name}_failed": f"{type(err).__name__}: {err}"[:500]}
+        found.update(figures)
+        told = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
+        )
+        print("  ".join(told), flush=True)
+    note(found)
     return found
 
 
@@ -88,21 +109,21 @@ def zipf_share(backbone: Backbone, resident: int, rounds: int) -> dict[str, Any]
     """Return what comes of a batch over a pool of many resident sets, asked for by Zipf's law."""
     pool = ours.fill_pool(backbone, resident)
     owners = ours.zipf_owners([range(gpu.ROWS)], resident)
-    share = mixed_share(backbone, pool, owners, rounds)
+    batches = [list(range(gpu.ROWS))]
+    share = share_of_bare(backbone, rounds, lambda rows: ours.ask_mixed(backbone, pool, rows, batches, owners))
     return {"zipf_share_of_bare": share, "resident_sets": resident, "sets_in_the_batch": len(set(owners[0])),
             "resident_bytes": pool.bytes}  # fmt: skip
 
 
-def mixed_share(backbone: Backbone, pool: AdapterPool[int], owners: Sequence[Sequence[int]], rounds: int) -> float:
-    """Return the rate of one batch of rows of several sets, as a share of the bare backbone's."""
+def share_of_bare(backbone: Backbone, rounds: int, ask: Callable[[TokenRows], object]) -> float:
+    """Return the rate at which a batch of 16k tokens is asked, as a share of the bare backbone's."""
     rows = random_rows(backbone, gpu.ROWS, gpu.LENGTH)
-    batches = [list(range(len(rows)))]
-    pairs = zip(
-        seconds_of(lambda: ours.ask_bare(backbone, rows, batches), backbone.device, rounds),
-        seconds_of(lambda: ours.ask_mixed(backbone, pool, rows, batches, owners), backbone.device, rounds),
+    turns = zip(
+        seconds_of(lambda: ours.ask_bare(backbone, rows, [list(range(len(rows)))]), backbone.device, rounds),
+        seconds_of(lambda: ask(rows), backbone.device, rounds),
         strict=True,
     )
-    return statistics.median(bare / several for bare, several in pairs)
+    return statistics.median(bare / several for bare, several in turns)
 
 
 def latency(backbone: Backbone, checkpoint: Path, repeats: int) -> dict[str, Any]:
